@@ -1,0 +1,48 @@
+//! Where events come from.
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use crate::event::Event;
+
+/// When a source wants to be asked.
+#[derive(Debug, Default)]
+pub struct Wakeup<'a> {
+    /// Readable means that there is something to collect.
+    pub fd: Option<BorrowedFd<'a>>,
+    /// Collect at this time at the latest.
+    pub due: Option<Instant>,
+}
+
+/// A source of events: the ring by readiness, the flow lines by a timer, later GPUs and others.
+///
+/// A source may fail; the runner counts it, tells status and asks again later.
+pub trait EventSource: Send {
+    /// A stable name for status, logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// When to call [`Self::collect`] next. Asked before every wait.
+    fn wakeup(&self) -> Wakeup<'_>;
+
+    /// Appends what has happened to `out`, without waiting.
+    ///
+    /// # Errors
+    /// What could not be read, in a sentence with the cause.
+    fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError>;
+
+    /// Called once before the end: the last events, after no more can happen.
+    ///
+    /// # Errors
+    /// As [`Self::collect`].
+    fn finish(&mut self, out: &mut Vec<Event>) -> Result<(), SourceError>;
+}
+
+/// A source could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("source {source_name}: {message}")]
+pub struct SourceError {
+    /// [`EventSource::name`].
+    pub source_name: &'static str,
+    /// The cause.
+    pub message: String,
+}

@@ -1,0 +1,84 @@
+//! Indices of the per-CPU counters that the probes keep: one array of `u64` a CPU.
+//!
+//! Reasons come in pairs: packets at the index, bytes at the index + 1.
+
+/// Packets seen, counted before anything else.
+pub const SEEN_PACKETS: usize = 0;
+/// Bytes of the skb without its link header, counted before anything else.
+pub const SEEN_BYTES: usize = 1;
+/// Header bytes that GSO super-packets will repeat in each segment: on the wire, not in the skb.
+pub const GSO_HEADER_BYTES: usize = 2;
+/// Bytes of the skb behind the IP datagram (link-layer padding): in the skb, not counted.
+pub const PADDING_BYTES: usize = 3;
+/// Packets whose headers were read on the slow path.
+pub const COLD_PATH_PACKETS: usize = 4;
+/// Lifecycle events that the programs tried to put into the ring.
+pub const EVENTS_PRODUCED: usize = 5;
+/// Lifecycle events that did not fit into the ring.
+pub const EVENTS_LOST: usize = 6;
+/// First packet-and-bytes pair of the reasons for rejection; see [`Reject`].
+pub const REJECTED: usize = 8;
+/// First packet-and-bytes pair of the reasons for loss; see [`Lost`].
+pub const LOST: usize = 32;
+/// Number of counters.
+pub const COUNT: usize = 48;
+
+/// Why a packet was not parsed into a flow.
+#[repr(usize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// The frame carries neither IPv4 nor IPv6 (ARP, LLDP, ...).
+    NotIp = 0,
+    /// A header or the datagram ends before its own length says so.
+    Truncated = 1,
+    /// The version nibble does not agree with the EtherType, or a length is below its minimum.
+    BadHeader = 2,
+    /// More IPv6 extension headers or VLAN tags than are followed.
+    TooManyHeaders = 3,
+}
+
+impl Reject {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 4] =
+        [Self::NotIp, Self::Truncated, Self::BadHeader, Self::TooManyHeaders];
+
+    /// The name that status, JSON and metrics use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotIp => "not_ip",
+            Self::Truncated => "truncated",
+            Self::BadHeader => "bad_header",
+            Self::TooManyHeaders => "too_many_headers",
+        }
+    }
+}
+
+/// Why a parsed packet was not counted on a flow.
+#[repr(usize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Every line of the flow table is taken.
+    FlowTableFull = 0,
+    /// No free place in the two index groups of the key.
+    IndexFull = 1,
+}
+
+impl Lost {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 2] = [Self::FlowTableFull, Self::IndexFull];
+
+    /// The name that status, JSON and metrics use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FlowTableFull => "flow_table_full",
+            Self::IndexFull => "index_full",
+        }
+    }
+}
+
+const _: () = {
+    assert!(REJECTED + 2 * Reject::ALL.len() <= LOST);
+    assert!(LOST + 2 * Lost::ALL.len() <= COUNT);
+};

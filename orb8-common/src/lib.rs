@@ -1,0 +1,19 @@
+//! Layouts that the kernel programs and the agent share, and the header parser that both run.
+//!
+//! | module | content | size |
+//! |---|---|---|
+//! | [`network`] | [`network::FlowKey`] | 40 bytes |
+//! | | [`network::FlowLine`] | 64 bytes |
+//! | | [`network::FlowMeta`] | 32 bytes |
+//! | | [`network::FlowEvent`] | 88 bytes |
+//! | [`counter`] | indices of the per-CPU counters | |
+//!
+//! Rules: `no_std`, fixed-width fields, no `bool`, no hidden padding; sizes and offsets are
+//! asserted beside each type. Numbers are in the CPU's byte order unless a field says otherwise.
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod counter;
+pub mod network;
