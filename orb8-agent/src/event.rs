@@ -196,10 +196,10 @@ pub struct FlowRecord {
     pub membership: Option<Arc<Membership>>,
     /// The interface it was counted at, if its name is known.
     pub interface: Option<Arc<InterfaceName>>,
-    /// Bytes counted in the drain [`Self::changed_epoch`].
-    pub delta_bytes: f32,
-    /// Packets counted in the drain [`Self::changed_epoch`].
-    pub delta_packets: f32,
+    /// Bytes a second over the last drain.
+    pub byte_rate: f32,
+    /// Packets a second over the last drain.
+    pub packet_rate: f32,
     /// The last drain that counted something on it.
     pub changed_epoch: u32,
     /// TCP flags seen, as [`FlowFacts::tcp_seen`].

@@ -31,6 +31,7 @@ pub struct Facts {
     interfaces: HashMap<u32, Arc<InterfaceName>>,
     addresses: HashSet<IpAddr>,
     listening: Vec<SocketAddr>,
+    own_addresses: HashSet<IpAddr>,
     cookies: HashSet<u64>,
     cookie_order: VecDeque<u64>,
 }
@@ -64,6 +65,11 @@ impl Facts {
     /// Notes that the agent listens there; an unspecified address means all of this host's.
     pub fn add_listening(&mut self, address: SocketAddr) {
         self.listening.push(address);
+    }
+
+    /// Notes that somebody reached the agent at this address of the host.
+    pub fn add_own_address(&mut self, address: IpAddr) {
+        self.own_addresses.insert(address.to_canonical());
     }
 
     /// Notes a socket of the agent by its cookie.
@@ -108,7 +114,8 @@ impl Facts {
                 && (own.ip() == address
                     || (own.ip().is_unspecified()
                         && (own.is_ipv6() || address.is_ipv4())
-                        && self.is_local(address) == Some(true)))
+                        && (self.is_local(address) == Some(true)
+                            || self.own_addresses.contains(&address))))
         })
     }
 }

@@ -212,6 +212,12 @@ impl Ledger {
         seen(&self.last.after)
     }
 
+    /// Whether the packet ledger and the event ledger add up, as of the last drain.
+    #[must_use]
+    pub const fn balances(&self) -> (Balance, Balance) {
+        (self.packets_balance, self.events_balance)
+    }
+
     /// The packet ledger as of the last drain.
     #[must_use]
     pub fn packets(&self) -> PacketSummary {

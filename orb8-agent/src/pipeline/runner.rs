@@ -377,7 +377,7 @@ impl Runner {
     }
 
     fn finish(&mut self) {
-        let deadline = self.stop.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = *self.stop.deadline.lock().unwrap_or_else(PoisonError::into_inner);
         let deadline = deadline.unwrap_or_else(Instant::now);
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
