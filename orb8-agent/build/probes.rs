@@ -189,7 +189,7 @@ pub(crate) fn build(root: &Path) -> Result<Vec<PathBuf>, Failed> {
 }
 
 /// llvm-strip of the compiler's LLVM, else of any.
-fn strip_tool(llvm: u32) -> Result<PathBuf, Failed> {
+pub(crate) fn strip_tool(llvm: u32) -> Result<PathBuf, Failed> {
     let candidates = [
         format!("/usr/lib/llvm-{llvm}/bin/llvm-strip"),
         format!("llvm-strip-{llvm}"),
