@@ -5,6 +5,8 @@
     reason = "a task talks to the person who started it"
 )]
 
+mod check;
+mod needs;
 mod probes;
 mod proto;
 mod setup;
@@ -26,10 +28,20 @@ struct Cli {
 enum Task {
     /// Build the kernel programs into target/bpf/
     BuildProbes,
+    /// Format every file
+    Fmt,
+    /// Fuzz the header parser for a minute
+    Fuzz,
     /// Generate the Rust types of orb8-proto from its .proto files
     GenProto,
+    /// Check formatting, clippy, documentation, licences and advisories
+    Lint,
     /// Install what a build and the tests need, and say what and why
     Setup,
+    /// Probes, traffic and command line on this kernel
+    SmokeTest,
+    /// Run every test, after saying which ones this machine cannot run
+    Test,
     /// Only say what a build and the tests need and whether it is there
     VerifySetup,
 }
@@ -55,8 +67,13 @@ fn run(task: &Task) -> anyhow::Result<()> {
     let root = root();
     match task {
         Task::BuildProbes => probes::build_and_say(&root),
+        Task::Fmt => check::fmt(&root),
+        Task::Fuzz => check::fuzz(&root),
         Task::GenProto => proto::write(),
+        Task::Lint => check::lint(&root),
         Task::Setup => setup::install(&root),
+        Task::SmokeTest => check::smoke_test(&root),
+        Task::Test => check::test(&root),
         Task::VerifySetup => setup::verify(&root),
     }
 }

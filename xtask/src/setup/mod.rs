@@ -167,12 +167,12 @@ fn print(needs: &[Need]) {
 }
 
 /// The cargo that runs this task.
-fn cargo() -> std::ffi::OsString {
+pub(crate) fn cargo() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 /// Whether a command is in the search path, or where only root's path leads.
-fn on_path(command: &str) -> bool {
+pub(crate) fn on_path(command: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
