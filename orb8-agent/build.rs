@@ -3,6 +3,12 @@
 //! In this order: the file that `ORB8_PROBES_OBJECT` names; a build of `../orb8-probes`, in a
 //! checkout; `prebuilt/orb8-probes.o`, in a published package, which needs no BPF toolchain.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "cargo talks to build scripts through the environment and the standard streams"
+)]
+
 #[path = "build/probes.rs"]
 mod probes;
 
