@@ -58,8 +58,7 @@ fn object() -> Result<PathBuf, Box<dyn std::error::Error>> {
 fn embed(object: &Path) -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed={}", object.display());
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("orb8-probes.o");
-    std::fs::copy(object, &out).map_err(|error| {
-        format!("copy {} to {}: {error}", object.display(), out.display())
-    })?;
+    std::fs::copy(object, &out)
+        .map_err(|error| format!("copy {} to {}: {error}", object.display(), out.display()))?;
     Ok(())
 }
