@@ -164,7 +164,7 @@ impl Selector {
 
 fn compile(condition: &Condition) -> Result<Test, FilterError> {
     let side =
-        Side::try_from(condition.side).map_err(|_| FilterError::UnknownSide(condition.side))?;
+        Side::try_from(condition.side).map_err(|_unknown| FilterError::UnknownSide(condition.side))?;
     Ok(match condition.field.as_ref().ok_or(FilterError::UnknownField)? {
         Field::Ip(list) => Test::Ip(side, values("ip", list, |text| Ok(net::prefix(text)?))?),
         Field::Port(ports) => Test::Port(side, ranges(ports)?),
