@@ -8,7 +8,8 @@ pub const SEEN_PACKETS: usize = 0;
 pub const SEEN_BYTES: usize = 1;
 /// Header bytes that GSO super-packets will repeat in each segment: on the wire, not in the skb.
 pub const GSO_HEADER_BYTES: usize = 2;
-/// Bytes of the skb behind the IP datagram (link-layer padding): in the skb, not counted.
+/// Bytes of the skb outside the IP datagram: link-layer padding, VLAN tags in the frame, link
+/// headers of unknown length. In the skb, not counted.
 pub const PADDING_BYTES: usize = 3;
 /// Packets whose headers were read on the slow path.
 pub const COLD_PATH_PACKETS: usize = 4;
@@ -16,6 +17,9 @@ pub const COLD_PATH_PACKETS: usize = 4;
 pub const EVENTS_PRODUCED: usize = 5;
 /// Lifecycle events that did not fit into the ring.
 pub const EVENTS_LOST: usize = 6;
+/// Segments by which [`SEEN_PACKETS`] was estimated too high before the headers were read, for
+/// skbs that do not know their number of segments (virtio, tap). Wraps below zero.
+pub const SEGMENT_EXCESS: usize = 7;
 /// First packet-and-bytes pair of the reasons for rejection; see [`Reject`].
 pub const REJECTED: usize = 8;
 /// First packet-and-bytes pair of the reasons for loss; see [`Lost`].
@@ -62,11 +66,13 @@ pub enum Lost {
     FlowTableFull = 0,
     /// No free place in the two index groups of the key.
     IndexFull = 1,
+    /// The list of free lines could not be locked (possible where programs nest).
+    FreeListBusy = 2,
 }
 
 impl Lost {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 2] = [Self::FlowTableFull, Self::IndexFull];
+    pub const ALL: [Self; 3] = [Self::FlowTableFull, Self::IndexFull, Self::FreeListBusy];
 
     /// The name that status, JSON and metrics use.
     #[must_use]
@@ -74,6 +80,7 @@ impl Lost {
         match self {
             Self::FlowTableFull => "flow_table_full",
             Self::IndexFull => "index_full",
+            Self::FreeListBusy => "free_list_busy",
         }
     }
 }

@@ -6,7 +6,9 @@
 //! | | [`network::FlowLine`] | 64 bytes |
 //! | | [`network::FlowMeta`] | 32 bytes |
 //! | | [`network::FlowEvent`] | 88 bytes |
+//! | [`index`] | [`index::Group`] | 64 bytes |
 //! | [`counter`] | indices of the per-CPU counters | |
+//! | [`parse`] | the header parser | |
 //!
 //! Rules: `no_std`, fixed-width fields, no `bool`, no hidden padding; sizes and offsets are
 //! asserted beside each type. Numbers are in the CPU's byte order unless a field says otherwise.
@@ -16,4 +18,6 @@
 extern crate std;
 
 pub mod counter;
+pub mod index;
 pub mod network;
+pub mod parse;

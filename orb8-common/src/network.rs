@@ -28,6 +28,27 @@ pub struct FlowKey {
     pub tag: u16,
 }
 
+impl FlowKey {
+    /// All zero.
+    pub const EMPTY: Self = Self {
+        src: [0; 4],
+        dst: [0; 4],
+        src_port: [0; 2],
+        dst_port: [0; 2],
+        protocol: 0,
+        flags: 0,
+        tag: 0,
+    };
+
+    /// The key as five words, for comparing and hashing.
+    #[must_use]
+    #[inline(always)]
+    pub const fn words(&self) -> &[u64; 5] {
+        // SAFETY: FlowKey is 40 bytes without padding, aligned to 8, and any bytes are a valid u64.
+        unsafe { &*core::ptr::from_ref(self).cast::<[u64; 5]>() }
+    }
+}
+
 /// Bits of [`FlowKey::flags`].
 pub mod flag {
     /// The owner sends; without it the owner receives.
@@ -169,3 +190,45 @@ const _: () = {
     assert!(size_of::<FlowEvent>() == 88 && offset_of!(FlowEvent, bytes) == 80);
     assert!(size_of::<PacketEvent>() == 72);
 };
+
+/// `jiffies64` and CLOCK_MONOTONIC, read at one moment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ClockPair {
+    /// Kernel ticks.
+    pub jiffies: u64,
+    /// CLOCK_MONOTONIC nanoseconds.
+    pub monotonic_ns: u64,
+}
+
+/// Which packets the packet view wants; zero in a field means any.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct PacketFilter {
+    /// An address of either end, as in [`FlowKey`].
+    pub address: [u32; 4],
+    /// Bits of [`Self::address`] that must agree; all zero: any address.
+    pub mask: [u32; 4],
+    /// A port of either end, network byte order.
+    pub port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`flag::IPV6`] if [`Self::address`] is IPv6.
+    pub flags: u8,
+    /// Packets a CPU may pass on in each tick of the kernel.
+    pub per_tick: u32,
+}
+
+/// Indices of the counters of the packet view.
+pub mod packet_counter {
+    /// Packets that matched the filter.
+    pub const MATCHED: usize = 0;
+    /// Not passed on because of the rate limit.
+    pub const RATE_LIMITED: usize = 1;
+    /// Not passed on because the ring was full.
+    pub const RING_FULL: usize = 2;
+    /// Working state: the tick in which [`TICK_COUNT`] counts.
+    pub const TICK: usize = 3;
+    /// Working state: packets passed on in this tick.
+    pub const TICK_COUNT: usize = 4;
+}

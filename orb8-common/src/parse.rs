@@ -1,0 +1,563 @@
+//! Reads packet headers into a flow key, the same code in the kernel and on the host.
+//!
+//! Two readers of one grammar: [`common_form`] takes what nearly every packet is (Ethernet or no
+//! link header, IPv4 without options or IPv6 without extension headers, TCP or UDP, not a
+//! fragment) from directly addressable memory, and declines the rest; [`any_form`] reads
+//! everything through a [`Read`]. Whatever the first accepts, the second reads alike, which a
+//! property test holds.
+
+use crate::counter::Reject;
+use crate::network::{FlowKey, flag};
+
+/// EtherType of IPv4 (RFC 894).
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6 (RFC 2464).
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// EtherTypes of VLAN tags: IEEE 802.1Q, 802.1ad and the older QinQ value.
+pub const ETHERTYPES_VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
+/// Bytes of an Ethernet header.
+pub const ETHERNET_HEADER: u32 = 14;
+
+/// IP protocol numbers (IANA) that the parser looks into.
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite (RFC 3828).
+    pub const UDP_LITE: u8 = 136;
+}
+
+/// IPv6 next-header values that are extension headers (RFC 8200, RFC 4302, RFC 6275, RFC 7401,
+/// RFC 5533).
+mod extension {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const AUTHENTICATION: u8 = 51;
+    pub(super) const DESTINATION: u8 = 60;
+    pub(super) const MOBILITY: u8 = 135;
+    pub(super) const HIP: u8 = 139;
+    pub(super) const SHIM6: u8 = 140;
+}
+
+/// VLAN tags that are followed.
+pub const MAX_VLAN_TAGS: u32 = 2;
+/// IPv6 extension headers that are followed.
+pub const MAX_EXTENSION_HEADERS: u32 = 8;
+
+/// Bits of the TCP flags byte (RFC 9293, section 3.1).
+pub mod tcp_flag {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 1 << 1;
+    /// Reset the connection.
+    pub const RST: u8 = 1 << 2;
+    /// The acknowledgement field is significant.
+    pub const ACK: u8 = 1 << 4;
+}
+
+/// Where a frame begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// At an Ethernet header.
+    Ethernet,
+    /// At the IP header: tun, WireGuard, IPIP and other devices without a link header.
+    Raw,
+    /// At the IP header, behind a link header of unknown length that the length includes; the
+    /// EtherType comes from the skb.
+    Other {
+        /// EtherType in the CPU's byte order.
+        ethertype: u16,
+    },
+}
+
+/// What is known of a frame before its headers are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where offset 0 is.
+    pub link: Link,
+    /// Bytes from offset 0 to the end (for [`Link::Other`]: at most these).
+    pub length: u32,
+    /// Segments that the NIC will make of it, 0 if not known or not a GSO packet.
+    pub gso_segs: u32,
+    /// Payload bytes of each segment, 0 if it is not a GSO packet.
+    pub gso_size: u32,
+}
+
+/// What a packet says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// The flow, without direction, plane and tag.
+    pub key: FlowKey,
+    /// Bytes of the IP datagram as it stands in the frame.
+    pub datagram_bytes: u32,
+    /// Bytes of the headers that each GSO segment repeats.
+    pub header_bytes: u32,
+    /// TCP flags byte, 0 for other protocols.
+    pub tcp_flags: u8,
+}
+
+impl Parsed {
+    /// Wire packets: GSO segments.
+    #[must_use]
+    #[inline(always)]
+    pub fn packets(&self, frame: &Frame) -> u32 {
+        if frame.gso_size == 0 {
+            1
+        } else if frame.gso_segs != 0 {
+            frame.gso_segs
+        } else {
+            let payload = self.datagram_bytes.saturating_sub(self.header_bytes);
+            at_least_one(payload.div_ceil(frame.gso_size))
+        }
+    }
+
+    /// Header bytes that are on the wire but not in the super-packet.
+    #[must_use]
+    #[inline(always)]
+    pub fn gso_header_bytes(&self, packets: u32) -> u64 {
+        (packets as u64 - 1) * self.header_bytes as u64
+    }
+}
+
+impl Frame {
+    /// Wire packets as far as can be said before a header is read; exact unless the skb does not
+    /// know its own number of segments.
+    #[must_use]
+    #[inline(always)]
+    pub fn packets_estimate(&self) -> u32 {
+        if self.gso_size == 0 {
+            1
+        } else if self.gso_segs != 0 {
+            self.gso_segs
+        } else {
+            at_least_one(self.length.div_ceil(self.gso_size))
+        }
+    }
+}
+
+#[inline(always)]
+fn at_least_one(n: u32) -> u32 {
+    if n == 0 { 1 } else { n }
+}
+
+/// Copies bytes out of a frame, from wherever they are.
+pub trait Read {
+    /// `N` bytes at `offset`, or `None` if the frame ends before.
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+}
+
+/// Plain bytes on the host.
+impl Read for &[u8] {
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = usize::try_from(offset).ok()?;
+        let bytes = self.get(start..start.checked_add(N)?)?;
+        bytes.try_into().ok()
+    }
+}
+
+/// Reads directly addressable bytes.
+///
+/// The caller asks [`Self::has`] first; the kernel's verifier then knows that the loads are in
+/// range.
+pub trait Direct {
+    /// Whether the first `length` bytes can be addressed.
+    fn has(&self, length: u32) -> bool;
+    /// One byte.
+    ///
+    /// # Safety
+    /// [`Self::has`] returned true for at least `offset + 1`.
+    unsafe fn byte(&self, offset: u32) -> u8;
+    /// Two bytes as they stand.
+    ///
+    /// # Safety
+    /// [`Self::has`] returned true for at least `offset + 2`.
+    unsafe fn half(&self, offset: u32) -> [u8; 2];
+    /// Four bytes as they stand, as one word in the CPU's byte order.
+    ///
+    /// # Safety
+    /// [`Self::has`] returned true for at least `offset + 4`.
+    unsafe fn word(&self, offset: u32) -> u32;
+}
+
+/// Plain bytes on the host.
+impl Direct for &[u8] {
+    fn has(&self, length: u32) -> bool {
+        self.len() as u64 >= u64::from(length)
+    }
+
+    unsafe fn byte(&self, offset: u32) -> u8 {
+        self[offset as usize]
+    }
+
+    unsafe fn half(&self, offset: u32) -> [u8; 2] {
+        [self[offset as usize], self[offset as usize + 1]]
+    }
+
+    unsafe fn word(&self, offset: u32) -> u32 {
+        let o = offset as usize;
+        u32::from_ne_bytes([self[o], self[o + 1], self[o + 2], self[o + 3]])
+    }
+}
+
+/// Reads the form that nearly every packet has; `None` means: ask [`any_form`].
+#[inline(always)]
+pub fn common_form<D: Direct>(bytes: &D, frame: &Frame) -> Option<Parsed> {
+    let ip = match frame.link {
+        Link::Ethernet => ETHERNET_HEADER,
+        Link::Raw => 0,
+        Link::Other { .. } => return None,
+    };
+    // The shortest packet that is read here: IPv4 with UDP.
+    if !bytes.has(ip + 28) {
+        return None;
+    }
+    // SAFETY: the first `ip + 28` bytes can be addressed.
+    let first = unsafe { bytes.byte(ip) };
+    let ethertype = match frame.link {
+        // SAFETY: as above, `ip` is 14.
+        Link::Ethernet => u16::from_be_bytes(unsafe { bytes.half(12) }),
+        _ if first >> 4 == 4 => ETHERTYPE_IPV4,
+        _ => ETHERTYPE_IPV6,
+    };
+    if ethertype == ETHERTYPE_IPV4 && first == 0x45 {
+        common_ipv4(bytes, ip, frame)
+    } else if ethertype == ETHERTYPE_IPV6 && first >> 4 == 6 {
+        common_ipv6(bytes, ip, frame)
+    } else {
+        None
+    }
+}
+
+/// The caller has seen that `ip + 28` bytes can be addressed.
+#[inline(always)]
+fn common_ipv4<D: Direct>(bytes: &D, ip: u32, frame: &Frame) -> Option<Parsed> {
+    // SAFETY: all offsets are below `ip + 28`.
+    let (total, fragment, protocol, src, dst) = unsafe {
+        (
+            u32::from(u16::from_be_bytes(bytes.half(ip + 2))),
+            u16::from_be_bytes(bytes.half(ip + 6)),
+            bytes.byte(ip + 9),
+            bytes.word(ip + 12),
+            bytes.word(ip + 16),
+        )
+    };
+    // More-fragments flag or an offset.
+    if fragment & 0x3fff != 0 {
+        return None;
+    }
+    let datagram = datagram_bytes(total, frame, ip)?;
+    let key = FlowKey { src: [0, 0, 0, src], dst: [0, 0, 0, dst], protocol, ..FlowKey::EMPTY };
+    common_transport(bytes, ip, 20, datagram, key)
+}
+
+#[inline(always)]
+fn common_ipv6<D: Direct>(bytes: &D, ip: u32, frame: &Frame) -> Option<Parsed> {
+    if !bytes.has(ip + 48) {
+        return None;
+    }
+    // SAFETY: all offsets are below `ip + 48`.
+    let (payload, protocol, src, dst) = unsafe {
+        (
+            u32::from(u16::from_be_bytes(bytes.half(ip + 4))),
+            bytes.byte(ip + 6),
+            [bytes.word(ip + 8), bytes.word(ip + 12), bytes.word(ip + 16), bytes.word(ip + 20)],
+            [bytes.word(ip + 24), bytes.word(ip + 28), bytes.word(ip + 32), bytes.word(ip + 36)],
+        )
+    };
+    let total = if payload == 0 { 0 } else { payload + 40 };
+    let datagram = datagram_bytes(total, frame, ip)?;
+    let key = FlowKey { src, dst, protocol, flags: flag::IPV6, ..FlowKey::EMPTY };
+    common_transport(bytes, ip, 40, datagram, key)
+}
+
+/// Ports and flags behind an IP header of `header` bytes; 8 bytes behind it can be addressed.
+#[inline(always)]
+fn common_transport<D: Direct>(
+    bytes: &D,
+    ip: u32,
+    header: u32,
+    datagram: u32,
+    mut key: FlowKey,
+) -> Option<Parsed> {
+    let l4 = ip + header;
+    let (length, tcp_flags) = match key.protocol {
+        protocol::TCP => {
+            if !bytes.has(l4 + 20) {
+                return None;
+            }
+            // SAFETY: `l4 + 20` bytes can be addressed.
+            let length = u32::from(unsafe { bytes.byte(l4 + 12) } >> 4) * 4;
+            if length < 20 {
+                return None;
+            }
+            // SAFETY: as above.
+            (length, unsafe { bytes.byte(l4 + 13) })
+        }
+        protocol::UDP => (8, 0),
+        _ => return None,
+    };
+    let header_bytes = header + length;
+    // Leaves malformed lengths to the slow path, which names them.
+    if datagram < header_bytes {
+        return None;
+    }
+    // SAFETY: the callers have seen 8 bytes behind the IP header.
+    unsafe {
+        key.src_port = bytes.half(l4);
+        key.dst_port = bytes.half(l4 + 2);
+    }
+    Some(Parsed { key, datagram_bytes: datagram, header_bytes, tcp_flags })
+}
+
+/// The length of the datagram in the frame, `None` if it is not to be trusted on the fast path.
+#[inline(always)]
+fn datagram_bytes(total: u32, frame: &Frame, ip: u32) -> Option<u32> {
+    let available = frame.length.wrapping_sub(ip);
+    if frame.gso_size != 0 {
+        // The length field of a super-packet above 64 KiB is 0 (BIG TCP).
+        Some(available)
+    } else if total != 0 && total <= available {
+        Some(total)
+    } else {
+        None
+    }
+}
+
+/// Reads a packet of any form.
+///
+/// # Errors
+/// Why the packet is not a datagram that can be counted.
+#[inline(always)]
+pub fn any_form<R: Read>(bytes: &R, frame: &Frame) -> Result<Parsed, Reject> {
+    let (ethertype, ip) = match frame.link {
+        Link::Ethernet => behind_vlan_tags(bytes, ETHERNET_HEADER - 2)?,
+        Link::Other { ethertype } if is_vlan(ethertype) => behind_vlan_tags(bytes, 2)?,
+        Link::Other { ethertype } => (ethertype, 0),
+        Link::Raw => match bytes.read::<1>(0).ok_or(Reject::Truncated)?[0] >> 4 {
+            4 => (ETHERTYPE_IPV4, 0),
+            6 => (ETHERTYPE_IPV6, 0),
+            _ => return Err(Reject::NotIp),
+        },
+    };
+    match ethertype {
+        ETHERTYPE_IPV4 => any_ipv4(bytes, ip, frame),
+        ETHERTYPE_IPV6 => any_ipv6(bytes, ip, frame),
+        _ => Err(Reject::NotIp),
+    }
+}
+
+#[inline(always)]
+fn is_vlan(ethertype: u16) -> bool {
+    ethertype == ETHERTYPES_VLAN[0]
+        || ethertype == ETHERTYPES_VLAN[1]
+        || ethertype == ETHERTYPES_VLAN[2]
+}
+
+/// The EtherType and the offset of what follows it, `at` being the first EtherType.
+#[inline(always)]
+fn behind_vlan_tags<R: Read>(bytes: &R, mut at: u32) -> Result<(u16, u32), Reject> {
+    let mut tags = 0;
+    loop {
+        let ethertype = u16::from_be_bytes(bytes.read::<2>(at).ok_or(Reject::Truncated)?);
+        if !is_vlan(ethertype) {
+            return Ok((ethertype, at + 2));
+        }
+        if tags == MAX_VLAN_TAGS {
+            return Err(Reject::TooManyHeaders);
+        }
+        tags += 1;
+        at += 4;
+    }
+}
+
+/// What the IP header and its extensions have told.
+struct Network {
+    key: FlowKey,
+    /// Bytes of the datagram in the frame.
+    datagram: u32,
+    /// Bytes of the IP header with all extensions.
+    header: u32,
+}
+
+#[inline(always)]
+fn any_ipv4<R: Read>(bytes: &R, ip: u32, frame: &Frame) -> Result<Parsed, Reject> {
+    let h = bytes.read::<20>(ip).ok_or(Reject::Truncated)?;
+    let header = u32::from(h[0] & 0xf) * 4;
+    if h[0] >> 4 != 4 || header < 20 {
+        return Err(Reject::BadHeader);
+    }
+    let total = u32::from(u16::from_be_bytes([h[2], h[3]]));
+    let datagram = checked_length(total, header, frame, ip)?;
+    let offset = u16::from_be_bytes([h[6], h[7]]) & 0x1fff;
+    let mut key = FlowKey {
+        src: [0, 0, 0, u32::from_ne_bytes([h[12], h[13], h[14], h[15]])],
+        dst: [0, 0, 0, u32::from_ne_bytes([h[16], h[17], h[18], h[19]])],
+        protocol: h[9],
+        ..FlowKey::EMPTY
+    };
+    if offset != 0 {
+        key.flags |= flag::FRAGMENT;
+    }
+    any_transport(bytes, ip, Network { key, datagram, header })
+}
+
+#[inline(always)]
+fn any_ipv6<R: Read>(bytes: &R, ip: u32, frame: &Frame) -> Result<Parsed, Reject> {
+    let h = bytes.read::<40>(ip).ok_or(Reject::Truncated)?;
+    if h[0] >> 4 != 6 {
+        return Err(Reject::BadHeader);
+    }
+    let payload = u32::from(u16::from_be_bytes([h[4], h[5]]));
+    let jumbo = payload == 0 && h[6] == extension::HOP_BY_HOP;
+    let total = if jumbo { 0 } else { payload + 40 };
+    let datagram = checked_length(total, 40, frame, ip)?;
+    let word = |o: usize| u32::from_ne_bytes([h[o], h[o + 1], h[o + 2], h[o + 3]]);
+    let mut key = FlowKey {
+        src: [word(8), word(12), word(16), word(20)],
+        dst: [word(24), word(28), word(32), word(36)],
+        protocol: h[6],
+        flags: flag::IPV6,
+        ..FlowKey::EMPTY
+    };
+    let mut header = 40;
+    let mut followed = 0;
+    while let Some(kind) = Extension::of(key.protocol) {
+        if followed == MAX_EXTENSION_HEADERS {
+            return Err(Reject::TooManyHeaders);
+        }
+        if header + 8 > datagram {
+            return Err(Reject::Truncated);
+        }
+        followed += 1;
+        let e = bytes.read::<4>(ip + header).ok_or(Reject::Truncated)?;
+        key.protocol = e[0];
+        header += kind.length(e[1]);
+        if header > datagram {
+            return Err(Reject::Truncated);
+        }
+        if matches!(kind, Extension::Fragment) && u16::from_be_bytes([e[2], e[3]]) & 0xfff8 != 0 {
+            // What follows a later fragment's header is payload, whatever its first bytes say.
+            key.flags |= flag::FRAGMENT;
+            break;
+        }
+    }
+    any_transport(bytes, ip, Network { key, datagram, header })
+}
+
+/// How the length of an extension header is told.
+#[derive(Clone, Copy)]
+enum Extension {
+    /// In units of 8 bytes, the first not counted (RFC 8200, section 4).
+    Units8,
+    /// In units of 4 bytes, the first two not counted (RFC 4302, section 2.2).
+    Authentication,
+    /// Always 8 bytes (RFC 8200, section 4.5).
+    Fragment,
+}
+
+impl Extension {
+    #[inline(always)]
+    fn of(next_header: u8) -> Option<Self> {
+        match next_header {
+            extension::HOP_BY_HOP
+            | extension::ROUTING
+            | extension::DESTINATION
+            | extension::MOBILITY
+            | extension::HIP
+            | extension::SHIM6 => Some(Self::Units8),
+            extension::AUTHENTICATION => Some(Self::Authentication),
+            extension::FRAGMENT => Some(Self::Fragment),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn length(self, field: u8) -> u32 {
+        match self {
+            Self::Units8 => (u32::from(field) + 1) * 8,
+            Self::Authentication => (u32::from(field) + 2) * 4,
+            Self::Fragment => 8,
+        }
+    }
+}
+
+/// The datagram's length in the frame, checked against the header and the frame.
+#[inline(always)]
+fn checked_length(total: u32, header: u32, frame: &Frame, ip: u32) -> Result<u32, Reject> {
+    let available = frame.length.checked_sub(ip).ok_or(Reject::Truncated)?;
+    let length = match frame.link {
+        // Behind a link header of unknown length only the datagram knows where it ends.
+        Link::Other { .. } if total != 0 => total,
+        _ if frame.gso_size != 0 || total == 0 => available,
+        _ => total,
+    };
+    if length > available {
+        return Err(Reject::Truncated);
+    }
+    if total == 0 && frame.gso_size == 0 && header == 20 {
+        return Err(Reject::BadHeader);
+    }
+    if length < header {
+        return Err(Reject::BadHeader);
+    }
+    Ok(length)
+}
+
+/// Ports, ICMP type and code, TCP flags; and how long the headers are that GSO repeats.
+#[inline(always)]
+fn any_transport<R: Read>(bytes: &R, ip: u32, network: Network) -> Result<Parsed, Reject> {
+    let Network { mut key, datagram, header } = network;
+    let mut parsed = Parsed { key, datagram_bytes: datagram, header_bytes: header, tcp_flags: 0 };
+    if key.flags & flag::FRAGMENT != 0 {
+        return Ok(parsed);
+    }
+    let l4 = ip + header;
+    let payload = datagram - header;
+    match key.protocol {
+        protocol::TCP => {
+            if payload < 20 {
+                return Err(Reject::Truncated);
+            }
+            let t = bytes.read::<14>(l4).ok_or(Reject::Truncated)?;
+            let length = u32::from(t[12] >> 4) * 4;
+            if length < 20 {
+                return Err(Reject::BadHeader);
+            }
+            if length > payload {
+                return Err(Reject::Truncated);
+            }
+            key.src_port = [t[0], t[1]];
+            key.dst_port = [t[2], t[3]];
+            parsed.header_bytes = header + length;
+            parsed.tcp_flags = t[13];
+        }
+        protocol::UDP | protocol::UDP_LITE | protocol::SCTP => {
+            let length = if key.protocol == protocol::SCTP { 12 } else { 8 };
+            if payload < length {
+                return Err(Reject::Truncated);
+            }
+            let t = bytes.read::<4>(l4).ok_or(Reject::Truncated)?;
+            key.src_port = [t[0], t[1]];
+            key.dst_port = [t[2], t[3]];
+            parsed.header_bytes = header + length;
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            if payload < 4 {
+                return Err(Reject::Truncated);
+            }
+            key.src_port = bytes.read::<2>(l4).ok_or(Reject::Truncated)?;
+        }
+        _ => {}
+    }
+    parsed.key = key;
+    Ok(parsed)
+}

@@ -1,0 +1,76 @@
+//! Every map and every setting of the programs: size, writer, reader.
+//!
+//! Sizes here are those of the smallest table; the agent sets the real ones before it loads.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, PerCpuArray, RingBuf, Stack};
+use orb8_common::index::Group;
+use orb8_common::network::{ClockPair, FlowLine, FlowMeta, PacketFilter};
+
+/// User space may map the array (kernel 5.5).
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// Flow counters, one line a flow. Programs add, user space reads through a mapping and zeroes a
+/// line when no program can hold it any more.
+#[map]
+pub static LINES: Array<FlowLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What is known of each flow, at the same number as its line.
+#[map]
+pub static META: Array<FlowMeta> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Cells that lead to lines. Programs fill cells, user space empties them.
+#[map]
+pub static INDEX: Array<Group> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+
+/// Numbers of free lines. User space pushes, programs pop.
+#[map]
+pub static FREE: Stack<u32> = Stack::with_max_entries(1, 0);
+
+/// Ledger counters, see `orb8_common::counter`. Programs add, user space reads.
+#[map]
+pub static COUNTERS: PerCpuArray<[u64; orb8_common::counter::COUNT]> =
+    PerCpuArray::with_max_entries(1, 0);
+
+/// Flow start, TCP state change and end. Nothing else goes in here.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+/// Packets, while somebody watches packets.
+#[map]
+pub static PACKETS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// What the watcher of packets wants. User space writes, programs read.
+#[map]
+pub static PACKET_FILTER: Array<PacketFilter> = Array::with_max_entries(1, 0);
+
+/// What the watchers of packets did not get: seen, passed on, over the rate, ring full.
+#[map]
+pub static PACKET_COUNTERS: PerCpuArray<[u64; 8]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Both clocks, read at one moment by the `orb8_clock` program.
+#[map]
+pub static CLOCK: Array<ClockPair> = Array::with_max_entries(1, 0);
+
+/// Settings: read-only before the programs load, so that the verifier sees constants.
+#[unsafe(no_mangle)]
+static SEED: u64 = 0;
+#[unsafe(no_mangle)]
+static GROUP_MASK: u32 = 1;
+/// Datagrams of this many bytes are seen, but neither counted nor lost: a fault for the test that
+/// proves that the ledger notices. 0 in every other use, and the code is then pruned.
+#[unsafe(no_mangle)]
+static FAULT_BYTES: u32 = 0;
+
+macro_rules! setting {
+    ($name:ident, $global:ident, $type:ty) => {
+        #[inline(always)]
+        pub fn $name() -> $type {
+            // SAFETY: a static; volatile because the loader overwrites it in the object.
+            unsafe { core::ptr::read_volatile(&raw const $global) }
+        }
+    };
+}
+setting!(seed, SEED, u64);
+setting!(group_mask, GROUP_MASK, u32);
+setting!(fault_bytes, FAULT_BYTES, u32);
