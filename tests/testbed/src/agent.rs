@@ -98,9 +98,8 @@ impl AgentOptions {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        let mut child =
+            command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
         let stderr = Captured::follow(child.stderr.take().expect("stderr is piped"));
         AgentProcess { child, stderr, netns: netns.clone() }
     }

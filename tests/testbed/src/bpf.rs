@@ -151,9 +151,9 @@ pub fn permission() -> Result<(), String> {
 /// A sentence with the cause.
 pub fn tcx_support() -> Result<(), String> {
     // Loopback is number 1 in every namespace.
-    query(1, Hook::Ingress)
-        .map(drop)
-        .map_err(|error| format!("the kernel has no tcx hooks ({error}): needs kernel 6.6 or newer"))
+    query(1, Hook::Ingress).map(drop).map_err(|error| {
+        format!("the kernel has no tcx hooks ({error}): needs kernel 6.6 or newer")
+    })
 }
 
 #[repr(C)]
@@ -268,17 +268,17 @@ const fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
 /// `map[0] += 1; return verdict;`
 fn counting_program(map: &OwnedFd, verdict: i32) -> io::Result<OwnedFd> {
     let program = [
-        insn(0x62, 10, 0, -4, 0),              // *(u32 *)(r10 - 4) = 0
-        insn(0xbf, 2, 10, 0, 0),               // r2 = r10
-        insn(0x07, 2, 0, 0, -4),               // r2 += -4
-        insn(0x18, 1, 1, 0, map.as_raw_fd()),  // r1 = map
-        insn(0x00, 0, 0, 0, 0),                // (second half)
-        insn(0x85, 0, 0, 0, 1),                // r0 = map_lookup_elem(r1, r2)
-        insn(0x15, 0, 0, 2, 0),                // if r0 == 0 skip 2
-        insn(0xb7, 1, 0, 0, 1),                // r1 = 1
-        insn(0xdb, 0, 1, 0, 0),                // lock *(u64 *)r0 += r1
-        insn(0xb7, 0, 0, 0, verdict),          // r0 = verdict
-        insn(0x95, 0, 0, 0, 0),                // exit
+        insn(0x62, 10, 0, -4, 0),             // *(u32 *)(r10 - 4) = 0
+        insn(0xbf, 2, 10, 0, 0),              // r2 = r10
+        insn(0x07, 2, 0, 0, -4),              // r2 += -4
+        insn(0x18, 1, 1, 0, map.as_raw_fd()), // r1 = map
+        insn(0x00, 0, 0, 0, 0),               // (second half)
+        insn(0x85, 0, 0, 0, 1),               // r0 = map_lookup_elem(r1, r2)
+        insn(0x15, 0, 0, 2, 0),               // if r0 == 0 skip 2
+        insn(0xb7, 1, 0, 0, 1),               // r1 = 1
+        insn(0xdb, 0, 1, 0, 0),               // lock *(u64 *)r0 += r1
+        insn(0xb7, 0, 0, 0, verdict),         // r0 = verdict
+        insn(0x95, 0, 0, 0, 0),               // exit
     ];
     let mut prog_name = [0; 16];
     prog_name[..7].copy_from_slice(b"foreign");

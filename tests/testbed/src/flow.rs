@@ -169,7 +169,8 @@ impl Traffic {
     /// The difference to what was `expected`, a line a flow; empty if there is none.
     #[must_use]
     pub fn difference(&self, expected: &Self) -> String {
-        let flows = self.0.keys().chain(expected.0.keys()).collect::<std::collections::BTreeSet<_>>();
+        let flows =
+            self.0.keys().chain(expected.0.keys()).collect::<std::collections::BTreeSet<_>>();
         flows
             .into_iter()
             .filter(|flow| self.0.get(flow) != expected.0.get(flow))

@@ -4,9 +4,11 @@
 //! Neighbours are static and IPv6 is silent, so that nothing but the test's traffic passes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use crate::netns::Netns;
 use crate::offload;
+use crate::wait::wait_until;
 
 /// Which IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +125,12 @@ impl Veth {
     #[must_use]
     pub fn between(near: &Netns, far: &Netns, options: VethOptions) -> Self {
         let veth = Self::bare(near, far, options);
+        let reports = |port: &Port| {
+            let counters = crate::counters::protocols(&port.netns);
+            counters.get("Icmp6OutMLDv2Reports").copied().unwrap_or_default()
+        };
         for (own, peer) in [(&veth.near, &veth.far), (&veth.far, &veth.near)] {
+            let before = reports(own);
             let dev = &own.ifname;
             let mac = mac_text(peer.mac);
             own.netns.ip_batch(&[
@@ -132,6 +139,11 @@ impl Veth {
                 format!("neigh replace {} lladdr {mac} dev {dev} nud permanent", peer.v4),
                 format!("neigh replace {} lladdr {mac} dev {dev} nud permanent", peer.v6),
             ]);
+            // The address joins one multicast group; its one report is sent a moment later, the
+            // next ones, by the namespace's settings, in weeks.
+            wait_until(Duration::from_secs(5), "the multicast report of a new address", || {
+                reports(own) > before
+            });
         }
         veth
     }
@@ -212,8 +224,7 @@ pub fn remove_many(netns: &Netns, prefix: &str, count: usize) {
 /// # Panics
 /// If the kernel refuses.
 pub fn bridge(netns: &Netns, name: &str, ports: &[&str]) {
-    let mut lines =
-        vec![format!("link add {name} type bridge"), format!("link set {name} up")];
+    let mut lines = vec![format!("link add {name} type bridge"), format!("link set {name} up")];
     lines.extend(ports.iter().map(|port| format!("link set {port} master {name}")));
     netns.ip_batch(&lines);
 }

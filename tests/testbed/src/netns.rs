@@ -144,8 +144,8 @@ impl Netns {
             ("router_solicitations", 0),
             ("accept_ra", 0),
             ("addr_gen_mode", 1),
-            ("mldv1_unsolicited_report_interval", 3_600_000),
-            ("mldv2_unsolicited_report_interval", 3_600_000),
+            ("mldv1_unsolicited_report_interval", 2_000_000_000),
+            ("mldv2_unsolicited_report_interval", 2_000_000_000),
         ] {
             for scope in ["all", "default"] {
                 self.sysctl(&format!("ipv6/conf/{scope}/{key}"), value);

@@ -61,8 +61,7 @@ fn set(netns: &Netns, ifname: &str, command: u32, on: bool) {
 fn ioctl(ifname: &str, command: u32, on: bool) -> io::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     let mut value = Value { command, data: on.into() };
-    let mut request =
-        Request { name: [0; libc::IFNAMSIZ], data: &raw mut value, _rest: [0; 16] };
+    let mut request = Request { name: [0; libc::IFNAMSIZ], data: &raw mut value, _rest: [0; 16] };
     for (to, from) in request.name.iter_mut().zip(ifname.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = from.cast_signed();
     }

@@ -75,7 +75,10 @@ pub fn udp(src: u16, dst: u16, len: usize) -> Payload {
 #[must_use]
 pub fn tcp(src: u16, dst: u16, flags: u8, options: usize, len: usize) -> Payload {
     let words = u8::try_from(5 + options / 4).expect("at most 15");
-    assert!(words <= 15 && options.is_multiple_of(4), "TCP has up to 40 bytes of options, in words");
+    assert!(
+        words <= 15 && options.is_multiple_of(4),
+        "TCP has up to 40 bytes of options, in words"
+    );
     let mut bytes = [src, dst].map(u16::to_be_bytes).concat();
     bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, words << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     bytes.extend(std::iter::repeat_n(1, options));
@@ -158,7 +161,10 @@ pub fn ip(src: IpAddr, dst: IpAddr, payload: &Payload) -> Packet {
 /// If there are more options than a header holds, or if it does not fit into 65 535 bytes.
 #[must_use]
 pub fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, options: usize, payload: &Payload) -> Packet {
-    assert!(options <= 40 && options.is_multiple_of(4), "IPv4 has up to 40 bytes of options, in words");
+    assert!(
+        options <= 40 && options.is_multiple_of(4),
+        "IPv4 has up to 40 bytes of options, in words"
+    );
     let header_len = 20 + options;
     let total = u16::try_from(header_len + payload.bytes.len()).expect("at most 65 535 bytes");
     let words = u8::try_from(header_len / 4).expect("at most 15");
@@ -180,12 +186,7 @@ pub fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, options: usize, payload: &Payload) -> 
 /// # Panics
 /// If a length is not possible, or if it does not fit into 65 535 bytes.
 #[must_use]
-pub fn ipv6(
-    src: Ipv6Addr,
-    dst: Ipv6Addr,
-    extensions: &[(u8, usize)],
-    payload: &Payload,
-) -> Packet {
+pub fn ipv6(src: Ipv6Addr, dst: Ipv6Addr, extensions: &[(u8, usize)], payload: &Payload) -> Packet {
     let next = |i: usize| extensions.get(i).map_or(payload.protocol, |&(number, _)| number);
     let mut chain = Vec::new();
     for (i, &(number, len)) in extensions.iter().enumerate() {
@@ -213,21 +214,16 @@ fn extension_header(number: u8, next: u8, len: usize) -> Vec<u8> {
     };
     header[1] = u8::try_from(units).expect("an extension header has at most 2 048 bytes");
     if matches!(number, extension::HOP_BY_HOP | extension::DESTINATION) {
-        // One PadN option over the rest.
-        header[2] = 1;
-        header[3] = u8::try_from(len - 4).expect("one padding option is enough");
+        // One experimental option (RFC 4727) over the rest, which receivers skip; Linux drops
+        // packets with more than 7 bytes of padding.
+        header[2] = 0x1e;
+        header[3] = u8::try_from(len - 4).expect("one option is enough");
     }
     header
 }
 
 impl Packet {
-    fn new(
-        src: IpAddr,
-        dst: IpAddr,
-        header_len: usize,
-        payload: &Payload,
-        bytes: Vec<u8>,
-    ) -> Self {
+    fn new(src: IpAddr, dst: IpAddr, header_len: usize, payload: &Payload, bytes: Vec<u8>) -> Self {
         let flow = Flow { src, dst, protocol: payload.protocol, l4: payload.l4 };
         Self { flow, bytes, header_len, protocol: payload.protocol }
     }

@@ -106,8 +106,7 @@ fn map(ifindex: u32) -> io::Result<(OwnedFd, NonNull<u8>)> {
     raw::set_option(&fd, libc::PACKET_VERSION, &TPACKET_V2)?;
     let slot = u32::try_from(SLOT).expect("small");
     let slots = u32::try_from(SLOTS).expect("small");
-    let request =
-        Request { block_size: slot, block_nr: slots, frame_size: slot, frame_nr: slots };
+    let request = Request { block_size: slot, block_nr: slots, frame_size: slot, frame_nr: slots };
     raw::set_option(&fd, libc::PACKET_TX_RING, &request)?;
     // SAFETY: a new mapping of the whole ring; the kernel chooses the place.
     let memory = unsafe {

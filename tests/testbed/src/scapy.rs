@@ -44,11 +44,7 @@ pub fn python() -> Result<PathBuf, String> {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
-    if works {
-        Ok(python)
-    } else {
-        Err("no scapy in .tools/venv: run `make setup`".to_owned())
-    }
+    if works { Ok(python) } else { Err("no scapy in .tools/venv: run `make setup`".to_owned()) }
 }
 
 /// All frames of the catalogue.

@@ -53,13 +53,7 @@ pub fn udp(from: &Port, to: &Port, family: Family, count: usize, len: usize) -> 
 ///
 /// # Panics
 /// If a datagram is lost.
-pub fn udp_segments(
-    from: &Port,
-    to: &Port,
-    family: Family,
-    segment: usize,
-    len: usize,
-) -> Traffic {
+pub fn udp_segments(from: &Port, to: &Port, family: Family, segment: usize, len: usize) -> Traffic {
     let (sender, receiver) = udp_pair(from, to, family);
     let size = libc::c_int::try_from(segment).expect("a segment is small");
     // SAFETY: `size` is an int that outlives the call.
