@@ -9,7 +9,6 @@ use aya_ebpf::helpers::generated::{
     bpf_sk_release, bpf_skb_cgroup_id,
 };
 use aya_ebpf::programs::TcContext;
-use core::mem::MaybeUninit;
 use orb8_common::counter::{self, Lost, Reject};
 use orb8_common::index::{self, EMPTY_CELL, GROUP_CELLS};
 use orb8_common::network::{FlowEvent, FlowKey, FlowLine, FlowMeta, event_kind, flag, scope, tcp_seen};
@@ -77,10 +76,9 @@ pub fn observe<const LINK: u32, const EGRESS: bool>(ctx: &TcContext) {
         Some(parsed) => parsed,
         None => {
             counters.add(counter::COLD_PATH_PACKETS, estimate as u64);
-            let mut slow = MaybeUninit::uninit();
+            let mut slow = Parsed::EMPTY;
             match parse_slowly::<LINK>(ctx, &mut slow) {
-                // SAFETY: the function has written it.
-                0 => unsafe { slow.assume_init() },
+                0 => slow,
                 why => return reject(counters, why, estimate as u64, seen),
             }
         }
@@ -106,13 +104,11 @@ fn settle(counters: Counters, frame: &Frame, parsed: &Parsed, packets: u32, seen
     }
 }
 
+/// 0, or one more than the number of the reason.
 #[inline(never)]
-fn parse_slowly<const LINK: u32>(ctx: &TcContext, out: &mut MaybeUninit<Parsed>) -> u64 {
-    match parse::any_form(&Anywhere::<LINK>(ctx), &frame::<LINK>(ctx)) {
-        Ok(parsed) => {
-            out.write(parsed);
-            0
-        }
+pub fn parse_slowly<const LINK: u32>(ctx: &TcContext, out: &mut Parsed) -> u64 {
+    match parse::any_form(&Anywhere::<LINK>(ctx), &frame::<LINK>(ctx), out) {
+        Ok(()) => 0,
         Err(why) => 1 + why as u64,
     }
 }

@@ -1,0 +1,2 @@
+//! The stages between a source and an exporter.
+pub mod source;
