@@ -102,11 +102,20 @@ impl Veth {
     #[must_use]
     pub fn quiet(options: VethOptions) -> Self {
         let (near, far) = (Netns::new("near"), Netns::new("far"));
-        for netns in [&near, &far] {
-            netns.sysctl("ipv6/conf/default/disable_ipv6", 1);
-            netns.sysctl("ipv6/conf/all/disable_ipv6", 1);
-        }
+        disable_ipv6(&near);
+        disable_ipv6(&far);
         Self::bare(&near, &far, options)
+    }
+
+    /// As [`Self::quiet`], but with both ends in one namespace: an agent there sees every frame
+    /// twice, as it leaves and as it arrives.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    pub fn cable(netns: &Netns, options: VethOptions) -> Self {
+        disable_ipv6(netns);
+        Self::bare(netns, netns, options)
     }
 
     /// Two new namespaces joined by a link with addresses and static neighbours.
@@ -151,31 +160,38 @@ impl Veth {
     /// Both ends up, no addresses.
     fn bare(near: &Netns, far: &Netns, options: VethOptions) -> Self {
         let VethOptions { mtu, segmentation, number } = options;
-        let ifname = format!("eth{number}");
+        let names = [format!("eth{number}"), format!("peer{number}")];
         let macs = [[2, 0, 0, 0, number, 1], [2, 0, 0, 0, number, 2]];
         near.run(&format!(
-            "ip link add {ifname} mtu {mtu} address {} type veth \
-             peer name {ifname} mtu {mtu} address {} netns {}",
+            "ip link add {} mtu {mtu} address {} type veth \
+             peer name {} mtu {mtu} address {} netns {}",
+            names[0],
             mac_text(macs[0]),
+            names[1],
             mac_text(macs[1]),
             far.path()
         ));
-        for netns in [near, far] {
-            offload::segmentation(netns, &ifname, segmentation);
+        for (netns, ifname) in [(near, &names[0]), (far, &names[1])] {
+            offload::segmentation(netns, ifname, segmentation);
             // Without checksum offload frames are complete: what is captured can be compared.
-            offload::checksums(netns, &ifname, segmentation);
+            offload::checksums(netns, ifname, segmentation);
             netns.run(&format!("ip link set {ifname} up"));
         }
         let port = |netns: &Netns, side: u8| Port {
             netns: netns.clone(),
-            ifname: ifname.clone(),
-            ifindex: ifindex(netns, &ifname),
+            ifname: names[usize::from(side) - 1].clone(),
+            ifindex: ifindex(netns, &names[usize::from(side) - 1]),
             mac: macs[usize::from(side) - 1],
             v4: Ipv4Addr::new(10, 77, number, side),
             v6: Ipv6Addr::new(0xfd77, 0, 0, number.into(), 0, 0, 0, side.into()),
         };
         Self { near: port(near, 1), far: port(far, 2) }
     }
+}
+
+fn disable_ipv6(netns: &Netns) {
+    netns.sysctl("ipv6/conf/default/disable_ipv6", 1);
+    netns.sysctl("ipv6/conf/all/disable_ipv6", 1);
 }
 
 /// The number of an interface inside a namespace.

@@ -57,7 +57,7 @@ impl RawSocket {
     pub fn open(port: &Port, to: [u8; 6]) -> Self {
         let fd = port
             .netns
-            .enter(|| open(port.ifindex))
+            .enter(|| open(port.ifindex, 0))
             .unwrap_or_else(|error| panic!("packet socket on {}: {error}", port.ifname));
         Self { fd, from: port.mac, to }
     }
@@ -136,8 +136,46 @@ pub fn count(packets: &[Packet]) -> Traffic {
     traffic
 }
 
-pub(crate) fn open(ifindex: u32) -> io::Result<OwnedFd> {
-    // Protocol 0: it sends, and receives nothing.
+/// Everything that arrives on an interface, as it arrives.
+#[derive(Debug)]
+pub struct Capture {
+    socket: std::net::UdpSocket,
+}
+
+impl Capture {
+    /// Starts to listen on `port`.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    pub fn open(port: &Port) -> Self {
+        let all = u16::try_from(libc::ETH_P_ALL).expect("an EtherType");
+        let fd = port
+            .netns
+            .enter(|| open(port.ifindex, all))
+            .unwrap_or_else(|error| panic!("capturing on {}: {error}", port.ifname));
+        // All that is needed of a datagram socket works on a packet socket, too.
+        let socket = std::net::UdpSocket::from(fd);
+        let deadline = std::time::Duration::from_secs(5);
+        socket.set_read_timeout(Some(deadline)).expect("a timeout is accepted");
+        Self { socket }
+    }
+
+    /// The next frame, waiting for it.
+    ///
+    /// # Panics
+    /// If none comes.
+    #[must_use]
+    pub fn next_frame(&self) -> Vec<u8> {
+        let mut frame = vec![0; 1 << 17];
+        let len = self.socket.recv(&mut frame).unwrap_or_else(|error| panic!("frame: {error}"));
+        frame.truncate(len);
+        frame
+    }
+}
+
+/// `protocol` 0: it sends, and receives nothing.
+pub(crate) fn open(ifindex: u32, protocol: u16) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -148,6 +186,7 @@ pub(crate) fn open(ifindex: u32) -> io::Result<OwnedFd> {
     // SAFETY: all zeroes is a valid address.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = u16::try_from(libc::AF_PACKET).expect("a small number");
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = i32::try_from(ifindex).expect("interface numbers are positive ints");
     // SAFETY: the address has the size that is told and outlives the call.
     let result = unsafe {

@@ -102,7 +102,7 @@ impl Drop for Ring {
 }
 
 fn map(ifindex: u32) -> io::Result<(OwnedFd, NonNull<u8>)> {
-    let fd = raw::open(ifindex)?;
+    let fd = raw::open(ifindex, 0)?;
     raw::set_option(&fd, libc::PACKET_VERSION, &TPACKET_V2)?;
     let slot = u32::try_from(SLOT).expect("small");
     let slots = u32::try_from(SLOTS).expect("small");
