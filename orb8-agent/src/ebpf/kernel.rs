@@ -68,6 +68,7 @@ pub struct Kernel {
     state: Arc<Mutex<AttachState>>,
     view: Mutex<PacketView>,
     map_bytes: u64,
+    tick_ns: u64,
     route: Route,
     barrier: Barrier,
 }
@@ -117,6 +118,7 @@ pub fn start(options: &KernelOptions) -> Result<Started, StartError> {
     let mut programs = loaded.programs;
     let clock_program = programs.duplicate("orb8_clock")?;
     let clock = Clock::new(clock_program, loaded.clock)?;
+    let tick_ns = clock.tick_ns();
     let grace = Grace::start().map_err(StartError::Grace)?;
     let barrier = Barrier::new().map_err(StartError::Grace)?;
     let side = Arc::new(SideChannel::default());
@@ -145,6 +147,7 @@ pub fn start(options: &KernelOptions) -> Result<Started, StartError> {
             counters: loaded.packet_counters,
         }),
         map_bytes: loaded.map_bytes,
+        tick_ns,
         route,
         barrier,
     };
@@ -179,12 +182,21 @@ impl Kernel {
         self.map_bytes
     }
 
-    /// Opens the packet view for packets that pass a filter, at most about `rate` a second on each
-    /// CPU; returns when the programs are attached.
+    /// Opens the packet view for packets that pass a filter, about `rate` a second and at least one
+    /// a tick on each CPU; returns when the programs are attached. `per_tick` of the filter is set
+    /// here.
     ///
     /// # Errors
     /// What writing the filter says.
-    pub fn open_packet_view(&self, filter: PacketFilter) -> Result<(), aya::maps::MapError> {
+    pub fn open_packet_view(
+        &self,
+        mut filter: PacketFilter,
+        rate: u32,
+    ) -> Result<(), aya::maps::MapError> {
+        let ticks = 1_000_000_000 / self.tick_ns.max(1);
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let per_tick = u64::from(rate).div_ceil(ticks.saturating_mul(cpus).max(1));
+        filter.per_tick = u32::try_from(per_tick).unwrap_or(u32::MAX);
         lock(&self.view).filter.set(0, PodBytes(bytes_of(filter)), 0)?;
         lock(&self.attacher).packets(true);
         Ok(())

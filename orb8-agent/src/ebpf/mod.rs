@@ -19,3 +19,4 @@ pub mod ring;
 pub mod select;
 pub mod side_channel;
 pub mod sys;
+mod worker;

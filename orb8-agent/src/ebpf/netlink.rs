@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::mpsc::SyncSender;
 
 use futures_util::{Stream, StreamExt as _};
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
@@ -141,6 +140,14 @@ impl Netlink {
     /// What the kernel says.
     pub fn devices(&self) -> Result<Vec<Device>, NetlinkError> {
         self.all("devices", self.handle.link().get().execute(), |m| device(&m))
+    }
+
+    /// What one device has carried, `None` if it has gone.
+    #[must_use]
+    pub fn carried(&self, ifindex: u32) -> Option<Carried> {
+        let replies = self.handle.link().get().match_index(ifindex).execute();
+        let found = self.all("a device", replies, |m| device(&m)).ok()?;
+        found.into_iter().next().map(|device| device.carried)
     }
 
     /// Every address and the device that has it; global ones are marked.
@@ -336,13 +343,12 @@ fn filter(message: &TcMessage, ingress: bool) -> Option<Filter> {
     })
 }
 
-/// Starts a thread that sends `()` whenever interfaces, addresses or default routes may have
-/// changed, also when the kernel had to drop messages. The channel holds one: a second change
-/// before the first is taken needs no message of its own.
+/// Starts a thread that calls `changed` whenever interfaces, addresses or default routes may have
+/// changed, also when the kernel had to drop messages; until it returns false.
 ///
 /// # Errors
 /// What opening the socket or starting the thread says.
-pub fn watch<T: Send + 'static>(changed: SyncSender<T>, signal: fn() -> T) -> io::Result<()> {
+pub fn watch(changed: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -362,9 +368,8 @@ pub fn watch<T: Send + 'static>(changed: SyncSender<T>, signal: fn() -> T) -> io
                     if !concerns(&message.payload) {
                         continue;
                     }
-                    match changed.try_send(signal()) {
-                        Ok(()) | Err(std::sync::mpsc::TrySendError::Full(_)) => {}
-                        Err(std::sync::mpsc::TrySendError::Disconnected(_)) => return,
+                    if !changed() {
+                        return;
                     }
                 }
             });

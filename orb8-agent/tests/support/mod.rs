@@ -163,7 +163,12 @@ impl Observed {
     /// Rejected packets by reason.
     pub fn rejected(&self) -> BTreeMap<String, u64> {
         let ledger = self.status.packet_ledger.as_ref().expect("a ledger");
-        ledger.rejected.iter().filter(|r| r.packets > 0).map(|r| (r.reason.clone(), r.packets)).collect()
+        ledger
+            .rejected
+            .iter()
+            .filter(|r| r.packets > 0)
+            .map(|r| (r.reason.clone(), r.packets))
+            .collect()
     }
 
     /// The ledger adds up and nothing was lost behind the hook.
