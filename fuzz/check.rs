@@ -9,14 +9,14 @@ use orb8_common::parse::{
 
 /// Bytes in front of the packet that say how it arrived: link, GSO segments, GSO size in two
 /// bytes, directly addressable bytes.
-pub const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 
 /// Parses `input` both ways.
 ///
 /// # Panics
 /// If a reader panics, if the quick one accepts what the thorough one reads otherwise, or if the
 /// datagram is said to be longer than the frame.
-pub fn check(input: &[u8]) {
+pub(crate) fn check(input: &[u8]) {
     let Some((&[link, segments, size_high, size_low, linear], packet)) =
         input.split_first_chunk::<PREFIX>()
     else {
