@@ -19,8 +19,7 @@ pub struct Group(pub [u32; GROUP_CELLS]);
 const _: () = assert!(core::mem::size_of::<Group>() == 64);
 
 /// Odd multipliers with well spread bits.
-const MULTIPLIERS: [u64; 3] =
-    [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93, 0xa076_1d64_78bd_642f];
+const MULTIPLIERS: [u64; 3] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93, 0xa076_1d64_78bd_642f];
 
 /// Hashes a flow with a secret seed, so that nobody outside can aim flows at one group.
 ///

@@ -11,7 +11,9 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::TcContext;
 use orb8_common::counter::{self, Lost, Reject};
 use orb8_common::index::{self, EMPTY_CELL, GROUP_CELLS};
-use orb8_common::network::{FlowEvent, FlowKey, FlowLine, FlowMeta, event_kind, flag, scope, tcp_seen};
+use orb8_common::network::{
+    FlowEvent, FlowKey, FlowLine, FlowMeta, event_kind, flag, scope, tcp_seen,
+};
 use orb8_common::parse::{self, Frame, Parsed, protocol, tcp_flag};
 
 use crate::atomic::{add32, add64};
@@ -288,9 +290,8 @@ fn publish_in(group: u32, hash: u64, slot: u32) -> bool {
 fn first_facts(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
     let skb = ctx.skb.skb;
     // SAFETY: helpers that a classifier may call.
-    let (time_ns, cgroup_id, cookie) = unsafe {
-        (bpf_ktime_get_ns(), bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast()))
-    };
+    let (time_ns, cgroup_id, cookie) =
+        unsafe { (bpf_ktime_get_ns(), bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast())) };
     let scope = if cookie != 0 {
         scope::SOCKET
     } else if packet.key.flags & flag::EGRESS != 0 {
@@ -323,8 +324,15 @@ fn receiver_scope(ctx: &TcContext, key: &FlowKey) -> u8 {
     let mut tuple = [0u32; 9];
     let size = if key.flags & flag::IPV6 != 0 {
         tuple = [
-            key.src[0], key.src[1], key.src[2], key.src[3], key.dst[0], key.dst[1], key.dst[2],
-            key.dst[3], ports(key),
+            key.src[0],
+            key.src[1],
+            key.src[2],
+            key.src[3],
+            key.dst[0],
+            key.dst[1],
+            key.dst[2],
+            key.dst[3],
+            ports(key),
         ];
         36
     } else {

@@ -1,1 +1,13 @@
-//! placeholder
+//! Pure helpers that the agent, the query client and the command line share: how numbers, durations,
+//! times, addresses and protocols are written and read.
+//!
+//! Nothing here does input or output, asks the clock or the environment, or knows orb8's messages.
+#![forbid(unsafe_code)]
+
+pub mod duration;
+pub mod format;
+pub mod icmp;
+pub mod net;
+pub mod protocol;
+pub mod text;
+pub mod time;

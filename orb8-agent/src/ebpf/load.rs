@@ -1,6 +1,7 @@
 //! Loads the probe object: sizes, settings, programs; hands out maps and programs by name.
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf, Stack};
 use aya::programs::SchedClassifier;
@@ -121,6 +122,16 @@ impl Programs {
         program.try_into().expect("every program of the object is a classifier")
     }
 
+    /// Another descriptor of a program, for running it.
+    ///
+    /// # Errors
+    /// If no more descriptors can be had.
+    pub fn duplicate(&mut self, name: &str) -> Result<OwnedFd, LoadError> {
+        let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
+        let fd = self.get(name).fd().map_err(|e| fail(e.to_string()))?;
+        fd.as_fd().try_clone_to_owned().map_err(|e| fail(e.to_string()))
+    }
+
     /// The kernel's id of a program.
     #[must_use]
     pub fn id(&self, name: &str) -> Option<u32> {
@@ -217,8 +228,7 @@ fn mapped<T: Copy>(
 /// Low numbers end on top, so that a small number of flows stays in a small part of the table.
 fn fill_free_list(free: &mut Stack<MapData, u32>, lines: u32) -> Result<(), LoadError> {
     for line in (0..lines).rev() {
-        free.push(line, 0)
-            .map_err(|e| LoadError::Map { name: "FREE", message: e.to_string() })?;
+        free.push(line, 0).map_err(|e| LoadError::Map { name: "FREE", message: e.to_string() })?;
     }
     Ok(())
 }
@@ -246,5 +256,10 @@ fn ends_of(text: &str) -> String {
         return lines.join("\n");
     }
     let (head, tail) = (&lines[..3], &lines[lines.len() - 5..]);
-    format!("{}\n[{} lines left out, see the debug log]\n{}", head.join("\n"), lines.len() - 8, tail.join("\n"))
+    format!(
+        "{}\n[{} lines left out, see the debug log]\n{}",
+        head.join("\n"),
+        lines.len() - 8,
+        tail.join("\n")
+    )
 }
