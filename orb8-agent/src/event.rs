@@ -26,7 +26,7 @@ pub enum Event {
     Flow(FlowSignal),
     /// What was counted on a flow since the last drain, from the flow lines.
     Count(FlowCount),
-    /// A kernel line was taken out of use; nothing more will be counted on it.
+    /// A kernel line of the flow was taken out of use; nothing more will be counted on that line.
     Released(FlowId),
     /// One drain of all lines is complete; carries the kernel's ledger counters of that moment.
     /// Boxed: its counters would make every event eight times as large.
@@ -81,6 +81,9 @@ pub struct FlowFacts {
 pub struct FlowCount {
     /// The flow.
     pub id: FlowId,
+    /// True for the first count from a kernel line: the flow then holds one more line, and gives
+    /// it back with one [`Event::Released`]. A flow may hold several lines.
+    pub new_line: bool,
     /// Wire packets since the last drain.
     pub packets: u64,
     /// IP bytes since the last drain.
@@ -109,8 +112,6 @@ pub struct DrainReport {
     pub unattached_bytes: u64,
     /// Ring records that could not be decoded.
     pub undecodable: u64,
-    /// Fill of the ring at the drain, 0 to 1.
-    pub ring_utilization: f64,
     /// Flow lines in use.
     pub lines_in_use: u64,
 }

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod datapath;
+pub mod ebpf;
 pub mod event;
 pub mod export;
 pub mod host;

@@ -106,6 +106,10 @@ pub struct Parsed {
 }
 
 impl Parsed {
+    /// Nothing read yet.
+    pub const EMPTY: Self =
+        Self { key: FlowKey::EMPTY, datagram_bytes: 0, header_bytes: 0, tcp_flags: 0 };
+
     /// Wire packets: GSO segments.
     #[must_use]
     #[inline(always)]
@@ -332,12 +336,14 @@ fn datagram_bytes(total: u32, frame: &Frame, ip: u32) -> Option<u32> {
     }
 }
 
-/// Reads a packet of any form.
+/// Reads a packet of any form into `out`, which begins as [`Parsed::EMPTY`].
+///
+/// Written in place, because a kernel program has 512 bytes of stack for all its calls.
 ///
 /// # Errors
-/// Why the packet is not a datagram that can be counted.
+/// Why the packet is not a datagram that can be counted; `out` is then not to be used.
 #[inline(always)]
-pub fn any_form<R: Read>(bytes: &R, frame: &Frame) -> Result<Parsed, Reject> {
+pub fn any_form<R: Read>(bytes: &R, frame: &Frame, out: &mut Parsed) -> Result<(), Reject> {
     let (ethertype, ip) = match frame.link {
         Link::Ethernet => behind_vlan_tags(bytes, ETHERNET_HEADER - 2)?,
         Link::Other { ethertype } if is_vlan(ethertype) => behind_vlan_tags(bytes, 2)?,
@@ -349,10 +355,11 @@ pub fn any_form<R: Read>(bytes: &R, frame: &Frame) -> Result<Parsed, Reject> {
         },
     };
     match ethertype {
-        ETHERTYPE_IPV4 => any_ipv4(bytes, ip, frame),
-        ETHERTYPE_IPV6 => any_ipv6(bytes, ip, frame),
-        _ => Err(Reject::NotIp),
+        ETHERTYPE_IPV4 => any_ipv4(bytes, ip, frame, out)?,
+        ETHERTYPE_IPV6 => any_ipv6(bytes, ip, frame, out)?,
+        _ => return Err(Reject::NotIp),
     }
+    any_transport(bytes, ip, out)
 }
 
 #[inline(always)]
@@ -379,78 +386,73 @@ fn behind_vlan_tags<R: Read>(bytes: &R, mut at: u32) -> Result<(u16, u32), Rejec
     }
 }
 
-/// What the IP header and its extensions have told.
-struct Network {
-    key: FlowKey,
-    /// Bytes of the datagram in the frame.
-    datagram: u32,
-    /// Bytes of the IP header with all extensions.
-    header: u32,
-}
-
 #[inline(always)]
-fn any_ipv4<R: Read>(bytes: &R, ip: u32, frame: &Frame) -> Result<Parsed, Reject> {
+fn any_ipv4<R: Read>(bytes: &R, ip: u32, frame: &Frame, out: &mut Parsed) -> Result<(), Reject> {
     let h = bytes.read::<20>(ip).ok_or(Reject::Truncated)?;
     let header = u32::from(h[0] & 0xf) * 4;
     if h[0] >> 4 != 4 || header < 20 {
         return Err(Reject::BadHeader);
     }
     let total = u32::from(u16::from_be_bytes([h[2], h[3]]));
-    let datagram = checked_length(total, header, frame, ip)?;
-    let offset = u16::from_be_bytes([h[6], h[7]]) & 0x1fff;
-    let mut key = FlowKey {
-        src: [0, 0, 0, u32::from_ne_bytes([h[12], h[13], h[14], h[15]])],
-        dst: [0, 0, 0, u32::from_ne_bytes([h[16], h[17], h[18], h[19]])],
-        protocol: h[9],
-        ..FlowKey::EMPTY
-    };
-    if offset != 0 {
-        key.flags |= flag::FRAGMENT;
+    out.datagram_bytes = checked_length(total, header, frame, ip)?;
+    out.header_bytes = header;
+    out.key.src[3] = u32::from_ne_bytes([h[12], h[13], h[14], h[15]]);
+    out.key.dst[3] = u32::from_ne_bytes([h[16], h[17], h[18], h[19]]);
+    out.key.protocol = h[9];
+    if u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
+        out.key.flags = flag::FRAGMENT;
     }
-    any_transport(bytes, ip, Network { key, datagram, header })
+    Ok(())
 }
 
 #[inline(always)]
-fn any_ipv6<R: Read>(bytes: &R, ip: u32, frame: &Frame) -> Result<Parsed, Reject> {
-    let h = bytes.read::<40>(ip).ok_or(Reject::Truncated)?;
+fn any_ipv6<R: Read>(bytes: &R, ip: u32, frame: &Frame, out: &mut Parsed) -> Result<(), Reject> {
+    let h = bytes.read::<8>(ip).ok_or(Reject::Truncated)?;
     if h[0] >> 4 != 6 {
         return Err(Reject::BadHeader);
     }
     let payload = u32::from(u16::from_be_bytes([h[4], h[5]]));
     let jumbo = payload == 0 && h[6] == extension::HOP_BY_HOP;
     let total = if jumbo { 0 } else { payload + 40 };
-    let datagram = checked_length(total, 40, frame, ip)?;
-    let word = |o: usize| u32::from_ne_bytes([h[o], h[o + 1], h[o + 2], h[o + 3]]);
-    let mut key = FlowKey {
-        src: [word(8), word(12), word(16), word(20)],
-        dst: [word(24), word(28), word(32), word(36)],
-        protocol: h[6],
-        flags: flag::IPV6,
-        ..FlowKey::EMPTY
-    };
-    let mut header = 40;
-    let mut followed = 0;
-    while let Some(kind) = Extension::of(key.protocol) {
+    out.datagram_bytes = checked_length(total, 40, frame, ip)?;
+    out.key.protocol = h[6];
+    out.key.flags = flag::IPV6;
+    out.key.src = words(bytes.read::<16>(ip + 8).ok_or(Reject::Truncated)?);
+    out.key.dst = words(bytes.read::<16>(ip + 24).ok_or(Reject::Truncated)?);
+    out.header_bytes = 40;
+    behind_extensions(bytes, ip, out)
+}
+
+#[inline(always)]
+fn words(b: [u8; 16]) -> [u32; 4] {
+    let word = |o: usize| u32::from_ne_bytes([b[o], b[o + 1], b[o + 2], b[o + 3]]);
+    [word(0), word(4), word(8), word(12)]
+}
+
+/// Follows IPv6 extension headers to the transport protocol.
+#[inline(always)]
+fn behind_extensions<R: Read>(bytes: &R, ip: u32, out: &mut Parsed) -> Result<(), Reject> {
+    for followed in 0..=MAX_EXTENSION_HEADERS {
+        let Some(kind) = Extension::of(out.key.protocol) else { return Ok(()) };
         if followed == MAX_EXTENSION_HEADERS {
-            return Err(Reject::TooManyHeaders);
+            break;
         }
-        if header + 8 > datagram {
+        if out.header_bytes + 8 > out.datagram_bytes {
             return Err(Reject::Truncated);
         }
-        followed += 1;
-        let e = bytes.read::<4>(ip + header).ok_or(Reject::Truncated)?;
-        key.protocol = e[0];
-        header += kind.length(e[1]);
-        if header > datagram {
+        let e = bytes.read::<4>(ip + out.header_bytes).ok_or(Reject::Truncated)?;
+        out.key.protocol = e[0];
+        out.header_bytes += kind.length(e[1]);
+        if out.header_bytes > out.datagram_bytes {
             return Err(Reject::Truncated);
         }
         if matches!(kind, Extension::Fragment) && u16::from_be_bytes([e[2], e[3]]) & 0xfff8 != 0 {
             // What follows a later fragment's header is payload, whatever its first bytes say.
-            key.flags |= flag::FRAGMENT;
-            break;
+            out.key.flags |= flag::FRAGMENT;
+            return Ok(());
         }
     }
-    any_transport(bytes, ip, Network { key, datagram, header })
+    Err(Reject::TooManyHeaders)
 }
 
 /// How the length of an extension header is told.
@@ -514,50 +516,58 @@ fn checked_length(total: u32, header: u32, frame: &Frame, ip: u32) -> Result<u32
 
 /// Ports, ICMP type and code, TCP flags; and how long the headers are that GSO repeats.
 #[inline(always)]
-fn any_transport<R: Read>(bytes: &R, ip: u32, network: Network) -> Result<Parsed, Reject> {
-    let Network { mut key, datagram, header } = network;
-    let mut parsed = Parsed { key, datagram_bytes: datagram, header_bytes: header, tcp_flags: 0 };
-    if key.flags & flag::FRAGMENT != 0 {
-        return Ok(parsed);
+fn any_transport<R: Read>(bytes: &R, ip: u32, out: &mut Parsed) -> Result<(), Reject> {
+    if out.key.flags & flag::FRAGMENT != 0 {
+        return Ok(());
     }
-    let l4 = ip + header;
-    let payload = datagram - header;
-    match key.protocol {
-        protocol::TCP => {
-            if payload < 20 {
-                return Err(Reject::Truncated);
-            }
-            let t = bytes.read::<14>(l4).ok_or(Reject::Truncated)?;
-            let length = u32::from(t[12] >> 4) * 4;
-            if length < 20 {
-                return Err(Reject::BadHeader);
-            }
-            if length > payload {
-                return Err(Reject::Truncated);
-            }
-            key.src_port = [t[0], t[1]];
-            key.dst_port = [t[2], t[3]];
-            parsed.header_bytes = header + length;
-            parsed.tcp_flags = t[13];
-        }
-        protocol::UDP | protocol::UDP_LITE | protocol::SCTP => {
-            let length = if key.protocol == protocol::SCTP { 12 } else { 8 };
-            if payload < length {
-                return Err(Reject::Truncated);
-            }
-            let t = bytes.read::<4>(l4).ok_or(Reject::Truncated)?;
-            key.src_port = [t[0], t[1]];
-            key.dst_port = [t[2], t[3]];
-            parsed.header_bytes = header + length;
-        }
+    let l4 = ip + out.header_bytes;
+    let payload = out.datagram_bytes - out.header_bytes;
+    match out.key.protocol {
+        protocol::TCP => any_tcp(bytes, l4, payload, out),
+        protocol::UDP | protocol::UDP_LITE => ports(bytes, l4, payload, 8, out),
+        protocol::SCTP => ports(bytes, l4, payload, 12, out),
         protocol::ICMP | protocol::ICMPV6 => {
             if payload < 4 {
                 return Err(Reject::Truncated);
             }
-            key.src_port = bytes.read::<2>(l4).ok_or(Reject::Truncated)?;
+            out.key.src_port = bytes.read::<2>(l4).ok_or(Reject::Truncated)?;
+            Ok(())
         }
-        _ => {}
+        _ => Ok(()),
     }
-    parsed.key = key;
-    Ok(parsed)
+}
+
+#[inline(always)]
+fn any_tcp<R: Read>(bytes: &R, l4: u32, payload: u32, out: &mut Parsed) -> Result<(), Reject> {
+    ports(bytes, l4, payload, 20, out)?;
+    let t = bytes.read::<2>(l4 + 12).ok_or(Reject::Truncated)?;
+    let length = u32::from(t[0] >> 4) * 4;
+    if length < 20 {
+        return Err(Reject::BadHeader);
+    }
+    if length > payload {
+        return Err(Reject::Truncated);
+    }
+    out.header_bytes += length - 20;
+    out.tcp_flags = t[1];
+    Ok(())
+}
+
+/// Both ports of a transport header that has at least `header` bytes.
+#[inline(always)]
+fn ports<R: Read>(
+    bytes: &R,
+    l4: u32,
+    payload: u32,
+    header: u32,
+    out: &mut Parsed,
+) -> Result<(), Reject> {
+    if payload < header {
+        return Err(Reject::Truncated);
+    }
+    let t = bytes.read::<4>(l4).ok_or(Reject::Truncated)?;
+    out.key.src_port = [t[0], t[1]];
+    out.key.dst_port = [t[2], t[3]];
+    out.header_bytes += header;
+    Ok(())
 }

@@ -5,7 +5,10 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
-#![allow(internal_features, reason = "BPF has atomic adds, but no compare-and-swap that core asks for")]
+#![allow(
+    internal_features,
+    reason = "BPF has atomic adds, but no compare-and-swap that core asks for"
+)]
 
 mod atomic;
 mod hooks;

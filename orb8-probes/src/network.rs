@@ -9,10 +9,11 @@ use aya_ebpf::helpers::generated::{
     bpf_sk_release, bpf_skb_cgroup_id,
 };
 use aya_ebpf::programs::TcContext;
-use core::mem::MaybeUninit;
 use orb8_common::counter::{self, Lost, Reject};
 use orb8_common::index::{self, EMPTY_CELL, GROUP_CELLS};
-use orb8_common::network::{FlowEvent, FlowKey, FlowLine, FlowMeta, event_kind, flag, scope, tcp_seen};
+use orb8_common::network::{
+    FlowEvent, FlowKey, FlowLine, FlowMeta, event_kind, flag, scope, tcp_seen,
+};
 use orb8_common::parse::{self, Frame, Parsed, protocol, tcp_flag};
 
 use crate::atomic::{add32, add64};
@@ -77,10 +78,9 @@ pub fn observe<const LINK: u32, const EGRESS: bool>(ctx: &TcContext) {
         Some(parsed) => parsed,
         None => {
             counters.add(counter::COLD_PATH_PACKETS, estimate as u64);
-            let mut slow = MaybeUninit::uninit();
+            let mut slow = Parsed::EMPTY;
             match parse_slowly::<LINK>(ctx, &mut slow) {
-                // SAFETY: the function has written it.
-                0 => unsafe { slow.assume_init() },
+                0 => slow,
                 why => return reject(counters, why, estimate as u64, seen),
             }
         }
@@ -106,13 +106,11 @@ fn settle(counters: Counters, frame: &Frame, parsed: &Parsed, packets: u32, seen
     }
 }
 
+/// 0, or one more than the number of the reason.
 #[inline(never)]
-fn parse_slowly<const LINK: u32>(ctx: &TcContext, out: &mut MaybeUninit<Parsed>) -> u64 {
-    match parse::any_form(&Anywhere::<LINK>(ctx), &frame::<LINK>(ctx)) {
-        Ok(parsed) => {
-            out.write(parsed);
-            0
-        }
+pub fn parse_slowly<const LINK: u32>(ctx: &TcContext, out: &mut Parsed) -> u64 {
+    match parse::any_form(&Anywhere::<LINK>(ctx), &frame::<LINK>(ctx), out) {
+        Ok(()) => 0,
         Err(why) => 1 + why as u64,
     }
 }
@@ -292,9 +290,8 @@ fn publish_in(group: u32, hash: u64, slot: u32) -> bool {
 fn first_facts(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
     let skb = ctx.skb.skb;
     // SAFETY: helpers that a classifier may call.
-    let (time_ns, cgroup_id, cookie) = unsafe {
-        (bpf_ktime_get_ns(), bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast()))
-    };
+    let (time_ns, cgroup_id, cookie) =
+        unsafe { (bpf_ktime_get_ns(), bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast())) };
     let scope = if cookie != 0 {
         scope::SOCKET
     } else if packet.key.flags & flag::EGRESS != 0 {
@@ -327,8 +324,15 @@ fn receiver_scope(ctx: &TcContext, key: &FlowKey) -> u8 {
     let mut tuple = [0u32; 9];
     let size = if key.flags & flag::IPV6 != 0 {
         tuple = [
-            key.src[0], key.src[1], key.src[2], key.src[3], key.dst[0], key.dst[1], key.dst[2],
-            key.dst[3], ports(key),
+            key.src[0],
+            key.src[1],
+            key.src[2],
+            key.src[3],
+            key.dst[0],
+            key.dst[1],
+            key.dst[2],
+            key.dst[3],
+            ports(key),
         ];
         36
     } else {

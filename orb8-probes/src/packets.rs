@@ -2,22 +2,20 @@
 
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
-use core::mem::MaybeUninit;
 use orb8_common::network::{FlowKey, PacketEvent, PacketFilter, flag, packet_counter};
-use orb8_common::parse::{self, Parsed};
+use orb8_common::parse::Parsed;
 
 use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS};
-use crate::skb::{Anywhere, frame};
+use crate::network::parse_slowly;
+use crate::skb::frame;
 
 /// Tells a packet if it passes the filter and the rate.
 #[inline(always)]
 pub fn watch<const LINK: u32, const EGRESS: bool>(ctx: &TcContext) {
-    let mut parsed = MaybeUninit::uninit();
-    if !read::<LINK>(ctx, &mut parsed) {
+    let mut parsed = Parsed::EMPTY;
+    if parse_slowly::<LINK>(ctx, &mut parsed) != 0 {
         return;
     }
-    // SAFETY: the function has written it.
-    let parsed = unsafe { parsed.assume_init() };
     let mut key = parsed.key;
     if EGRESS {
         key.flags |= flag::EGRESS;
@@ -48,17 +46,6 @@ pub fn watch<const LINK: u32, const EGRESS: bool>(ctx: &TcContext) {
         }
         // SAFETY: this CPU's counters, bottom halves are off.
         None => unsafe { (*counters)[packet_counter::RING_FULL] += 1 },
-    }
-}
-
-#[inline(never)]
-fn read<const LINK: u32>(ctx: &TcContext, out: &mut MaybeUninit<Parsed>) -> bool {
-    match parse::any_form(&Anywhere::<LINK>(ctx), &frame::<LINK>(ctx)) {
-        Ok(parsed) => {
-            out.write(parsed);
-            true
-        }
-        Err(_) => false,
     }
 }
 

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-const FILES: [&str; 3] =
-    ["orb8/v1/common.proto", "orb8/v1/network.proto", "orb8/v1/agent.proto"];
+const FILES: [&str; 3] = ["orb8/v1/common.proto", "orb8/v1/network.proto", "orb8/v1/agent.proto"];
 
 fn crate_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../orb8-proto")
@@ -19,8 +18,8 @@ pub(crate) fn write() -> anyhow::Result<()> {
 /// Writes the generated files into `out`, so that a test can compare them with the checked-in ones.
 pub(crate) fn generate(out: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(out)?;
-    let descriptors = protox::compile(FILES, [crate_dir().join("proto")])
-        .context("compile the .proto files")?;
+    let descriptors =
+        protox::compile(FILES, [crate_dir().join("proto")]).context("compile the .proto files")?;
     std::fs::write(out.join("orb8.v1.bin"), prost_encode(&descriptors))?;
     tonic_prost_build::configure()
         .out_dir(out)

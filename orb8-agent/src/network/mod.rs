@@ -1,5 +1,6 @@
 //! Network flows: what differs from other features. Knows nothing of other features.
 
+pub mod decode;
 pub mod feed;
 pub mod filter;
 pub mod keys;

@@ -109,8 +109,6 @@ pub struct EventSummary {
     pub ring_lost: u64,
     /// Whether it adds up.
     pub balance: Balance,
-    /// Fill of the ring at the last drain, 0 to 1.
-    pub ring_utilization: f64,
 }
 
 /// Failures of one source.
@@ -250,7 +248,6 @@ impl Ledger {
             rejected: self.last.undecodable,
             ring_lost: self.last.after.0[EVENTS_LOST],
             balance: self.events_balance,
-            ring_utilization: self.last.ring_utilization,
         }
     }
 

@@ -1,0 +1,68 @@
+# The menu. Each target is one line that calls cargo or a task of xtask; the logic is there, in Rust.
+# ORB8_REQUIRE=all turns every skipped test into a failure.
+
+.DEFAULT_GOAL := help
+XTASK := cargo xtask
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: setup
+setup: ## Install what a build and the tests need; says what and why
+	@$(XTASK) setup
+
+.PHONY: verify-setup
+verify-setup: ## Only say what is there and what is missing
+	@$(XTASK) verify-setup
+
+.PHONY: build
+build: ## Build target/release/{orb8,orb8-agent}, the kernel programs included
+	cargo build --release --package orb8 --package orb8-agent
+
+.PHONY: build-agent
+build-agent: ## Build target/release/orb8-agent only
+	cargo build --release --package orb8-agent
+
+.PHONY: demo
+demo: setup build ## Two hosts of network namespaces, real traffic, an agent, and what orb8 shows
+	cargo run --quiet --package orb8-testbed --bin demo
+
+.PHONY: test
+test: setup ## Every test, also those that need root and a real kernel
+	@$(XTASK) test
+
+.PHONY: smoke-test
+smoke-test: setup build ## Probes, traffic and command line on this kernel, without Kubernetes
+	@$(XTASK) smoke-test
+
+.PHONY: bench
+bench: setup build ## Measure cost and speed; writes target/bench.json
+	cargo bench --quiet --package orb8-agent --bench bench
+
+.PHONY: lint
+lint: setup ## Formatting, clippy, documentation, licences and advisories
+	@$(XTASK) lint
+
+.PHONY: clippy
+clippy: ## Only clippy
+	cargo clippy --workspace --all-targets -- --deny warnings
+
+.PHONY: fmt
+fmt: ## Format every file
+	@$(XTASK) fmt
+
+.PHONY: generate
+generate: ## Write generated files anew: types of the .proto files, references
+	@$(XTASK) generate
+
+.PHONY: run-agent
+run-agent: setup build ## Run the agent on this host, in the foreground
+	target/release/orb8-agent
+
+.PHONY: fuzz
+fuzz: ## Fuzz the header parser for a minute; needs rustup's nightly and cargo-fuzz
+	@$(XTASK) fuzz
+
+.PHONY: magic magic-local
+magic magic-local: demo ## The same as demo

@@ -1,0 +1,176 @@
+//! Keeps the programs on the right interfaces, on a thread of its own: every attach waits for an
+//! RCU grace period of the kernel. Here is what others see of it; `worker` does the work.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use globset::GlobSet;
+
+use super::chain::{ChainPolicy, Neighbours};
+use super::clsact::Instance;
+use super::load::Programs;
+use super::netlink::{self, Netlink};
+use super::side_channel::SideChannel;
+use super::worker::Worker;
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// tcx links, kernel 6.6.
+    Tcx,
+    /// Filters on the clsact qdisc.
+    Clsact,
+}
+
+impl Route {
+    /// The word that status uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// What the attacher is told to do.
+#[derive(Clone, Debug)]
+pub struct AttachOptions {
+    /// tcx or clsact.
+    pub route: Route,
+    /// Interfaces besides the uplinks.
+    pub configured: GlobSet,
+    /// When to look at our place in the chain, and how often to move.
+    pub chain: ChainPolicy,
+}
+
+/// One interface, as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceState {
+    /// Name at the last look.
+    pub name: String,
+    /// Number.
+    pub ifindex: u32,
+    /// `attached` or `failed`.
+    pub state: &'static str,
+    /// `tcx` or `clsact`.
+    pub attach: &'static str,
+    /// Why it failed, or what stands before us.
+    pub reason: String,
+    /// Programs before and after ours.
+    pub neighbours: Neighbours,
+    /// `ethernet`, `raw` or `other`.
+    pub link: &'static str,
+    /// Why it was chosen.
+    pub chosen_by: &'static str,
+}
+
+/// What the attacher shares with the rest of the agent.
+#[derive(Debug, Default)]
+pub struct AttachState {
+    /// All chosen interfaces, in the order of their numbers.
+    pub interfaces: Vec<InterfaceState>,
+    /// Addresses of this host, for telling own traffic.
+    pub local_addresses: Vec<std::net::IpAddr>,
+    /// Names of all devices by number, also of those that have gone, bounded.
+    pub names: HashMap<u32, String>,
+}
+
+/// What the thread is asked to do.
+pub enum Request {
+    /// Look whether interfaces, addresses or routes have changed.
+    Wake,
+    /// Attach or detach the packet view; answered when done.
+    Packets(bool, SyncSender<()>),
+    /// Detach everything and end.
+    Stop,
+}
+
+/// What the thread shares with others.
+pub(super) struct Shared {
+    pub(super) side: Arc<SideChannel>,
+    pub(super) changed: Arc<AtomicBool>,
+    pub(super) state: Arc<Mutex<AttachState>>,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Attacher {
+    requests: SyncSender<Request>,
+    thread: Option<JoinHandle<()>>,
+    state: Arc<Mutex<AttachState>>,
+}
+
+impl Attacher {
+    /// Lists interfaces, attaches to the chosen ones and keeps them attached.
+    ///
+    /// Returns at once; readiness is told by [`Self::state`].
+    ///
+    /// # Errors
+    /// If netlink cannot be opened or the thread not started.
+    pub fn start(
+        programs: Programs,
+        options: AttachOptions,
+        seed: u64,
+        side: Arc<SideChannel>,
+    ) -> Result<Self, netlink::NetlinkError> {
+        let (requests, queue) = sync_channel(16);
+        let changed = Arc::new(AtomicBool::new(true));
+        let state = Arc::new(Mutex::new(AttachState::default()));
+        let netlink = Netlink::open()?;
+        // Before the first listing, so that no change in between is missed.
+        let (mark, wake) = (Arc::clone(&changed), requests.clone());
+        netlink::watch(move || {
+            mark.store(true, Ordering::Release);
+            // A full queue is awake anyway, and looks at the mark.
+            !matches!(wake.try_send(Request::Wake), Err(TrySendError::Disconnected(_)))
+        })?;
+        let mut worker = Worker::new(
+            netlink,
+            programs,
+            options,
+            Instance::take(seed)?,
+            Shared { side, changed, state: Arc::clone(&state) },
+        );
+        let thread = std::thread::Builder::new()
+            .name("attach".to_owned())
+            .stack_size(512 * 1024)
+            .spawn(move || worker.run(&queue))?;
+        Ok(Self { requests, thread: Some(thread), state })
+    }
+
+    /// What is attached, and what the thread has to say.
+    #[must_use]
+    pub fn state(&self) -> &Arc<Mutex<AttachState>> {
+        &self.state
+    }
+
+    /// Attaches or detaches the packet view; returns when it is done.
+    pub fn packets(&self, on: bool) {
+        let (done, wait) = sync_channel(1);
+        if self.requests.send(Request::Packets(on, done)).is_ok() {
+            // An error means that the thread has ended: nothing is attached then.
+            let _ended = wait.recv();
+        }
+    }
+
+    /// Detaches everything. The programs have ended when this returns.
+    pub fn stop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // An error means that the thread has ended already.
+            let _ended = self.requests.send(Request::Stop);
+            if thread.join().is_err() {
+                tracing::error!("the attach thread panicked; the kernel detaches tcx links");
+            }
+        }
+    }
+}
+
+impl Drop for Attacher {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

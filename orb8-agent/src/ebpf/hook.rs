@@ -1,0 +1,188 @@
+//! One program on one hook of one interface, by tcx or clsact.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use aya::programs::TcAttachType;
+use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
+
+use super::load::Programs;
+use super::netlink::LinkKind;
+use super::sys;
+
+/// The two hooks of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Packets that the interface receives.
+    Ingress,
+    /// Packets that it sends.
+    Egress,
+}
+
+impl Side {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// The word that status uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    /// The tcx attach type.
+    #[must_use]
+    pub const fn tcx(self) -> u32 {
+        match self {
+            Self::Ingress => sys::BPF_TCX_INGRESS,
+            Self::Egress => sys::BPF_TCX_EGRESS,
+        }
+    }
+
+    const fn clsact(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+}
+
+/// What a program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Counts flows.
+    Flows,
+    /// Tells packets.
+    Packets,
+}
+
+/// The name of the program for a purpose, a side and a link header.
+#[must_use]
+pub const fn program(purpose: Purpose, side: Side, link: LinkKind) -> &'static str {
+    match (purpose, side, link) {
+        (Purpose::Flows, Side::Ingress, LinkKind::Ethernet) => "orb8_in_eth",
+        (Purpose::Flows, Side::Egress, LinkKind::Ethernet) => "orb8_out_eth",
+        (Purpose::Flows, Side::Ingress, LinkKind::Raw) => "orb8_in_raw",
+        (Purpose::Flows, Side::Egress, LinkKind::Raw) => "orb8_out_raw",
+        (Purpose::Flows, Side::Ingress, LinkKind::Other) => "orb8_in_any",
+        (Purpose::Flows, Side::Egress, LinkKind::Other) => "orb8_out_any",
+        (Purpose::Packets, Side::Ingress, LinkKind::Ethernet) => "orb8_pkt_in_eth",
+        (Purpose::Packets, Side::Egress, LinkKind::Ethernet) => "orb8_pkt_out_eth",
+        (Purpose::Packets, Side::Ingress, LinkKind::Raw) => "orb8_pkt_in_raw",
+        (Purpose::Packets, Side::Egress, LinkKind::Raw) => "orb8_pkt_out_raw",
+        (Purpose::Packets, Side::Ingress, LinkKind::Other) => "orb8_pkt_in_any",
+        (Purpose::Packets, Side::Egress, LinkKind::Other) => "orb8_pkt_out_any",
+    }
+}
+
+/// Priorities of clsact that are tried: the lowest runs first, and one that another kind of filter
+/// has cannot be shared.
+const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=16;
+
+/// An attached program.
+pub enum Hook {
+    /// Goes when the descriptor is closed, also by a kill.
+    Tcx(OwnedFd),
+    /// Goes when it is detached.
+    Clsact {
+        /// The program.
+        program: &'static str,
+        /// aya's number of the attachment.
+        link: SchedClassifierLinkId,
+    },
+}
+
+/// Where to attach.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// The interface's number.
+    pub ifindex: u32,
+    /// Its name, for clsact.
+    pub name: &'a str,
+    /// Its link header.
+    pub link: LinkKind,
+    /// Its side.
+    pub side: Side,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// Attaches by tcx: first in the chain; the packet view right behind our own counting.
+///
+/// # Errors
+/// What the kernel says; ENODEV if the interface has gone.
+pub fn attach_tcx(programs: &mut Programs, place: &Place<'_>) -> io::Result<Hook> {
+    let name = program(place.purpose, place.side, place.link);
+    let after = match place.purpose {
+        Purpose::Flows => None,
+        Purpose::Packets => Some(program(Purpose::Flows, place.side, place.link)),
+    };
+    let after = after.and_then(|name| programs.id(name));
+    let fd = programs.get(name).fd().map_err(io::Error::other)?;
+    let link = sys::tcx_attach(fd.as_fd(), place.ifindex, place.side.tcx(), after)?;
+    Ok(Hook::Tcx(link))
+}
+
+/// Adds clsact if the interface has none; true if it had none.
+///
+/// # Errors
+/// What the kernel says.
+pub fn ensure_clsact(name: &str) -> io::Result<bool> {
+    match tc::qdisc_add_clsact(name) {
+        Ok(()) => Ok(true),
+        Err(tc::TcError::AlreadyAttached) => Ok(false),
+        Err(tc::TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(io::Error::other(chain(&error))),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+/// Attaches by clsact at the lowest priority that can be had, with the agent's handle.
+///
+/// # Errors
+/// What the kernel says.
+pub fn attach_clsact(programs: &mut Programs, place: &Place<'_>, handle: u32) -> io::Result<Hook> {
+    let name = program(place.purpose, place.side, place.link);
+    // Two filters of one agent may share a priority, but not a handle.
+    let first = match place.purpose {
+        Purpose::Flows => *PRIORITIES.start(),
+        Purpose::Packets => PRIORITIES.start() + 1,
+    };
+    let mut last = None;
+    for priority in first..=*PRIORITIES.end() {
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority,
+            handle: TcHandle::from(handle),
+            classid: None,
+        });
+        let program = programs.get(name);
+        match program.attach_with_options(place.name, place.side.clsact(), options) {
+            Ok(link) => return Ok(Hook::Clsact { program: name, link }),
+            Err(error) => last = Some(io::Error::other(chain(&error))),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::Error::other("no priority left")))
+}
+
+/// Detaches. An interface that has gone has taken its programs with it.
+pub fn detach(programs: &mut Programs, hook: Hook) {
+    match hook {
+        Hook::Tcx(link) => drop(link),
+        Hook::Clsact { program, link } => {
+            if let Err(error) = programs.get(program).detach(link) {
+                tracing::debug!(%error, program, "a filter was already gone");
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Starts the kernel side as a whole: load, sources, attach; and stops it.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use aya::maps::{Array, MapData, PerCpuArray};
+use globset::GlobSet;
+use orb8_common::network::{PacketFilter, packet_counter};
+
+use super::attach::{AttachOptions, AttachState, Attacher, Route};
+use super::chain::ChainPolicy;
+use super::clock::{Clock, ClockError};
+use super::grace::{Barrier, Grace};
+use super::lines::{LineSource, LineTimes};
+use super::load::{self, LoadError, LoadOptions, PodBytes};
+use super::netlink::NetlinkError;
+use super::ring::{Decode, RingSource};
+use super::side_channel::SideChannel;
+use super::sys;
+use crate::pipeline::source::EventSource;
+
+/// Everything the kernel side is told.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// Lines of the flow table.
+    pub max_flows: u32,
+    /// Bytes of the ring of lifecycle events.
+    pub ring_bytes: u32,
+    /// tcx or clsact; `None` takes tcx where the kernel has it.
+    pub route: Option<Route>,
+    /// Interfaces besides the uplinks.
+    pub interfaces: GlobSet,
+    /// Between drains, until idle lines go.
+    pub times: LineTimes,
+    /// Our place in the chains.
+    pub chain: ChainPolicy,
+    /// See [`LoadOptions::fault_bytes`].
+    pub fault_bytes: u32,
+    /// Makes an event of a record of the lifecycle ring.
+    pub decode_event: Decode,
+    /// Makes an event of a record of the packet ring.
+    pub decode_packet: Decode,
+}
+
+/// Bytes of the ring of the packet view.
+const PACKET_RING_BYTES: u32 = 256 * 1024;
+
+/// The kernel side could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The probes could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The clocks could not be read.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// Waiting for programs is not possible.
+    #[error("prepare to wait for running programs: {0}")]
+    Grace(std::io::Error),
+    /// Interfaces cannot be listed or watched.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// The running kernel side.
+pub struct Kernel {
+    attacher: Mutex<Attacher>,
+    state: Arc<Mutex<AttachState>>,
+    view: Mutex<PacketView>,
+    map_bytes: u64,
+    tick_ns: u64,
+    route: Route,
+    barrier: Barrier,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("route", &self.route).finish_non_exhaustive()
+    }
+}
+
+/// The maps of the packet view.
+struct PacketView {
+    filter: Array<MapData, PodBytes<{ size_of::<PacketFilter>() }>>,
+    counters: PerCpuArray<MapData, [u64; 8]>,
+}
+
+/// What the packet view did with the packets that passed while it was open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PacketViewCounts {
+    /// Packets (skbs) that the kernel's filter let through.
+    pub matched: u64,
+    /// Of these, not told because of the rate.
+    pub rate_limited: u64,
+    /// Of these, not told because the ring was full.
+    pub ring_full: u64,
+}
+
+/// The kernel side and its sources.
+pub struct Started {
+    /// To be given to the pipeline.
+    pub sources: Vec<Box<dyn EventSource>>,
+    /// To be asked and stopped.
+    pub kernel: Kernel,
+}
+
+/// Loads the probes and begins to attach them; returns before all interfaces are attached.
+///
+/// # Errors
+/// What is missing, in words.
+pub fn start(options: &KernelOptions) -> Result<Started, StartError> {
+    let loaded = load::load(&LoadOptions {
+        max_flows: options.max_flows,
+        ring_bytes: options.ring_bytes,
+        packet_ring_bytes: PACKET_RING_BYTES,
+        fault_bytes: options.fault_bytes,
+    })?;
+    let mut programs = loaded.programs;
+    let clock_program = programs.duplicate("orb8_clock")?;
+    let clock = Clock::new(clock_program, loaded.clock)?;
+    let tick_ns = clock.tick_ns();
+    let grace = Grace::start().map_err(StartError::Grace)?;
+    let barrier = Barrier::new().map_err(StartError::Grace)?;
+    let side = Arc::new(SideChannel::default());
+    let route = options.route.unwrap_or_else(best_route);
+    let seed = loaded.table.seed;
+    let sources: Vec<Box<dyn EventSource>> = vec![
+        Box::new(RingSource::new("ring", loaded.events, options.decode_event, Arc::clone(&side))),
+        Box::new(RingSource::new(
+            "packets",
+            loaded.packets,
+            options.decode_packet,
+            Arc::clone(&side),
+        )),
+        Box::new(LineSource::new(loaded.table, clock, grace, options.times, Arc::clone(&side))),
+    ];
+    let attach =
+        AttachOptions { route, configured: options.interfaces.clone(), chain: options.chain };
+    // The seed of the hash stays a secret: the agent's number is another function of it.
+    let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let attacher = Attacher::start(programs, attach, number, side)?;
+    let kernel = Kernel {
+        state: Arc::clone(attacher.state()),
+        attacher: Mutex::new(attacher),
+        view: Mutex::new(PacketView {
+            filter: loaded.packet_filter,
+            counters: loaded.packet_counters,
+        }),
+        map_bytes: loaded.map_bytes,
+        tick_ns,
+        route,
+        barrier,
+    };
+    Ok(Started { sources, kernel })
+}
+
+/// tcx where the kernel has it.
+fn best_route() -> Route {
+    /// Loopback has this number in every network namespace.
+    const LOOPBACK: u32 = 1;
+    match sys::tcx_chain(LOOPBACK, sys::BPF_TCX_INGRESS) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Route::Clsact,
+        _ => Route::Tcx,
+    }
+}
+
+impl Kernel {
+    /// Interfaces, addresses and names as of now.
+    pub fn state(&self) -> MutexGuard<'_, AttachState> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// tcx or clsact.
+    #[must_use]
+    pub const fn route(&self) -> Route {
+        self.route
+    }
+
+    /// Kernel memory of all maps in bytes.
+    #[must_use]
+    pub const fn map_bytes(&self) -> u64 {
+        self.map_bytes
+    }
+
+    /// Opens the packet view for packets that pass a filter, about `rate` a second and at least one
+    /// a tick on each CPU; returns when the programs are attached. `per_tick` of the filter is set
+    /// here.
+    ///
+    /// # Errors
+    /// What writing the filter says.
+    pub fn open_packet_view(
+        &self,
+        mut filter: PacketFilter,
+        rate: u32,
+    ) -> Result<(), aya::maps::MapError> {
+        let ticks = 1_000_000_000 / self.tick_ns.max(1);
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let per_tick = u64::from(rate).div_ceil(ticks.saturating_mul(cpus).max(1));
+        filter.per_tick = u32::try_from(per_tick).unwrap_or(u32::MAX);
+        lock(&self.view).filter.set(0, PodBytes(bytes_of(filter)), 0)?;
+        lock(&self.attacher).packets(true);
+        Ok(())
+    }
+
+    /// Closes the packet view; returns when the programs are detached.
+    pub fn close_packet_view(&self) {
+        lock(&self.attacher).packets(false);
+    }
+
+    /// What the packet view has done since the agent started.
+    #[must_use]
+    pub fn packet_view_counts(&self) -> PacketViewCounts {
+        let mut sum = PacketViewCounts::default();
+        if let Ok(of_cpus) = lock(&self.view).counters.get(&0, 0) {
+            for of_cpu in of_cpus.iter() {
+                sum.matched += of_cpu[packet_counter::MATCHED];
+                sum.rate_limited += of_cpu[packet_counter::RATE_LIMITED];
+                sum.ring_full += of_cpu[packet_counter::RING_FULL];
+            }
+        }
+        sum
+    }
+
+    /// Detaches everything and waits until no program of ours runs any more: what the sources
+    /// then read is final.
+    pub fn stop(&self) {
+        lock(&self.attacher).stop();
+        if let Err(error) = self.barrier.wait() {
+            tracing::error!(%error, "waiting for the programs to end failed");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A filter as the map holds it.
+fn bytes_of(filter: PacketFilter) -> [u8; size_of::<PacketFilter>()] {
+    // SAFETY: `repr(C)` without padding: 16 + 16 + 2 + 1 + 1 + 4 bytes.
+    unsafe { std::mem::transmute(filter) }
+}
+
+/// Lines stay for so long after FIN or RST, for what is still under way.
+pub const LINGER: Duration = Duration::from_secs(2);

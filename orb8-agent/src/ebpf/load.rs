@@ -1,0 +1,265 @@
+//! Loads the probe object: sizes, settings, programs; hands out maps and programs by name.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf, Stack};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use orb8_common::counter;
+use orb8_common::index::{self, Group};
+use orb8_common::network::{FlowLine, FlowMeta, PacketFilter};
+
+use super::mapping::Mapping;
+use super::object;
+
+/// Sizes and settings that the programs are loaded with.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Lines of the flow table.
+    pub max_flows: u32,
+    /// Bytes of the ring of lifecycle events, a power of two.
+    pub ring_bytes: u32,
+    /// Bytes of the ring of the packet view, a power of two.
+    pub packet_ring_bytes: u32,
+    /// Datagrams of this many bytes are seen and then forgotten: a fault that tests use to prove
+    /// that the ledger notices. 0 otherwise.
+    pub fault_bytes: u32,
+}
+
+/// The probes could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The kernel or the object refuses.
+    #[error("load the probes: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// The object lacks a map.
+    #[error("the probe object has no usable map `{name}`: {message}; rebuild it")]
+    Map {
+        /// Name of the map.
+        name: &'static str,
+        /// What aya says.
+        message: String,
+    },
+    /// The verifier or the kernel refuses a program.
+    #[error("load the program `{name}`: {message}")]
+    Program {
+        /// Name of the program.
+        name: String,
+        /// First and last lines of what the kernel says.
+        message: String,
+    },
+    /// A map cannot be shared with us.
+    #[error("map `{name}` into memory: {source}")]
+    Mmap {
+        /// Name of the map.
+        name: &'static str,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
+    /// No random seed.
+    #[error("read a random seed from the kernel: {0}")]
+    Seed(std::io::Error),
+}
+
+/// All programs and maps, loaded and not yet attached.
+pub struct Loaded {
+    /// Programs by name.
+    pub programs: Programs,
+    /// The flow table.
+    pub table: Table,
+    /// Ring of lifecycle events.
+    pub events: RingBuf<MapData>,
+    /// Ring of the packet view.
+    pub packets: RingBuf<MapData>,
+    /// Filter of the packet view.
+    pub packet_filter: Array<MapData, PodBytes<{ size_of::<PacketFilter>() }>>,
+    /// Counters of the packet view.
+    pub packet_counters: PerCpuArray<MapData, [u64; 8]>,
+    /// Both clocks, as the program `orb8_clock` reads them.
+    pub clock: Array<MapData, [u64; 2]>,
+    /// Bytes of kernel memory of all maps, as the kernel accounts them (fdinfo memlock).
+    pub map_bytes: u64,
+}
+
+/// Plain bytes as a map value.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct PodBytes<const N: usize>(pub [u8; N]);
+
+// SAFETY: bytes, without padding.
+unsafe impl<const N: usize> aya::Pod for PodBytes<N> {}
+
+/// The flow table as user space holds it.
+pub struct Table {
+    /// Counters of each flow.
+    pub lines: Mapping<FlowLine>,
+    /// Facts of each flow, at the same number.
+    pub meta: Mapping<FlowMeta>,
+    /// Cells that lead to lines.
+    pub index: Mapping<Group>,
+    /// Numbers of free lines.
+    pub free: Stack<MapData, u32>,
+    /// Ledger counters of each CPU.
+    pub counters: PerCpuArray<MapData, [u64; counter::COUNT]>,
+    /// Seed of the hash.
+    pub seed: u64,
+}
+
+/// Programs by name. Kept open for as long as anything is attached.
+pub struct Programs {
+    ebpf: Ebpf,
+    ids: HashMap<String, u32>,
+}
+
+impl Programs {
+    /// A program of the object.
+    ///
+    /// # Panics
+    /// If the object has no classifier of this name, which the loader has seen to.
+    pub fn get(&mut self, name: &str) -> &mut SchedClassifier {
+        let program = self.ebpf.program_mut(name).expect("the loader has seen every program");
+        program.try_into().expect("every program of the object is a classifier")
+    }
+
+    /// Another descriptor of a program, for running it.
+    ///
+    /// # Errors
+    /// If no more descriptors can be had.
+    pub fn duplicate(&mut self, name: &str) -> Result<OwnedFd, LoadError> {
+        let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
+        let fd = self.get(name).fd().map_err(|e| fail(e.to_string()))?;
+        fd.as_fd().try_clone_to_owned().map_err(|e| fail(e.to_string()))
+    }
+
+    /// The kernel's id of a program.
+    #[must_use]
+    pub fn id(&self, name: &str) -> Option<u32> {
+        self.ids.get(name).copied()
+    }
+
+    /// Whether a kernel program id is one of ours.
+    #[must_use]
+    pub fn is_ours(&self, id: u32) -> bool {
+        self.ids.values().any(|ours| *ours == id)
+    }
+}
+
+/// Loads all programs and fills the list of free lines.
+///
+/// # Errors
+/// What the kernel refuses, with the first and last lines of the verifier's log.
+pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let seed = seed()?;
+    let groups = index::groups(options.max_flows);
+    let mask = groups - 1;
+    let mut ebpf = EbpfLoader::new()
+        .override_global("SEED", &seed, true)
+        .override_global("GROUP_MASK", &mask, true)
+        .override_global("FAULT_BYTES", &options.fault_bytes, true)
+        .map_max_entries("LINES", options.max_flows)
+        .map_max_entries("META", options.max_flows)
+        .map_max_entries("FREE", options.max_flows)
+        .map_max_entries("INDEX", groups)
+        .map_max_entries("EVENTS", options.ring_bytes)
+        .map_max_entries("PACKETS", options.packet_ring_bytes)
+        .load(object::bytes())?;
+    let map_bytes = super::memory::map_bytes(&ebpf);
+    // Programs first: they refer to maps by descriptors, which taking a map may close.
+    let ids = load_programs(&mut ebpf)?;
+    let mut take = |name: &'static str| {
+        ebpf.take_map(name).ok_or(LoadError::Map { name, message: "missing".to_owned() })
+    };
+    let mut table = Table {
+        lines: mapped("LINES", take("LINES")?, options.max_flows)?,
+        meta: mapped("META", take("META")?, options.max_flows)?,
+        index: mapped("INDEX", take("INDEX")?, groups)?,
+        free: typed("FREE", take("FREE")?)?,
+        counters: typed("COUNTERS", take("COUNTERS")?)?,
+        seed,
+    };
+    let events = typed("EVENTS", take("EVENTS")?)?;
+    let packets = typed("PACKETS", take("PACKETS")?)?;
+    let packet_filter = typed("PACKET_FILTER", take("PACKET_FILTER")?)?;
+    let packet_counters = typed("PACKET_COUNTERS", take("PACKET_COUNTERS")?)?;
+    let clock = typed("CLOCK", take("CLOCK")?)?;
+    fill_free_list(&mut table.free, options.max_flows)?;
+    Ok(Loaded {
+        programs: Programs { ebpf, ids },
+        table,
+        events,
+        packets,
+        packet_filter,
+        packet_counters,
+        clock,
+        map_bytes,
+    })
+}
+
+fn seed() -> Result<u64, LoadError> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the kernel writes 8 bytes.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == 8 {
+        Ok(u64::from_ne_bytes(bytes))
+    } else {
+        Err(LoadError::Seed(std::io::Error::last_os_error()))
+    }
+}
+
+fn typed<T>(name: &'static str, map: aya::maps::Map) -> Result<T, LoadError>
+where
+    T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    T::try_from(map).map_err(|e| LoadError::Map { name, message: e.to_string() })
+}
+
+fn mapped<T: Copy>(
+    name: &'static str,
+    map: aya::maps::Map,
+    len: u32,
+) -> Result<Mapping<T>, LoadError> {
+    let aya::maps::Map::Array(data) = map else {
+        return Err(LoadError::Map { name, message: "it is not an array".to_owned() });
+    };
+    Mapping::new(data.fd(), len).map_err(|source| LoadError::Mmap { name, source })
+}
+
+/// Low numbers end on top, so that a small number of flows stays in a small part of the table.
+fn fill_free_list(free: &mut Stack<MapData, u32>, lines: u32) -> Result<(), LoadError> {
+    for line in (0..lines).rev() {
+        free.push(line, 0).map_err(|e| LoadError::Map { name: "FREE", message: e.to_string() })?;
+    }
+    Ok(())
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<String, u32>, LoadError> {
+    let mut ids = HashMap::new();
+    for (name, program) in ebpf.programs_mut() {
+        let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|e: aya::programs::ProgramError| fail(e.to_string()))?;
+        program.load().map_err(|e| {
+            tracing::debug!(program = name, error = %e, "the kernel refused a program");
+            fail(ends_of(&e.to_string()))
+        })?;
+        let info = program.info().map_err(|e| fail(e.to_string()))?;
+        ids.insert(name.to_owned(), info.id());
+    }
+    Ok(ids)
+}
+
+/// The first and the last lines of a text that may hold a whole verifier log.
+fn ends_of(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+    if lines.len() <= 8 {
+        return lines.join("\n");
+    }
+    let (head, tail) = (&lines[..3], &lines[lines.len() - 5..]);
+    format!(
+        "{}\n[{} lines left out, see the debug log]\n{}",
+        head.join("\n"),
+        lines.len() - 8,
+        tail.join("\n")
+    )
+}

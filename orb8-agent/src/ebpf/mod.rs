@@ -1,0 +1,22 @@
+//! The kernel side of the agent: load, attach, drain, ring. The only place with `unsafe` besides
+//! `gpu/nvml`. A layer: it never imports a feature.
+#![allow(missing_debug_implementations, reason = "aya's typed maps have none")]
+
+pub mod attach;
+pub mod chain;
+pub mod clock;
+pub mod clsact;
+pub mod grace;
+pub mod hook;
+pub mod kernel;
+pub mod lines;
+pub mod load;
+pub mod mapping;
+pub mod memory;
+pub mod netlink;
+pub mod object;
+pub mod ring;
+pub mod select;
+pub mod side_channel;
+pub mod sys;
+mod worker;

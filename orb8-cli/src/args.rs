@@ -1,0 +1,168 @@
+//! The words of the command line that all verbs share, and the verbs.
+//!
+//! What is particular to a feature is in its own `args.rs`.
+
+use std::time::Duration;
+
+use clap::builder::Styles;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
+use orb8_util::duration::{self, DurationError};
+use orb8_util::net::HostPort;
+
+use crate::network::args::{FlowsArgs, TraceArgs};
+use crate::output::Format;
+
+const EXAMPLES: &str = "\
+Examples:
+  orb8 status                              what the agent on this host sees and how it is
+  orb8 flows --port 443 --last 20          the 20 latest flows to or from port 443
+  orb8 trace network --protocol icmp       flows as they start, change and end
+  orb8 --agent node-a:9090 --agent node-b:9090 flows -o json
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 partial (a node is missing or something was lost),
+4 not reachable.";
+
+/// See what goes over the network on a host or in a cluster
+#[derive(Debug, Parser)]
+#[command(name = "orb8", bin_name = "orb8", version, after_help = EXAMPLES)]
+#[command(styles = Styles::styled(), arg_required_else_help = true, propagate_version = false)]
+#[command(max_term_width = 100, disable_help_subcommand = true, disable_help_flag = true)]
+pub struct Cli {
+    /// Options of all verbs.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show the health of agents, where they are attached, and both ledgers
+    #[command(after_help = crate::status::EXAMPLES)]
+    Status,
+    /// List flows: who sends how much to whom
+    #[command(after_help = crate::network::args::FLOWS_EXAMPLES)]
+    Flows(Box<FlowsArgs>),
+    /// Watch events as they happen
+    #[command(subcommand, after_help = crate::network::args::TRACE_EXAMPLES)]
+    Trace(TraceVerb),
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  orb8 completions bash > /etc/bash_completion.d/orb8
+  orb8 completions zsh > \"${fpath[1]}/_orb8\"")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What can be watched.
+#[derive(Debug, Subcommand)]
+pub enum TraceVerb {
+    /// Watch flows start, change and end
+    #[command(after_help = crate::network::args::TRACE_EXAMPLES)]
+    Network(Box<TraceArgs>),
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// Options of all verbs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Agent to ask; repeat it for several [default: 127.0.0.1:9090]
+    #[arg(long = "agent", value_name = "HOST:PORT", global = true)]
+    #[arg(env = "ORB8_AGENT", hide_env_values = true, value_delimiter = ',')]
+    pub agents: Vec<HostPort>,
+    /// Read flows saved with -o jsonl instead of asking an agent; - is stdin
+    #[arg(long, value_name = "FILE", global = true)]
+    pub file: Option<String>,
+    /// How long an agent may take to answer
+    #[arg(long, value_name = "DURATION", global = true, default_value = "5s")]
+    #[arg(value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", global = true, default_value = "table")]
+    pub output: Format,
+    /// Columns of table and csv, keys of json and yaml, such as src_ip,bytes,tcp.state
+    #[arg(long, value_name = "FIELD,...", global = true, value_delimiter = ',')]
+    pub fields: Vec<String>,
+    /// Leave the header line out of table and csv
+    #[arg(long, global = true)]
+    pub no_headers: bool,
+    /// When to colour
+    #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
+    pub color: Color,
+    /// Exit with 0 also if a node is missing or something was lost
+    #[arg(long, global = true)]
+    pub allow_partial: bool,
+    /// Print help
+    // One help for -h and --help: the long form would spread each option over four lines.
+    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
+}
+
+impl GlobalArgs {
+    /// Applies what needs to know where a value comes from: a file named on the command line
+    /// outweighs agents from the environment, but not agents on the command line.
+    ///
+    /// # Errors
+    /// A usage error if the values do not go together.
+    pub fn settle(&mut self, matches: &ArgMatches, verb: &Verb) -> Result<(), clap::Error> {
+        let conflict = |text: &str| Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
+        if self.file.is_some() {
+            if agents_given(matches) {
+                return conflict("--file and --agent exclude each other, give one of them");
+            }
+            match verb {
+                Verb::Flows(args) if args.follow => {
+                    return conflict("--file cannot be followed, leave --follow out");
+                }
+                Verb::Flows(_) | Verb::Completions { .. } => {}
+                Verb::Status => {
+                    return conflict("status asks agents, not a file; leave --file out");
+                }
+                Verb::Trace(_) => {
+                    return conflict(
+                        "trace watches agents, not a file; read it with `orb8 flows --file`",
+                    );
+                }
+            }
+        }
+        if self.agents.is_empty() {
+            self.agents = vec![HostPort { host: "127.0.0.1".to_owned(), port: 9090 }];
+        }
+        Ok(())
+    }
+}
+
+fn agents_given(matches: &ArgMatches) -> bool {
+    matches.value_source("agents") == Some(ValueSource::CommandLine)
+        || matches.subcommand().is_some_and(|(_, matches)| agents_given(matches))
+}
+
+/// Reads a duration that is longer than nothing.
+///
+/// # Errors
+/// The text and the accepted forms.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    let duration = duration::parse(text).map_err(|error: DurationError| error.to_string())?;
+    if duration.is_zero() {
+        return Err("it must be longer than 0s, such as 5s".to_owned());
+    }
+    Ok(duration)
+}

@@ -1,0 +1,172 @@
+//! Says, on stderr, what an answer is worth: why it is empty, from when it holds, what is missing.
+//!
+//! Changes nothing in the answer.
+
+use orb8_proto::v1::{AnswerContext, Loss, NodeStatus, QueryFlowsRequest};
+use orb8_query::FlowAnswer;
+use orb8_query::file::FileAnswer;
+use orb8_util::{format, time};
+
+use super::args::FlowsArgs;
+use super::flows::warn_missing;
+use crate::terminal::Terminal;
+
+/// Explains an empty answer of agents, and one that reaches back further than they remember.
+pub fn contexts(
+    answer: &FlowAnswer,
+    args: &FlowsArgs,
+    request: &QueryFlowsRequest,
+    terminal: &mut Terminal<'_>,
+) {
+    for (node, context) in &answer.contexts {
+        if answer.flows.is_empty() {
+            let why = why_empty(context, args, terminal);
+            terminal.note(format!("no flows on {node}: {why}"));
+        }
+        let asked_from = if request.start_time_ns != 0 {
+            request.start_time_ns
+        } else {
+            // Without --since only an --until can reach into the forgotten.
+            request.end_time_ns
+        };
+        if asked_from != 0 && context.held_since_ns != 0 && asked_from < context.held_since_ns {
+            let from = time::rfc3339(context.held_since_ns, &terminal.zone);
+            terminal.note(format!(
+                "the answer of {node} holds from {from} on; what ended before may be forgotten"
+            ));
+        }
+    }
+    if answer.flows.is_empty() && answer.contexts.is_empty() {
+        terminal.note("no flows: the agent does not say why");
+    }
+}
+
+fn why_empty(context: &AnswerContext, args: &FlowsArgs, terminal: &Terminal<'_>) -> String {
+    let AnswerContext { flows_held, packets_seen, interfaces_attached, .. } = context;
+    let health = context.health_message.trim();
+    if *interfaces_attached == 0 {
+        let cause = if health.is_empty() { "" } else { ": " };
+        return format!(
+            "the agent is not attached to any interface{cause}{health}; `orb8 status` has the remedy"
+        );
+    }
+    if *packets_seen == 0 {
+        let interfaces = counted(u64::from(*interfaces_attached), "interface");
+        let ill = if health.is_empty() { String::new() } else { format!(" ({health})") };
+        return format!("no packets seen yet on {interfaces}{ill}; send some and ask again");
+    }
+    if *flows_held == 0 {
+        let packets = counted(*packets_seen, "packet");
+        let since = time::rfc3339(context.held_since_ns, &terminal.zone);
+        return format!("{packets} seen, but no flow is held since {since}; watch with --follow");
+    }
+    none_match(*flows_held, args)
+}
+
+/// Explains an empty or broken-off file.
+pub fn file(path: &str, read: &FileAnswer, args: &FlowsArgs, terminal: &mut Terminal<'_>) {
+    if let Some(line) = read.cut_off_at_line {
+        terminal.warn(format!("file {path} breaks off in line {line}; this is what precedes it"));
+    }
+    if read.flows.is_empty() {
+        let why = if read.held == 0 {
+            "the file has none".to_owned()
+        } else {
+            none_match(read.held, args)
+        };
+        terminal.note(format!("no flows in {path}: {why}"));
+    }
+}
+
+/// The node entry that makes a file that breaks off an answer that is not whole.
+#[must_use]
+pub fn cut_off_node(path: &str) -> NodeStatus {
+    NodeStatus {
+        node_name: path.to_owned(),
+        state: "partial".to_owned(),
+        complete: false,
+        message: "the file breaks off".to_owned(),
+    }
+}
+
+fn none_match(held: u64, args: &FlowsArgs) -> String {
+    let held = counted(held, "flow");
+    let asked = asked(args);
+    if asked.is_empty() {
+        format!("{held} held, but none given out; see `orb8 status`")
+    } else {
+        format!("{held} held, none matches {asked}")
+    }
+}
+
+fn asked(args: &FlowsArgs) -> String {
+    let mut words = Vec::new();
+    let filter = args.filter.describe();
+    if !filter.is_empty() {
+        words.push(filter);
+    }
+    if args.since.is_some() {
+        words.push("--since".to_owned());
+    }
+    if args.until.is_some() {
+        words.push("--until".to_owned());
+    }
+    words.join(" ")
+}
+
+/// Says that more flows match than are shown.
+pub fn cut_short(answer: &FlowAnswer, terminal: &mut Terminal<'_>) {
+    let shown = u64::try_from(answer.flows.len()).unwrap_or(u64::MAX);
+    if answer.matched > shown && shown > 0 {
+        terminal.note(format!(
+            "{shown} of {} matching flows shown; ask for more with --limit",
+            answer.matched
+        ));
+    }
+}
+
+/// Names the nodes that are missing or incomplete, and the losses.
+pub fn missing(answer: &FlowAnswer, terminal: &mut Terminal<'_>) {
+    warn_missing(&answer.errors, terminal);
+    let told = |node: &&NodeStatus| {
+        !answer.errors.iter().any(|error| error.address.to_string() == node.node_name)
+    };
+    for node in answer.nodes.iter().filter(told) {
+        let NodeStatus { node_name, state, complete, message } = node;
+        let separator = if message.is_empty() { "" } else { ": " };
+        if state != "ok" {
+            terminal.warn(format!("node {node_name} is {state}{separator}{message}"));
+        } else if !complete && answer.loss.is_empty() {
+            terminal.warn(format!("the answer of {node_name} is not complete{separator}{message}"));
+        }
+    }
+    for entry in &answer.loss {
+        terminal.warn(format!("lost within this answer: {}", loss(entry)));
+    }
+}
+
+/// A loss in words: `12 packets and 1.5KiB at flow_table (flow_table_full)`.
+#[must_use]
+pub fn loss(loss: &Loss) -> String {
+    let mut amounts = Vec::new();
+    if loss.packets > 0 {
+        amounts.push(counted(loss.packets, "packet"));
+    }
+    if loss.bytes > 0 {
+        amounts.push(format::bytes(loss.bytes));
+    }
+    if loss.events > 0 {
+        amounts.push(counted(loss.events, "event"));
+    }
+    if amounts.is_empty() {
+        amounts.push("an unknown amount".to_owned());
+    }
+    format!("{} at {} ({})", amounts.join(" and "), loss.stage, loss.reason)
+}
+
+/// `1 packet`, `2 packets`.
+#[must_use]
+pub fn counted(count: u64, thing: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{plural}")
+}

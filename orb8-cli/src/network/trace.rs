@@ -1,0 +1,374 @@
+//! `orb8 trace network` and `orb8 flows --follow`: prints events as they arrive and sums up at the
+//! end.
+//!
+//! Holds nothing back: what has arrived is written before waiting for more.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use orb8_proto::v1::{
+    Event, FlowEvent, Loss, NetworkFlow, Notice, QueryFlowsRequest, StreamEventsRequest, event,
+    flow_event,
+};
+use orb8_query::rows::EventRecord;
+use orb8_query::stream::{EventStream, StreamItem};
+use orb8_query::{AgentError, Client, ErrorKind, FlowAnswer, answer};
+use serde_json::Value;
+
+use super::args::{FlowsArgs, TraceArgs};
+use super::explain::{self, counted};
+use super::flows::{csv_columns, table_columns, warn_missing};
+use super::rows::{self, COMPOSED, LEAVES, Line, Look};
+use crate::args::GlobalArgs;
+use crate::error::{CliError, Exit, next_step};
+use crate::output::table::Table;
+use crate::output::{Format, csv, fields, json, yaml};
+use crate::terminal::Terminal;
+
+/// Keys that events have besides those of flows.
+const EVENT_LEAVES: [&str; 3] = ["type", "time_ns", "tcp_flags"];
+/// Columns that only tables of events have.
+const EVENT_COLUMNS: [&str; 2] = ["time", "event"];
+
+/// Runs `trace network`.
+///
+/// # Errors
+/// If no agent can be watched or the events cannot be printed.
+pub async fn run(
+    global: &GlobalArgs,
+    args: &TraceArgs,
+    terminal: &mut Terminal<'_>,
+) -> Result<Exit, CliError> {
+    check_fields(global)?;
+    let mut printer = Printer::new(global, terminal.out_color);
+    watch(global, &args.subscription(), args.duration, None, &mut printer, terminal).await
+}
+
+/// Runs `flows --follow`: the flows that were asked for first, then events.
+///
+/// # Errors
+/// If no agent can be watched or the events cannot be printed.
+pub async fn follow(
+    global: &GlobalArgs,
+    args: &FlowsArgs,
+    request: &QueryFlowsRequest,
+    terminal: &mut Terminal<'_>,
+) -> Result<Exit, CliError> {
+    check_fields(global)?;
+    let first = (args.last.is_some() || args.since.is_some()).then_some(request);
+    let mut printer = Printer::new(global, terminal.out_color);
+    watch(global, &args.subscription(), args.duration, first, &mut printer, terminal).await
+}
+
+fn check_fields(global: &GlobalArgs) -> Result<(), CliError> {
+    let mut extra = EVENT_LEAVES.to_vec();
+    if global.output.is_table() {
+        extra.extend(COMPOSED);
+        extra.extend(EVENT_COLUMNS);
+    }
+    fields::check(&global.fields, &LEAVES, &extra)
+}
+
+async fn watch(
+    global: &GlobalArgs,
+    subscription: &StreamEventsRequest,
+    limit: Option<Duration>,
+    first: Option<&QueryFlowsRequest>,
+    printer: &mut Printer<'_>,
+    terminal: &mut Terminal<'_>,
+) -> Result<Exit, CliError> {
+    let client = Client::new(&global.agents, global.timeout);
+    // Subscribed before the query, so that nothing falls between the two.
+    let (stream, errors) = client.stream(subscription).await;
+    if errors.len() == client.agents().len() {
+        return Err(CliError::NoAgent(errors));
+    }
+    warn_missing(&errors, terminal);
+    let mut tally = Tally { missing: !errors.is_empty(), ..Tally::default() };
+    printer.start(terminal)?;
+    if let Some(request) = first {
+        let answer = client.query_flows(request).await;
+        tally.missing |= !answer.is_complete();
+        explain::missing(&answer, terminal);
+        for event in held(answer) {
+            printer.event(&event, terminal)?;
+        }
+    }
+    let deadline = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    pump(stream, deadline, &mut tally, printer, terminal).await?;
+    terminal.out.flush()?;
+    tally.sum_up(terminal);
+    Ok(if tally.is_complete() || global.allow_partial { Exit::Done } else { Exit::Partial })
+}
+
+/// Flows that were held already, as updates or ends, oldest first.
+fn held(answer: FlowAnswer) -> impl Iterator<Item = Event> {
+    answer.flows.into_iter().rev().map(|flow| {
+        let ended = flow.state == "ended";
+        let kind = if ended { flow_event::Type::End } else { flow_event::Type::Update };
+        Event {
+            node_name: flow.node_name.clone(),
+            time_ns: flow.last_seen_ns,
+            payload: Some(event::Payload::Flow(FlowEvent {
+                r#type: kind.into(),
+                flow: Some(flow),
+            })),
+        }
+    })
+}
+
+async fn pump(
+    mut stream: EventStream,
+    deadline: impl Future<Output = ()>,
+    tally: &mut Tally,
+    printer: &mut Printer<'_>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    let never: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(std::future::pending());
+    let interrupt = std::mem::replace(&mut terminal.interrupt, never);
+    let mut stop = pin!(async {
+        tokio::select! {
+            () = interrupt => {}
+            () = deadline => {}
+        }
+    });
+    loop {
+        let item = match stream.next().now_or_never() {
+            Some(item) => item,
+            None => {
+                terminal.out.flush()?;
+                tokio::select! {
+                    biased;
+                    () = &mut stop => return Ok(()),
+                    item = stream.next() => item,
+                }
+            }
+        };
+        match item {
+            None => return Ok(()),
+            Some(StreamItem::Ended(error)) => {
+                tally.missing = true;
+                terminal.warn(format!("{error}; {}", next_step(&error)));
+                if printer.tells_notices() {
+                    printer.event(&ended(&error, (terminal.clock)()), terminal)?;
+                }
+            }
+            Some(StreamItem::Event(event)) => {
+                tally.count(&event);
+                printer.event(&event, terminal)?;
+            }
+        }
+        // A stream that never pauses must not outlive its end.
+        if (&mut stop).now_or_never().is_some() {
+            return Ok(());
+        }
+    }
+}
+
+/// The end of one agent's stream, for those who read the stream and not stderr.
+fn ended(error: &AgentError, now_ns: i64) -> Event {
+    let code = match error.kind {
+        ErrorKind::Ended => "stream_ended",
+        ErrorKind::Unreachable | ErrorKind::Broken | ErrorKind::Timeout => "node_unreachable",
+        ErrorKind::NotOrb8 | ErrorKind::BadRequest | ErrorKind::Failed => "node_failed",
+    };
+    Event {
+        node_name: answer::missing(error).node_name,
+        time_ns: now_ns,
+        payload: Some(event::Payload::Notice(Notice {
+            severity: "error".to_owned(),
+            code: code.to_owned(),
+            message: error.to_string(),
+        })),
+    }
+}
+
+/// What went by.
+#[derive(Debug, Default)]
+struct Tally {
+    started: u64,
+    updates: u64,
+    ended: u64,
+    packets: u64,
+    losses: Vec<Loss>,
+    missing: bool,
+}
+
+impl Tally {
+    fn count(&mut self, event: &Event) {
+        match &event.payload {
+            Some(event::Payload::Flow(flow)) => match flow.r#type() {
+                flow_event::Type::Start => self.started += 1,
+                flow_event::Type::Update => self.updates += 1,
+                flow_event::Type::End => self.ended += 1,
+                flow_event::Type::Unspecified => {}
+            },
+            Some(event::Payload::Packet(_)) => self.packets += 1,
+            Some(event::Payload::Loss(loss)) => {
+                self.losses.push(loss.clone());
+                // Bounded by the number of stages and reasons, however long the stream.
+                self.losses = answer::add_up(self.losses.drain(..));
+            }
+            Some(event::Payload::Notice(_)) | None => {}
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.losses.is_empty() && !self.missing
+    }
+
+    fn sum_up(&self, terminal: &mut Terminal<'_>) {
+        let Self { started, updates, ended, packets, losses, .. } = self;
+        let mut sum = format!(
+            "{} started, {} ended, {}",
+            counted(*started, "flow"),
+            ended,
+            counted(*updates, "update")
+        );
+        if *packets > 0 {
+            sum += &format!(", {}", counted(*packets, "packet"));
+        }
+        if losses.is_empty() {
+            terminal.note(format!("{sum}; nothing lost"));
+            return;
+        }
+        terminal.note(sum);
+        for loss in losses {
+            terminal.warn(format!("lost while watching: {}", explain::loss(loss)));
+        }
+    }
+}
+
+/// Writes events in one format.
+#[derive(Debug)]
+struct Printer<'a> {
+    global: &'a GlobalArgs,
+    columns: Vec<&'a str>,
+    csv: Vec<String>,
+    table: Table,
+    with_type: Vec<String>,
+}
+
+impl<'a> Printer<'a> {
+    fn new(global: &'a GlobalArgs, color: bool) -> Self {
+        let mut columns = table_columns(global, global.agents.len() > 1);
+        let mut csv = csv_columns(global);
+        if global.fields.is_empty() {
+            columns.retain(|column| !matches!(*column, "age" | "last"));
+            columns.splice(0..0, EVENT_COLUMNS);
+            csv.splice(0..0, EVENT_LEAVES[..2].iter().map(ToString::to_string));
+            csv.push(EVENT_LEAVES[2].to_owned());
+        }
+        let mut table = Table::new(rows::headings(&columns), color);
+        table.reserve(&columns.iter().map(|column| usual_width(column)).collect::<Vec<_>>());
+        // A line without its type could be anything.
+        let mut with_type = global.fields.clone();
+        if !with_type.iter().any(|field| field == "type") {
+            with_type.insert(0, "type".to_owned());
+        }
+        Self { global, columns, csv, table, with_type }
+    }
+
+    /// True if notices are part of the data.
+    fn tells_notices(&self) -> bool {
+        matches!(self.global.output, Format::Json | Format::Jsonl | Format::Yaml)
+    }
+
+    fn start(&mut self, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+        if self.global.no_headers {
+            return Ok(());
+        }
+        match self.global.output {
+            Format::Table | Format::Wide => self.table.header(&mut terminal.out)?,
+            Format::Csv => csv::header(&mut terminal.out, &self.csv)?,
+            Format::Json | Format::Jsonl | Format::Yaml => {}
+        }
+        Ok(terminal.out.flush()?)
+    }
+
+    fn event(&mut self, event: &Event, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+        let Some(record) = EventRecord::new(event) else { return Ok(()) };
+        let out = &mut *terminal.out;
+        match self.global.output {
+            Format::Table | Format::Wide | Format::Csv => self.row(event, &record, terminal),
+            Format::Json | Format::Jsonl if self.global.fields.is_empty() => {
+                json::line(out, &record)
+            }
+            Format::Json | Format::Jsonl => json::line(out, &self.picked(&record)),
+            Format::Yaml if self.global.fields.is_empty() => yaml::document(out, &record, true),
+            Format::Yaml => yaml::document(out, &self.picked(&record), true),
+        }
+    }
+
+    /// `--fields` picks from flows and packets; losses and notices stay whole.
+    fn picked(&self, record: &EventRecord) -> Value {
+        let whole = serde_json::to_value(record).unwrap_or(Value::Null);
+        match record.kind {
+            "loss" | "notice" => whole,
+            _ => fields::project(&whole, &self.with_type),
+        }
+    }
+
+    fn row(
+        &mut self,
+        event: &Event,
+        record: &EventRecord,
+        terminal: &mut Terminal<'_>,
+    ) -> Result<(), CliError> {
+        let packet;
+        let flow: &NetworkFlow = match &event.payload {
+            Some(event::Payload::Flow(FlowEvent { flow: Some(flow), .. })) => flow,
+            Some(event::Payload::Packet(told)) => {
+                packet = rows::packet(told);
+                &packet
+            }
+            Some(event::Payload::Loss(loss)) => {
+                terminal.warn(format!("{}: lost {}", event.node_name, explain::loss(loss)));
+                return Ok(());
+            }
+            Some(event::Payload::Notice(notice)) => {
+                tell(&event.node_name, notice, terminal);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        let line = Line::event(flow, record);
+        if self.global.output == Format::Csv {
+            return csv::row(&mut terminal.out, &self.csv, line.json());
+        }
+        let look = Look { now_ns: (terminal.clock)(), zone: terminal.zone.clone() };
+        Ok(self.table.row(&mut terminal.out, &line.cells(&self.columns, &look))?)
+    }
+}
+
+fn tell(node: &str, notice: &Notice, terminal: &mut Terminal<'_>) {
+    let message = format!("{node}: {}", notice.message);
+    match notice.severity.as_str() {
+        "error" => terminal.error(message),
+        "warning" => terminal.warn(message),
+        _ => terminal.note(message),
+    }
+}
+
+/// Most rows fit these, so that the columns of a stream seldom move.
+fn usual_width(column: &str) -> usize {
+    match column {
+        "time" => 12,
+        "event" => 6,
+        "src" | "dst" => 21,
+        "proto" => 6,
+        "direction" => 7,
+        "interface" => 8,
+        "bytes" => 9,
+        "rate" => 11,
+        "state" => 10,
+        _ => 0,
+    }
+}

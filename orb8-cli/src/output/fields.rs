@@ -1,0 +1,61 @@
+//! `--fields`: picks values out of records by dotted paths such as `tcp.state`.
+
+use serde_json::{Map, Value};
+
+use crate::error::CliError;
+
+/// The value at a path; null where there is none.
+#[must_use]
+pub fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
+    path.split('.').try_fold(value, |value, key| value.get(key)).unwrap_or(&Value::Null)
+}
+
+/// An object with only the given paths, nested as they were. Where an object on the way is null,
+/// null stays in its place.
+#[must_use]
+pub fn project(value: &Value, paths: &[String]) -> Value {
+    let mut picked = Value::Object(Map::new());
+    for path in paths {
+        copy(value, &mut picked, path);
+    }
+    picked
+}
+
+fn copy(from: &Value, to: &mut Value, path: &str) {
+    let Value::Object(to) = to else { return };
+    let (key, rest) = match path.split_once('.') {
+        Some((key, rest)) => (key, Some(rest)),
+        None => (path, None),
+    };
+    let value = from.get(key).unwrap_or(&Value::Null);
+    match rest {
+        Some(rest) if value.is_object() => {
+            let inner = to.entry(key).or_insert_with(|| Value::Object(Map::new()));
+            copy(value, inner, rest);
+        }
+        _ => {
+            to.insert(key.to_owned(), value.clone());
+        }
+    }
+}
+
+/// Checks that each field is a leaf of `leaves` or an object that holds some, or is in `extra`.
+///
+/// # Errors
+/// A usage error that names the field and the closest ones.
+pub fn check(fields: &[String], leaves: &[&str], extra: &[&str]) -> Result<(), CliError> {
+    let known = |field: &str| {
+        extra.contains(&field)
+            || leaves.iter().any(|leaf| {
+                leaf.strip_prefix(field)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            })
+    };
+    match fields.iter().find(|field| !known(field)) {
+        None => Ok(()),
+        Some(field) => {
+            let all = leaves.iter().chain(extra).copied().collect::<Vec<_>>().join(" ");
+            Err(CliError::Usage(format!("unknown field {field:?} in --fields, use some of: {all}")))
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The JSON form of `AgentStatus`. Keys are the field names of `orb8.v1`; what is not known is null.
+//!
+//! The only place that converts a status.
+
+use orb8_proto::v1::{
+    AgentStatus, Check, Count, EventLedger, Interface, Memory, PacketLedger, ReasonCount,
+    Subscriber,
+};
+use orb8_query::rows::{LossRecord, NoticeRecord};
+use serde::Serialize;
+
+/// The single values of a status, in the order of csv.
+pub const LEAVES: [&str; 25] = [
+    "node_name",
+    "version",
+    "healthy",
+    "health_message",
+    "events_processed",
+    "events_dropped",
+    "pods_tracked",
+    "active_flows",
+    "uptime_seconds",
+    "ended_flows",
+    "max_flows",
+    "kernel_release",
+    "capture",
+    "capture_reason",
+    "started_at_ns",
+    "memory.resident_bytes",
+    "memory.map_bytes",
+    "packet_ledger.state",
+    "packet_ledger.seen.packets",
+    "packet_ledger.seen.bytes",
+    "packet_ledger.reported.packets",
+    "packet_ledger.reported.bytes",
+    "packet_ledger.unexplained_packets",
+    "event_ledger.state",
+    "event_ledger.unexplained_events",
+];
+
+/// Fields that hold lists or objects and may be asked for whole.
+pub const OBJECTS: [&str; 4] = ["checks", "interfaces", "subscribers", "notices"];
+
+/// `AgentStatus`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of AgentStatus in orb8.v1")]
+pub struct StatusRecord {
+    pub node_name: String,
+    pub version: String,
+    pub healthy: bool,
+    pub health_message: String,
+    pub events_processed: u64,
+    pub events_dropped: u64,
+    pub pods_tracked: u64,
+    pub active_flows: u64,
+    pub uptime_seconds: u64,
+    pub ended_flows: u64,
+    pub max_flows: u64,
+    pub kernel_release: Option<String>,
+    pub capture: Option<String>,
+    pub capture_reason: Option<String>,
+    pub started_at_ns: Option<i64>,
+    pub memory: Option<MemoryRecord>,
+    pub checks: Vec<CheckRecord>,
+    pub interfaces: Vec<InterfaceRecord>,
+    pub packet_ledger: Option<PacketLedgerRecord>,
+    pub event_ledger: Option<EventLedgerRecord>,
+    pub subscribers: Vec<SubscriberRecord>,
+    pub notices: Vec<NoticeRecord>,
+}
+
+/// `Memory`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of Memory in orb8.v1")]
+pub struct MemoryRecord {
+    pub resident_bytes: u64,
+    pub map_bytes: u64,
+}
+
+/// `Check`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of Check in orb8.v1")]
+pub struct CheckRecord {
+    pub name: String,
+    pub verdict: String,
+    pub reason: Option<String>,
+    pub remedy: Option<String>,
+}
+
+/// `Interface`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of Interface in orb8.v1")]
+pub struct InterfaceRecord {
+    pub name: String,
+    pub ifindex: u32,
+    pub state: String,
+    pub attach: Option<String>,
+    pub reason: Option<String>,
+    pub before: Vec<String>,
+    pub after: Vec<String>,
+    pub link: Option<String>,
+    pub chosen_by: Option<String>,
+}
+
+/// `PacketLedger`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of PacketLedger in orb8.v1")]
+pub struct PacketLedgerRecord {
+    pub state: String,
+    pub seen: CountRecord,
+    pub reported: CountRecord,
+    pub filtered: Vec<ReasonRecord>,
+    pub rejected: Vec<ReasonRecord>,
+    pub lost: Vec<LossRecord>,
+    pub in_flight: CountRecord,
+    pub unexplained_packets: i64,
+    pub unexplained_bytes: i64,
+    pub cold_path_packets: u64,
+}
+
+/// `Count`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of Count in orb8.v1")]
+pub struct CountRecord {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// `ReasonCount`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of ReasonCount in orb8.v1")]
+pub struct ReasonRecord {
+    pub reason: String,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// `EventLedger`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of EventLedger in orb8.v1")]
+pub struct EventLedgerRecord {
+    pub state: String,
+    pub produced: u64,
+    pub processed: u64,
+    pub rejected: u64,
+    pub lost: Vec<LossRecord>,
+    pub unexplained_events: i64,
+}
+
+/// `Subscriber`.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of Subscriber in orb8.v1")]
+pub struct SubscriberRecord {
+    pub id: u64,
+    pub peer: Option<String>,
+    pub offered: u64,
+    pub delivered: u64,
+    pub filtered: u64,
+    pub lost: u64,
+    pub queued: u64,
+}
+
+fn known(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn list<'a, T, R: From<&'a T>>(items: &'a [T]) -> Vec<R> {
+    items.iter().map(R::from).collect()
+}
+
+impl From<&AgentStatus> for StatusRecord {
+    fn from(status: &AgentStatus) -> Self {
+        Self {
+            node_name: status.node_name.clone(),
+            version: status.version.clone(),
+            healthy: status.healthy,
+            health_message: status.health_message.clone(),
+            events_processed: status.events_processed,
+            events_dropped: status.events_dropped,
+            pods_tracked: status.pods_tracked,
+            active_flows: status.active_flows,
+            uptime_seconds: status.uptime_seconds,
+            ended_flows: status.ended_flows,
+            max_flows: status.max_flows,
+            kernel_release: known(&status.kernel_release),
+            capture: known(&status.capture),
+            capture_reason: known(&status.capture_reason),
+            started_at_ns: (status.started_at_ns != 0).then_some(status.started_at_ns),
+            memory: status.memory.as_ref().map(MemoryRecord::from),
+            checks: list(&status.checks),
+            interfaces: list(&status.interfaces),
+            packet_ledger: status.packet_ledger.as_ref().map(PacketLedgerRecord::from),
+            event_ledger: status.event_ledger.as_ref().map(EventLedgerRecord::from),
+            subscribers: list(&status.subscribers),
+            notices: list(&status.notices),
+        }
+    }
+}
+
+impl From<&Memory> for MemoryRecord {
+    fn from(memory: &Memory) -> Self {
+        Self { resident_bytes: memory.resident_bytes, map_bytes: memory.map_bytes }
+    }
+}
+
+impl From<&Check> for CheckRecord {
+    fn from(check: &Check) -> Self {
+        Self {
+            name: check.name.clone(),
+            verdict: check.verdict.clone(),
+            reason: known(&check.reason),
+            remedy: known(&check.remedy),
+        }
+    }
+}
+
+impl From<&Interface> for InterfaceRecord {
+    fn from(interface: &Interface) -> Self {
+        Self {
+            name: interface.name.clone(),
+            ifindex: interface.ifindex,
+            state: interface.state.clone(),
+            attach: known(&interface.attach),
+            reason: known(&interface.reason),
+            before: interface.before.clone(),
+            after: interface.after.clone(),
+            link: known(&interface.link),
+            chosen_by: known(&interface.chosen_by),
+        }
+    }
+}
+
+impl From<&PacketLedger> for PacketLedgerRecord {
+    fn from(ledger: &PacketLedger) -> Self {
+        Self {
+            state: ledger.state.clone(),
+            seen: count(ledger.seen),
+            reported: count(ledger.reported),
+            filtered: list(&ledger.filtered),
+            rejected: list(&ledger.rejected),
+            lost: list(&ledger.lost),
+            in_flight: count(ledger.in_flight),
+            unexplained_packets: ledger.unexplained_packets,
+            unexplained_bytes: ledger.unexplained_bytes,
+            cold_path_packets: ledger.cold_path_packets,
+        }
+    }
+}
+
+fn count(count: Option<Count>) -> CountRecord {
+    let Count { packets, bytes } = count.unwrap_or_default();
+    CountRecord { packets, bytes }
+}
+
+impl From<&ReasonCount> for ReasonRecord {
+    fn from(count: &ReasonCount) -> Self {
+        Self { reason: count.reason.clone(), packets: count.packets, bytes: count.bytes }
+    }
+}
+
+impl From<&EventLedger> for EventLedgerRecord {
+    fn from(ledger: &EventLedger) -> Self {
+        Self {
+            state: ledger.state.clone(),
+            produced: ledger.produced,
+            processed: ledger.processed,
+            rejected: ledger.rejected,
+            lost: list(&ledger.lost),
+            unexplained_events: ledger.unexplained_events,
+        }
+    }
+}
+
+impl From<&Subscriber> for SubscriberRecord {
+    fn from(subscriber: &Subscriber) -> Self {
+        Self {
+            id: subscriber.id,
+            peer: known(&subscriber.peer),
+            offered: subscriber.offered,
+            delivered: subscriber.delivered,
+            filtered: subscriber.filtered,
+            lost: subscriber.lost,
+            queued: subscriber.queued,
+        }
+    }
+}

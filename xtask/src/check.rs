@@ -1,0 +1,103 @@
+//! The checks behind `make test`, `make lint` and their like: which commands, in which order.
+//!
+//! Each command is shown before it runs; the first that fails ends the task.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use crate::needs;
+
+/// Folders with a `Cargo.toml` outside the workspace.
+const OUTSIDE: [&str; 2] = ["orb8-probes", "fuzz"];
+
+/// Tests of the kernel side that need neither Kubernetes nor minutes.
+const SMOKE_TESTS: [&str; 2] = ["kernel_exact", "kernel_lifecycle"];
+
+/// Every test of the workspace, after saying which of them this machine cannot run.
+pub(crate) fn test(root: &Path) -> anyhow::Result<()> {
+    say_needs()?;
+    cargo(root, &["test", "--workspace", "--no-fail-fast"], &[])
+}
+
+/// Probes, traffic and command line on the running kernel.
+pub(crate) fn smoke_test(root: &Path) -> anyhow::Result<()> {
+    say_needs()?;
+    let tests: Vec<&str> = SMOKE_TESTS.iter().flat_map(|test| ["--test", *test]).collect();
+    // The tests start the command line as a program of its own.
+    cargo(root, &["build", "--package", "orb8"], &[])?;
+    cargo(root, &[&["test", "--package", "orb8-agent"], tests.as_slice()].concat(), &[])
+}
+
+/// Says what is missing for the kernel tests; fails if nothing may be skipped.
+fn say_needs() -> anyhow::Result<()> {
+    let missing = needs::missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!(
+        "tests that need the kernel will say SKIP; missing here:\n    {}",
+        missing.join("\n    ")
+    );
+    if std::env::var_os("ORB8_REQUIRE").is_some_and(|required| required == "all") {
+        bail!("ORB8_REQUIRE=all lets no test be skipped");
+    }
+    Ok(())
+}
+
+/// Formatting, clippy, documentation, licences and advisories.
+pub(crate) fn lint(root: &Path) -> anyhow::Result<()> {
+    cargo(root, &["fmt", "--all", "--check"], &[])?;
+    for folder in OUTSIDE {
+        cargo(&root.join(folder), &["fmt", "--check"], &[])?;
+    }
+    cargo(root, &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"], &[])?;
+    let deny_warnings = [("RUSTDOCFLAGS", "--deny warnings")];
+    cargo(root, &["doc", "--workspace", "--no-deps", "--quiet"], &deny_warnings)?;
+    deny(root)
+}
+
+/// Licences and advisories, where cargo-deny is installed. Licences, sources and duplicates are
+/// checked by our own tests too; advisories are not.
+fn deny(root: &Path) -> anyhow::Result<()> {
+    if !crate::setup::on_path("cargo-deny") {
+        println!("SKIP cargo deny: not installed (cargo install --locked cargo-deny)");
+        return Ok(());
+    }
+    cargo(root, &["deny", "check"], &[])
+}
+
+/// Formats every file.
+pub(crate) fn fmt(root: &Path) -> anyhow::Result<()> {
+    cargo(root, &["fmt", "--all"], &[])?;
+    OUTSIDE.iter().try_for_each(|folder| cargo(&root.join(folder), &["fmt"], &[]))
+}
+
+/// Fuzzes the header parser for a minute.
+pub(crate) fn fuzz(root: &Path) -> anyhow::Result<()> {
+    if !crate::setup::on_path("cargo-fuzz") {
+        bail!("cargo-fuzz is missing: cargo install --locked cargo-fuzz, and rustup's nightly");
+    }
+    let found = root.join("fuzz/corpus/parse");
+    std::fs::create_dir_all(&found).with_context(|| format!("make {}", found.display()))?;
+    let mut fuzz = Command::new("cargo");
+    fuzz.args(["+nightly", "fuzz", "run", "parse", "corpus/parse", "seeds/parse", "--"]);
+    fuzz.arg("-max_total_time=60").current_dir(root.join("fuzz"));
+    run(fuzz)
+}
+
+fn cargo(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<()> {
+    println!("cargo {}", args.join(" "));
+    let mut cargo = Command::new(crate::setup::cargo());
+    cargo.args(args).envs(env.iter().copied()).current_dir(folder);
+    run(cargo)
+}
+
+fn run(mut command: Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(())
+}

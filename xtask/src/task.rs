@@ -1,0 +1,56 @@
+//! The tasks by name, and what each calls.
+
+use std::path::Path;
+
+use clap::{Parser, Subcommand};
+
+use crate::{check, probes, proto, setup};
+
+/// Tasks of the repository; `make` calls them.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// Build the kernel programs into target/bpf/
+    BuildProbes,
+    /// Format every file
+    Fmt,
+    /// Fuzz the header parser for a minute
+    Fuzz,
+    /// Generate the Rust types of orb8-proto from its .proto files
+    GenProto,
+    /// Write every generated file anew
+    Generate,
+    /// Check formatting, clippy, documentation, licences and advisories
+    Lint,
+    /// Install what a build and the tests need, and say what and why
+    Setup,
+    /// Probes, traffic and command line on this kernel
+    SmokeTest,
+    /// Run every test, after saying which ones this machine cannot run
+    Test,
+    /// Only say what a build and the tests need and whether it is there
+    VerifySetup,
+}
+
+impl Task {
+    /// Does it, in the repository at `root`.
+    pub(crate) fn run(&self, root: &Path) -> anyhow::Result<()> {
+        match self {
+            Task::BuildProbes => probes::build_and_say(root),
+            Task::Fmt => check::fmt(root),
+            Task::Fuzz => check::fuzz(root),
+            Task::GenProto | Task::Generate => proto::write(),
+            Task::Lint => check::lint(root),
+            Task::Setup => setup::install(root),
+            Task::SmokeTest => check::smoke_test(root),
+            Task::Test => check::test(root),
+            Task::VerifySetup => setup::verify(root),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Rules of one place per idea: the environment, the wire types, and the middle of the pipeline,
+//! which knows neither the world nor the time.
+
+use super::{Source, assert_found, assert_none, source};
+
+/// A rule about who may write certain words.
+struct Place {
+    /// Files that it speaks of, by the start of their path.
+    within: &'static [&'static str],
+    /// Files that may, by the end of their path or a folder in it.
+    homes: &'static [&'static str],
+    words: &'static [&'static str],
+    why: &'static str,
+}
+
+const PLACES: [Place; 3] = [
+    Place {
+        within: &["orb8", "tests/testbed/src/lib.rs"],
+        homes: &["/config.rs", "/args.rs", "/build.rs", "/build/probes.rs", "/need.rs"],
+        words: &[
+            "env::var",
+            "env::var_os",
+            "env::vars",
+            "env::vars_os",
+            "env::set_var",
+            "from_default_env",
+            "try_from_default_env",
+        ],
+        why: "the environment is read in config.rs or args.rs",
+    },
+    Place {
+        within: &["orb8-agent/src/"],
+        homes: &["/wire.rs"],
+        words: &["v1::NetworkFlow {", "v1::Endpoint {", "for v1::NetworkFlow", "for NetworkFlow"],
+        why: "flows become wire types in wire.rs",
+    },
+    Place {
+        within: &[
+            "orb8-agent/src/pipeline/filter.rs",
+            "orb8-agent/src/pipeline/enricher.rs",
+            "orb8-agent/src/pipeline/processor.rs",
+            "orb8-agent/src/pipeline/ledger.rs",
+            "orb8-agent/src/network/",
+        ],
+        homes: &[],
+        words: &[
+            "Instant::now",
+            "SystemTime::now",
+            "clock_gettime",
+            "std::fs",
+            "std::process",
+            "std::thread",
+            "std::net::TcpStream",
+            "std::net::UdpSocket",
+            "tokio",
+        ],
+        why: "the middle of the pipeline does no I/O and is told the time",
+    },
+];
+
+fn violations(sources: &[Source], places: &[Place]) -> Vec<String> {
+    let mut found = vec![];
+    for place in places {
+        for source in sources.iter().filter(|source| place.binds(source)) {
+            for word in place.words {
+                for line in source.lines_with(word) {
+                    found.push(format!("{}:{line}: `{word}`: {}", source.path, place.why));
+                }
+            }
+        }
+    }
+    found
+}
+
+impl Place {
+    fn binds(&self, source: &Source) -> bool {
+        self.within.iter().any(|start| source.path.starts_with(start))
+            && !self.homes.iter().any(|home| source.path.ends_with(home))
+            && !source.is_test()
+    }
+}
+
+#[test]
+fn every_idea_has_one_place() {
+    assert_none(&violations(&source::repository(), &PLACES));
+}
+
+#[test]
+fn words_out_of_place_are_found() {
+    let sources = [
+        Source::new("orb8-agent/src/agent.rs", "let a = std::env::var(\"A\");"),
+        Source::new("orb8-agent/src/config.rs", "let a = std::env::var(\"A\");"),
+        Source::new("orb8-agent/src/network/table.rs", "let now = Instant::now();"),
+        Source::new("orb8-agent/src/network/wire.rs", "v1::NetworkFlow { a }"),
+        Source::new("orb8-agent/src/export/grpc.rs", "v1::NetworkFlow { a }"),
+        Source::new("xtask/src/main.rs", "let a = std::env::var(\"A\");"),
+    ];
+    assert_found(
+        &violations(&sources, &PLACES),
+        &["agent.rs:1: `env::var`", "grpc.rs:1: `v1::NetworkFlow {`", "table.rs:1: `Instant::now`"],
+    );
+}
