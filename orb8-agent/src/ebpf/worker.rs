@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,6 @@ use super::netlink::{Carried, Device, Netlink};
 use super::select::{self, ChosenBy};
 use crate::event::{Notice, Severity};
 
-/// Names of gone devices are forgotten beyond this many.
-const MAX_NAMES: usize = 4096;
 /// Changes are let gather for so long before interfaces are listed anew.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -71,17 +70,16 @@ impl Worker {
         if self.options.route == Route::Clsact {
             self.remove_dead();
         }
-        loop {
+        let asked_to_stop = loop {
             if self.shared.changed.swap(false, Ordering::AcqRel) {
                 self.refresh();
             }
             match queue.recv_timeout(self.options.chain.look_every) {
                 // Changes come in swarms.
                 Ok(Request::Wake) => std::thread::sleep(GATHER),
-                Ok(Request::Packets(on, done)) => {
+                Ok(Request::Packets(on, waiting)) => {
                     self.watch_packets(on);
-                    // Whoever asked may have given up.
-                    let _gone = done.try_send(());
+                    answer(waiting);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.look_at_chains();
@@ -89,10 +87,12 @@ impl Worker {
                         self.refresh();
                     }
                 }
-                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Request::Stop(waiting)) => break Some(waiting),
+                Err(RecvTimeoutError::Disconnected) => break None,
             }
-        }
+        };
         self.detach_all();
+        answer(asked_to_stop);
     }
 
     fn remove_dead(&self) {
@@ -121,7 +121,7 @@ impl Worker {
             }
         };
         let chosen = select::choose(&devices, &addresses, &routes, &self.options.configured);
-        self.remember(&devices, addresses.into_iter().map(|(_, ip, _)| ip).collect());
+        self.remember(&devices, &addresses);
         self.forget_others(&devices, &chosen);
         for (device, why) in chosen {
             if let Some(attached) = self.attached.get_mut(&device.ifindex) {
@@ -136,15 +136,19 @@ impl Worker {
         self.publish();
     }
 
-    fn remember(&self, devices: &[Device], addresses: Vec<std::net::IpAddr>) {
-        let mut state = lock(&self.shared.state);
-        state.local_addresses = addresses;
-        if state.names.len() > MAX_NAMES {
-            state.names.clear();
-        }
-        for device in devices {
-            state.names.insert(device.ifindex, device.name.clone());
-        }
+    fn remember(&self, devices: &[Device], addresses: &[(u32, IpAddr, bool)]) {
+        let gone = |ifindex: &u32| !devices.iter().any(|d| d.ifindex == *ifindex);
+        let gone: Vec<u32> =
+            self.known.iter().flat_map(HashMap::keys).copied().filter(gone).collect();
+        self.shared.facts.update(|facts| {
+            facts.set_addresses(addresses.iter().map(|(_, ip, _)| *ip));
+            for ifindex in gone {
+                facts.remove_interface(ifindex);
+            }
+            for device in devices {
+                facts.set_interface(device.ifindex, &device.name);
+            }
+        });
     }
 
     /// Detaches what is no longer chosen; what has gone has taken its programs with it.
@@ -392,6 +396,13 @@ fn exists(ifindex: u32) -> bool {
     let mut name = [0; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the size that the function asks for.
     !unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) }.is_null()
+}
+
+/// Whoever asked may have given up waiting.
+fn answer(waiting: Option<SyncSender<()>>) {
+    if let Some(waiting) = waiting {
+        let _gone = waiting.try_send(());
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
