@@ -9,71 +9,31 @@ use std::time::{Duration, Instant};
 
 use globset::GlobSet;
 
-use super::chain::{ChainPolicy, Neighbours};
+use super::chain::ChainPolicy;
 use super::clsact::Instance;
 use super::load::Programs;
 use super::netlink::{self, Netlink};
 use super::side_channel::SideChannel;
 use super::worker::Worker;
+use crate::datapath::{AttachRoute, InterfaceStatus};
 use crate::host::HostFacts;
-
-/// How programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// tcx links, kernel 6.6.
-    Tcx,
-    /// Filters on the clsact qdisc.
-    Clsact,
-}
-
-impl Route {
-    /// The word that status uses.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        }
-    }
-}
 
 /// What the attacher is told to do.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
     /// tcx or clsact.
-    pub route: Route,
+    pub route: AttachRoute,
     /// Interfaces besides the uplinks.
     pub configured: GlobSet,
     /// When to look at our place in the chain, and how often to move.
     pub chain: ChainPolicy,
 }
 
-/// One interface, as status shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfaceState {
-    /// Name at the last look.
-    pub name: String,
-    /// Number.
-    pub ifindex: u32,
-    /// `attached` or `failed`.
-    pub state: &'static str,
-    /// `tcx` or `clsact`.
-    pub attach: &'static str,
-    /// Why it failed, or what stands before us.
-    pub reason: String,
-    /// Programs before and after ours.
-    pub neighbours: Neighbours,
-    /// `ethernet`, `raw` or `other`.
-    pub link: &'static str,
-    /// Why it was chosen.
-    pub chosen_by: &'static str,
-}
-
 /// What the attacher shares with the rest of the agent.
 #[derive(Debug, Default)]
 pub struct AttachState {
     /// All chosen interfaces, in the order of their numbers.
-    pub interfaces: Vec<InterfaceState>,
+    pub interfaces: Vec<InterfaceStatus>,
 }
 
 /// What the thread is asked to do.

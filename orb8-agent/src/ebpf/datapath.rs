@@ -6,16 +6,13 @@ use std::time::Instant;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use orb8_common::network::PacketFilter;
 
-use super::attach::{InterfaceState, Route};
 use super::chain::ChainPolicy;
 use super::kernel::{self, Kernel, KernelOptions, LINGER, PacketViewCounts};
 use super::lines::LineTimes;
-use super::netlink;
 use super::ring::Decode;
-use super::select;
 use crate::datapath::{
-    AttachMode, AttachRoute, AttachState, ChosenBy, Datapath, DatapathSettings, InterfaceStatus,
-    LinkKind, PacketWatch, StartError, Started,
+    AttachMode, AttachRoute, Datapath, DatapathSettings, InterfaceStatus, PacketWatch,
+    StartError, Started,
 };
 use crate::host::HostFacts;
 
@@ -43,8 +40,8 @@ pub fn start(
         ring_bytes: settings.ring_buffer_bytes,
         route: match settings.attach {
             AttachMode::Auto => None,
-            AttachMode::Tcx => Some(Route::Tcx),
-            AttachMode::Clsact => Some(Route::Clsact),
+            AttachMode::Tcx => Some(AttachRoute::Tcx),
+            AttachMode::Clsact => Some(AttachRoute::Clsact),
         },
         interfaces: globs(&settings.interfaces).map_err(|e| fail(e.to_string()))?,
         times: LineTimes {
@@ -120,7 +117,7 @@ impl TcDatapath {
 
 impl Datapath for TcDatapath {
     fn interfaces(&self) -> Vec<InterfaceStatus> {
-        self.kernel.state().interfaces.iter().map(status).collect()
+        self.kernel.state().interfaces.clone()
     }
 
     fn map_bytes(&self) -> u64 {
@@ -169,30 +166,5 @@ impl Drop for OpenView {
         if let Some(datapath) = self.datapath.upgrade() {
             datapath.close(self.number);
         }
-    }
-}
-
-fn status(state: &InterfaceState) -> InterfaceStatus {
-    InterfaceStatus {
-        name: state.name.clone(),
-        ifindex: state.ifindex,
-        state: if state.attached { AttachState::Attached } else { AttachState::Failed },
-        route: Some(match state.route {
-            Route::Tcx => AttachRoute::Tcx,
-            Route::Clsact => AttachRoute::Clsact,
-        }),
-        reason: state.reason.clone(),
-        before: state.neighbours.before.clone(),
-        after: state.neighbours.after.clone(),
-        link: match state.link {
-            netlink::LinkKind::Ethernet => LinkKind::Ethernet,
-            netlink::LinkKind::Raw => LinkKind::Raw,
-            netlink::LinkKind::Other => LinkKind::Other,
-        },
-        chosen_by: match state.chosen_by {
-            select::ChosenBy::Configured => ChosenBy::Configured,
-            select::ChosenBy::DefaultRoute => ChosenBy::DefaultRoute,
-            select::ChosenBy::GlobalAddress => ChosenBy::GlobalAddress,
-        },
     }
 }

@@ -7,7 +7,7 @@ use aya::maps::{Array, MapData, PerCpuArray};
 use globset::GlobSet;
 use orb8_common::network::{PacketFilter, packet_counter};
 
-use super::attach::{AttachOptions, AttachState, Attacher, Route};
+use super::attach::{AttachOptions, AttachState, Attacher};
 use super::chain::ChainPolicy;
 use super::clock::{Clock, ClockError};
 use super::grace::{Barrier, Grace};
@@ -17,6 +17,7 @@ use super::netlink::NetlinkError;
 use super::ring::{Decode, RingSource};
 use super::side_channel::SideChannel;
 use super::sys;
+use crate::datapath::AttachRoute;
 use crate::host::HostFacts;
 use crate::pipeline::source::EventSource;
 
@@ -28,7 +29,7 @@ pub struct KernelOptions {
     /// Bytes of the ring of lifecycle events.
     pub ring_bytes: u32,
     /// tcx or clsact; `None` takes tcx where the kernel has it.
-    pub route: Option<Route>,
+    pub route: Option<AttachRoute>,
     /// Interfaces besides the uplinks.
     pub interfaces: GlobSet,
     /// Between drains, until idle lines go.
@@ -70,7 +71,7 @@ pub struct Kernel {
     view: Mutex<PacketView>,
     map_bytes: u64,
     tick_ns: u64,
-    route: Route,
+    route: AttachRoute,
     barrier: Barrier,
 }
 
@@ -156,12 +157,12 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
 }
 
 /// tcx where the kernel has it.
-fn best_route() -> Route {
+fn best_route() -> AttachRoute {
     /// Loopback has this number in every network namespace.
     const LOOPBACK: u32 = 1;
     match sys::tcx_chain(LOOPBACK, sys::BPF_TCX_INGRESS) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Route::Clsact,
-        _ => Route::Tcx,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => AttachRoute::Clsact,
+        _ => AttachRoute::Tcx,
     }
 }
 
@@ -173,7 +174,7 @@ impl Kernel {
 
     /// tcx or clsact.
     #[must_use]
-    pub const fn route(&self) -> Route {
+    pub const fn route(&self) -> AttachRoute {
         self.route
     }
 

@@ -288,7 +288,7 @@ impl LineSource {
         self.last_seen_packets = pass.before.0[counter::SEEN_PACKETS];
         out.extend(self.side.take_notices().0.into_iter().map(Event::Notice));
         let (unattached_packets, unattached_bytes) = self.side.unattached();
-        out.push(Event::Drained(DrainReport {
+        out.push(Event::Drained(Box::new(DrainReport {
             time_ns: pass.reference.pair.monotonic_ns,
             before: pass.before,
             after,
@@ -296,7 +296,7 @@ impl LineSource {
             unattached_bytes,
             undecodable: self.side.undecodable(),
             lines_in_use: u64::from(self.in_use),
-        }));
+        })));
         Ok(())
     }
 }

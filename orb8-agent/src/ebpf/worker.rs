@@ -10,13 +10,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::attach::{AttachOptions, InterfaceState, Request, Route, Shared};
-use super::chain::{Chain, Neighbours};
+use super::attach::{AttachOptions, Request, Shared};
+use super::chain::Chain;
 use super::clsact::{self, Instance};
 use super::hook::{self, Hook, Place, Purpose, Side};
 use super::load::Programs;
 use super::netlink::{Carried, Device, Netlink};
-use super::select::{self, ChosenBy};
+use super::select;
+use crate::datapath::{AttachRoute, AttachState, ChosenBy, InterfaceStatus};
 use crate::event::{Notice, Severity};
 
 /// Changes are let gather for so long before interfaces are listed anew.
@@ -67,7 +68,7 @@ impl Worker {
     }
 
     pub(super) fn run(&mut self, queue: &Receiver<Request>) {
-        if self.options.route == Route::Clsact {
+        if self.options.route == AttachRoute::Clsact {
             self.remove_dead();
         }
         let asked_to_stop = loop {
@@ -178,7 +179,7 @@ impl Worker {
             Ok((hooks, made_qdisc)) => {
                 self.failed.remove(&device.ifindex);
                 self.count_unattached(&device, before);
-                let message = format!("attached to {} ({})", device.name, why.name());
+                let message = format!("attached to {} ({})", device.name, chosen_word(why));
                 self.notice(Severity::Info, "interface_attached", message);
                 let mut attached = Attached {
                     device,
@@ -226,8 +227,8 @@ impl Worker {
 
     fn try_attach(&mut self, device: &Device) -> io::Result<([Hook; 2], bool)> {
         let made_qdisc = match self.options.route {
-            Route::Tcx => false,
-            Route::Clsact => hook::ensure_clsact(&device.name)?,
+            AttachRoute::Tcx => false,
+            AttachRoute::Clsact => hook::ensure_clsact(&device.name)?,
         };
         let ingress = self.hook(device, Side::Ingress, Purpose::Flows, made_qdisc)?;
         match self.hook(device, Side::Egress, Purpose::Flows, made_qdisc) {
@@ -249,8 +250,8 @@ impl Worker {
         let place =
             Place { ifindex: device.ifindex, name: &device.name, link: device.link, side, purpose };
         match self.options.route {
-            Route::Tcx => hook::attach_tcx(&mut self.programs, &place),
-            Route::Clsact => {
+            AttachRoute::Tcx => hook::attach_tcx(&mut self.programs, &place),
+            AttachRoute::Clsact => {
                 let handle = self.instance.handle(made_qdisc);
                 hook::attach_clsact(&mut self.programs, &place, handle)
             }
@@ -360,30 +361,42 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let route = self.options.route.name();
-        let attached = self.attached.values().map(|a| InterfaceState {
-            name: a.device.name.clone(),
-            ifindex: a.device.ifindex,
-            state: "attached",
-            attach: route,
+        let attached = self.attached.values().map(|a| InterfaceStatus {
             reason: a.chain.reason(&self.options.chain),
-            neighbours: a.chain.neighbours().clone(),
-            link: a.device.link.name(),
-            chosen_by: a.why.name(),
+            before: a.chain.neighbours().before.clone(),
+            after: a.chain.neighbours().after.clone(),
+            ..self.status(&a.device, a.why, AttachState::Attached)
         });
-        let failed = self.failed.values().map(|(device, why, reason)| InterfaceState {
-            name: device.name.clone(),
-            ifindex: device.ifindex,
-            state: "failed",
-            attach: route,
+        let failed = self.failed.values().map(|(device, why, reason)| InterfaceStatus {
             reason: reason.clone(),
-            neighbours: Neighbours::default(),
-            link: device.link.name(),
-            chosen_by: why.name(),
+            ..self.status(device, *why, AttachState::Failed)
         });
         let mut interfaces: Vec<_> = attached.chain(failed).collect();
         interfaces.sort_by_key(|i| i.ifindex);
         lock(&self.shared.state).interfaces = interfaces;
+    }
+
+    fn status(&self, device: &Device, why: ChosenBy, state: AttachState) -> InterfaceStatus {
+        InterfaceStatus {
+            name: device.name.clone(),
+            ifindex: device.ifindex,
+            state,
+            route: Some(self.options.route),
+            reason: String::new(),
+            before: Vec::new(),
+            after: Vec::new(),
+            link: device.link,
+            chosen_by: why,
+        }
+    }
+}
+
+/// For notices.
+const fn chosen_word(why: ChosenBy) -> &'static str {
+    match why {
+        ChosenBy::DefaultRoute => "it has a default route",
+        ChosenBy::GlobalAddress => "it has a global address",
+        ChosenBy::Configured => "the settings name it",
     }
 }
 
