@@ -1,98 +1,56 @@
 //! Keeps the programs on the right interfaces, on a thread of its own: every attach waits for an
 //! RCU grace period of the kernel. Here is what others see of it; `worker` does the work.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use globset::GlobSet;
 
-use super::chain::{ChainPolicy, Neighbours};
+use super::chain::ChainPolicy;
 use super::clsact::Instance;
 use super::load::Programs;
 use super::netlink::{self, Netlink};
 use super::side_channel::SideChannel;
 use super::worker::Worker;
-
-/// How programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// tcx links, kernel 6.6.
-    Tcx,
-    /// Filters on the clsact qdisc.
-    Clsact,
-}
-
-impl Route {
-    /// The word that status uses.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        }
-    }
-}
+use crate::datapath::{AttachRoute, InterfaceStatus};
+use crate::host::HostFacts;
 
 /// What the attacher is told to do.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
     /// tcx or clsact.
-    pub route: Route,
+    pub route: AttachRoute,
     /// Interfaces besides the uplinks.
     pub configured: GlobSet,
     /// When to look at our place in the chain, and how often to move.
     pub chain: ChainPolicy,
 }
 
-/// One interface, as status shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfaceState {
-    /// Name at the last look.
-    pub name: String,
-    /// Number.
-    pub ifindex: u32,
-    /// `attached` or `failed`.
-    pub state: &'static str,
-    /// `tcx` or `clsact`.
-    pub attach: &'static str,
-    /// Why it failed, or what stands before us.
-    pub reason: String,
-    /// Programs before and after ours.
-    pub neighbours: Neighbours,
-    /// `ethernet`, `raw` or `other`.
-    pub link: &'static str,
-    /// Why it was chosen.
-    pub chosen_by: &'static str,
-}
-
 /// What the attacher shares with the rest of the agent.
 #[derive(Debug, Default)]
 pub struct AttachState {
     /// All chosen interfaces, in the order of their numbers.
-    pub interfaces: Vec<InterfaceState>,
-    /// Addresses of this host, for telling own traffic.
-    pub local_addresses: Vec<std::net::IpAddr>,
-    /// Names of all devices by number, also of those that have gone, bounded.
-    pub names: HashMap<u32, String>,
+    pub interfaces: Vec<InterfaceStatus>,
 }
 
 /// What the thread is asked to do.
 pub enum Request {
     /// Look whether interfaces, addresses or routes have changed.
     Wake,
-    /// Attach or detach the packet view; answered when done.
-    Packets(bool, SyncSender<()>),
-    /// Detach everything and end.
-    Stop,
+    /// Attach or detach the packet view; answered when done if somebody waits.
+    Packets(bool, Option<SyncSender<()>>),
+    /// Detach everything, answer and end.
+    Stop(SyncSender<()>),
 }
 
 /// What the thread shares with others.
 pub(super) struct Shared {
     pub(super) side: Arc<SideChannel>,
     pub(super) changed: Arc<AtomicBool>,
+    pub(super) facts: Arc<HostFacts>,
     pub(super) state: Arc<Mutex<AttachState>>,
 }
 
@@ -116,6 +74,7 @@ impl Attacher {
         options: AttachOptions,
         seed: u64,
         side: Arc<SideChannel>,
+        facts: Arc<HostFacts>,
     ) -> Result<Self, netlink::NetlinkError> {
         let (requests, queue) = sync_channel(16);
         let changed = Arc::new(AtomicBool::new(true));
@@ -133,7 +92,7 @@ impl Attacher {
             programs,
             options,
             Instance::take(seed)?,
-            Shared { side, changed, state: Arc::clone(&state) },
+            Shared { side, changed, facts, state: Arc::clone(&state) },
         );
         let thread = std::thread::Builder::new()
             .name("attach".to_owned())
@@ -148,29 +107,46 @@ impl Attacher {
         &self.state
     }
 
-    /// Attaches or detaches the packet view; returns when it is done.
-    pub fn packets(&self, on: bool) {
+    /// Attaches the packet view; returns when it is done.
+    pub fn open_packets(&self) {
         let (done, wait) = sync_channel(1);
-        if self.requests.send(Request::Packets(on, done)).is_ok() {
+        if self.requests.send(Request::Packets(true, Some(done))).is_ok() {
             // An error means that the thread has ended: nothing is attached then.
             let _ended = wait.recv();
         }
     }
 
-    /// Detaches everything. The programs have ended when this returns.
-    pub fn stop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // An error means that the thread has ended already.
-            let _ended = self.requests.send(Request::Stop);
-            if thread.join().is_err() {
-                tracing::error!("the attach thread panicked; the kernel detaches tcx links");
+    /// Detaches the packet view; does not wait for it.
+    pub fn close_packets(&self) {
+        if self.requests.send(Request::Packets(false, None)).is_err() {
+            tracing::debug!("the attach thread has ended, and the packet view with it");
+        }
+    }
+
+    /// Detaches everything. True if that is done before the deadline: no program then runs any
+    /// more. Otherwise the thread goes on, and the kernel detaches tcx links when we exit.
+    pub fn stop(&mut self, deadline: Instant) -> bool {
+        let Some(thread) = self.thread.take() else { return true };
+        let (done, wait) = sync_channel(1);
+        if self.requests.send(Request::Stop(done)).is_ok() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                return false;
             }
         }
+        if thread.join().is_err() {
+            tracing::error!("the attach thread panicked; the kernel detaches tcx links at exit");
+            return false;
+        }
+        true
     }
 }
 
+/// Also after a panic elsewhere, nothing of ours stays on a hook.
+const STOP_AT_DROP: Duration = Duration::from_secs(10);
+
 impl Drop for Attacher {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(Instant::now() + STOP_AT_DROP);
     }
 }

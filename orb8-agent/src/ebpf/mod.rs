@@ -6,6 +6,7 @@ pub mod attach;
 pub mod chain;
 pub mod clock;
 pub mod clsact;
+pub mod datapath;
 pub mod grace;
 pub mod hook;
 pub mod kernel;

@@ -14,28 +14,7 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::runtime::{Builder, Runtime};
 
-/// How a device's link header is stripped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkKind {
-    /// 14 bytes of Ethernet.
-    Ethernet,
-    /// None: packets begin at the IP header.
-    Raw,
-    /// Another: the kernel's own note of where the IP header is, for each packet.
-    Other,
-}
-
-impl LinkKind {
-    /// The word that status uses.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ethernet => "ethernet",
-            Self::Raw => "raw",
-            Self::Other => "other",
-        }
-    }
-}
+use crate::datapath::LinkKind;
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]

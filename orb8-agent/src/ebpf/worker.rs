@@ -5,21 +5,21 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::attach::{AttachOptions, InterfaceState, Request, Route, Shared};
-use super::chain::{Chain, Neighbours};
+use super::attach::{AttachOptions, Request, Shared};
+use super::chain::Chain;
 use super::clsact::{self, Instance};
 use super::hook::{self, Hook, Place, Purpose, Side};
 use super::load::Programs;
 use super::netlink::{Carried, Device, Netlink};
-use super::select::{self, ChosenBy};
+use super::select;
+use crate::datapath::{AttachRoute, AttachState, ChosenBy, InterfaceStatus};
 use crate::event::{Notice, Severity};
 
-/// Names of gone devices are forgotten beyond this many.
-const MAX_NAMES: usize = 4096;
 /// Changes are let gather for so long before interfaces are listed anew.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -68,20 +68,19 @@ impl Worker {
     }
 
     pub(super) fn run(&mut self, queue: &Receiver<Request>) {
-        if self.options.route == Route::Clsact {
+        if self.options.route == AttachRoute::Clsact {
             self.remove_dead();
         }
-        loop {
+        let asked_to_stop = loop {
             if self.shared.changed.swap(false, Ordering::AcqRel) {
                 self.refresh();
             }
             match queue.recv_timeout(self.options.chain.look_every) {
                 // Changes come in swarms.
                 Ok(Request::Wake) => std::thread::sleep(GATHER),
-                Ok(Request::Packets(on, done)) => {
+                Ok(Request::Packets(on, waiting)) => {
                     self.watch_packets(on);
-                    // Whoever asked may have given up.
-                    let _gone = done.try_send(());
+                    answer(waiting);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.look_at_chains();
@@ -89,10 +88,12 @@ impl Worker {
                         self.refresh();
                     }
                 }
-                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Request::Stop(waiting)) => break Some(waiting),
+                Err(RecvTimeoutError::Disconnected) => break None,
             }
-        }
+        };
         self.detach_all();
+        answer(asked_to_stop);
     }
 
     fn remove_dead(&self) {
@@ -121,7 +122,7 @@ impl Worker {
             }
         };
         let chosen = select::choose(&devices, &addresses, &routes, &self.options.configured);
-        self.remember(&devices, addresses.into_iter().map(|(_, ip, _)| ip).collect());
+        self.remember(&devices, &addresses);
         self.forget_others(&devices, &chosen);
         for (device, why) in chosen {
             if let Some(attached) = self.attached.get_mut(&device.ifindex) {
@@ -136,15 +137,19 @@ impl Worker {
         self.publish();
     }
 
-    fn remember(&self, devices: &[Device], addresses: Vec<std::net::IpAddr>) {
-        let mut state = lock(&self.shared.state);
-        state.local_addresses = addresses;
-        if state.names.len() > MAX_NAMES {
-            state.names.clear();
-        }
-        for device in devices {
-            state.names.insert(device.ifindex, device.name.clone());
-        }
+    fn remember(&self, devices: &[Device], addresses: &[(u32, IpAddr, bool)]) {
+        let gone = |ifindex: &u32| !devices.iter().any(|d| d.ifindex == *ifindex);
+        let gone: Vec<u32> =
+            self.known.iter().flat_map(HashMap::keys).copied().filter(gone).collect();
+        self.shared.facts.update(|facts| {
+            facts.set_addresses(addresses.iter().map(|(_, ip, _)| *ip));
+            for ifindex in gone {
+                facts.remove_interface(ifindex);
+            }
+            for device in devices {
+                facts.set_interface(device.ifindex, &device.name);
+            }
+        });
     }
 
     /// Detaches what is no longer chosen; what has gone has taken its programs with it.
@@ -174,7 +179,7 @@ impl Worker {
             Ok((hooks, made_qdisc)) => {
                 self.failed.remove(&device.ifindex);
                 self.count_unattached(&device, before);
-                let message = format!("attached to {} ({})", device.name, why.name());
+                let message = format!("attached to {} ({})", device.name, chosen_word(why));
                 self.notice(Severity::Info, "interface_attached", message);
                 let mut attached = Attached {
                     device,
@@ -222,8 +227,8 @@ impl Worker {
 
     fn try_attach(&mut self, device: &Device) -> io::Result<([Hook; 2], bool)> {
         let made_qdisc = match self.options.route {
-            Route::Tcx => false,
-            Route::Clsact => hook::ensure_clsact(&device.name)?,
+            AttachRoute::Tcx => false,
+            AttachRoute::Clsact => hook::ensure_clsact(&device.name)?,
         };
         let ingress = self.hook(device, Side::Ingress, Purpose::Flows, made_qdisc)?;
         match self.hook(device, Side::Egress, Purpose::Flows, made_qdisc) {
@@ -245,8 +250,8 @@ impl Worker {
         let place =
             Place { ifindex: device.ifindex, name: &device.name, link: device.link, side, purpose };
         match self.options.route {
-            Route::Tcx => hook::attach_tcx(&mut self.programs, &place),
-            Route::Clsact => {
+            AttachRoute::Tcx => hook::attach_tcx(&mut self.programs, &place),
+            AttachRoute::Clsact => {
                 let handle = self.instance.handle(made_qdisc);
                 hook::attach_clsact(&mut self.programs, &place, handle)
             }
@@ -356,30 +361,42 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let route = self.options.route.name();
-        let attached = self.attached.values().map(|a| InterfaceState {
-            name: a.device.name.clone(),
-            ifindex: a.device.ifindex,
-            state: "attached",
-            attach: route,
+        let attached = self.attached.values().map(|a| InterfaceStatus {
             reason: a.chain.reason(&self.options.chain),
-            neighbours: a.chain.neighbours().clone(),
-            link: a.device.link.name(),
-            chosen_by: a.why.name(),
+            before: a.chain.neighbours().before.clone(),
+            after: a.chain.neighbours().after.clone(),
+            ..self.status(&a.device, a.why, AttachState::Attached)
         });
-        let failed = self.failed.values().map(|(device, why, reason)| InterfaceState {
-            name: device.name.clone(),
-            ifindex: device.ifindex,
-            state: "failed",
-            attach: route,
+        let failed = self.failed.values().map(|(device, why, reason)| InterfaceStatus {
             reason: reason.clone(),
-            neighbours: Neighbours::default(),
-            link: device.link.name(),
-            chosen_by: why.name(),
+            ..self.status(device, *why, AttachState::Failed)
         });
         let mut interfaces: Vec<_> = attached.chain(failed).collect();
         interfaces.sort_by_key(|i| i.ifindex);
         lock(&self.shared.state).interfaces = interfaces;
+    }
+
+    fn status(&self, device: &Device, why: ChosenBy, state: AttachState) -> InterfaceStatus {
+        InterfaceStatus {
+            name: device.name.clone(),
+            ifindex: device.ifindex,
+            state,
+            route: Some(self.options.route),
+            reason: String::new(),
+            before: Vec::new(),
+            after: Vec::new(),
+            link: device.link,
+            chosen_by: why,
+        }
+    }
+}
+
+/// For notices.
+const fn chosen_word(why: ChosenBy) -> &'static str {
+    match why {
+        ChosenBy::DefaultRoute => "it has a default route",
+        ChosenBy::GlobalAddress => "it has a global address",
+        ChosenBy::Configured => "the settings name it",
     }
 }
 
@@ -392,6 +409,13 @@ fn exists(ifindex: u32) -> bool {
     let mut name = [0; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the size that the function asks for.
     !unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) }.is_null()
+}
+
+/// Whoever asked may have given up waiting.
+fn answer(waiting: Option<SyncSender<()>>) {
+    if let Some(waiting) = waiting {
+        let _gone = waiting.try_send(());
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
