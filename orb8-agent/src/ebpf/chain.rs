@@ -54,7 +54,12 @@ pub struct Chain {
 
 impl Chain {
     /// Reads both chains; a notice if somebody is newly ahead of us. Only tcx tells its order.
-    pub fn look(&mut self, device: &Device, programs: &Programs, route: AttachRoute) -> Option<Notice> {
+    pub fn look(
+        &mut self,
+        device: &Device,
+        programs: &Programs,
+        route: AttachRoute,
+    ) -> Option<Notice> {
         if route == AttachRoute::Clsact {
             return None;
         }
