@@ -130,10 +130,10 @@ fn load_probes() -> anyhow::Result<Loaded> {
 }
 
 /// Lines that hold a flow.
-fn lines_in_use(loaded: &Loaded) -> u32 {
-    let lines = &loaded.table.lines;
-    u32::try_from((0..lines.count()).filter(|slot| lines.copy(*slot).packets != 0).count())
-        .unwrap_or(u32::MAX)
+fn lines_in_use(loaded: &mut Loaded) -> anyhow::Result<u32> {
+    let lines = &mut loaded.table.lines;
+    lines.reach(lines.count())?;
+    Ok(u32::try_from((0..lines.count()).filter(|slot| lines.copy(*slot).packets != 0).count())?)
 }
 
 fn measure(case: &Case, flows: u32, program: &str) -> anyhow::Result<(f64, f64)> {
@@ -149,7 +149,7 @@ fn measure(case: &Case, flows: u32, program: &str) -> anyhow::Result<(f64, f64)>
         probe.push(with);
         empty.push(without);
     }
-    let held = lines_in_use(&loaded);
+    let held = lines_in_use(&mut loaded)?;
     ensure!(held == flows, "the table holds {held} flows, not {flows}");
     Ok((median(net), median(empty)))
 }

@@ -13,6 +13,7 @@ use super::clock::{Clock, ClockError};
 use super::grace::{Barrier, Grace};
 use super::lines::{LineSource, LineTimes};
 use super::load::{self, LoadError, LoadOptions, PodBytes};
+use super::memory;
 use super::netlink::NetlinkError;
 use super::ring::{Decode, RingSource};
 use super::side_channel::SideChannel;
@@ -140,6 +141,7 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
         AttachOptions { route, configured: options.interfaces.clone(), chain: options.chain };
     // The seed of the hash stays a secret: the agent's number is another function of it.
     let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    memory::give_back();
     let attacher = Attacher::start(programs, attach, number, side, facts)?;
     let kernel = Kernel {
         state: Arc::clone(attacher.state()),

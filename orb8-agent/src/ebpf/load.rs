@@ -154,6 +154,8 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let groups = index::groups(options.max_flows);
     let mask = groups - 1;
     let mut ebpf = EbpfLoader::new()
+        // Nothing is relocated against the kernel's types, and parsing them costs megabytes.
+        .btf(None)
         .override_global("SEED", &seed, true)
         .override_global("GROUP_MASK", &mask, true)
         .override_global("FAULT_BYTES", &options.fault_bytes, true)
