@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use orb8_agent::ebpf::load::{self, LoadOptions, Loaded};
 use orb8_agent::ebpf::sys;
@@ -140,11 +140,12 @@ fn measure(case: &Case, flows: u32, program: &str) -> anyhow::Result<(f64, f64)>
     let mut front = Front::load()?;
     let mut loaded = load_probes()?;
     // Every flow has begun before the clock starts.
-    front.sample(case, flows, loaded.programs.get(program))?;
+    let target = loaded.programs.classifier(program).context("the object")?.fd()?.try_clone()?;
+    front.sample(case, flows, &target)?;
     let (mut probe, mut empty, mut net) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..SAMPLES {
         let without = front.empty(case, flows)?;
-        let with = front.sample(case, flows, loaded.programs.get(program))?;
+        let with = front.sample(case, flows, &target)?;
         net.push(with - without);
         probe.push(with);
         empty.push(without);

@@ -46,7 +46,7 @@ pub struct KernelOptions {
 }
 
 /// Bytes of the ring of the packet view.
-const PACKET_RING_BYTES: u32 = 256 * 1024;
+const PACKET_RING_BYTES: u32 = 64 * 1024;
 
 /// The kernel side could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +126,9 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     let barrier = Barrier::new().map_err(StartError::Grace)?;
     let side = Arc::new(SideChannel::default());
     let route = options.route.unwrap_or_else(best_route);
+    if route == AttachRoute::Tcx {
+        programs.forget_object();
+    }
     let seed = loaded.table.seed;
     let sources: Vec<Box<dyn EventSource>> = vec![
         Box::new(RingSource::new("ring", loaded.events, options.decode_event, Arc::clone(&side))),
