@@ -114,7 +114,7 @@ impl Terminal<'_> {
             if color { write!(stream, "{}", text.ansi()) } else { write!(stream, "{text}") };
         match written.and_then(|()| stream.flush()) {
             Ok(()) => exit,
-            Err(error) => CliError::Output(error).exit(),
+            Err(error) => self.fail(&CliError::Output(error)),
         }
     }
 

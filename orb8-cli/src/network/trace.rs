@@ -142,6 +142,11 @@ async fn pump(
         }
     });
     loop {
+        // Asked for before each item: a stream that never pauses must not outlive its end, and the
+        // interrupt is waited for before anything is printed.
+        if let Some(stopped) = (&mut stop).now_or_never() {
+            return stopped;
+        }
         let item = match stream.next().now_or_never() {
             Some(item) => item,
             None => {
@@ -166,10 +171,6 @@ async fn pump(
                 tally.count(&event);
                 printer.event(&event, terminal)?;
             }
-        }
-        // A stream that never pauses must not outlive its end.
-        if let Some(stopped) = (&mut stop).now_or_never() {
-            return stopped;
         }
     }
 }
