@@ -3,6 +3,7 @@
 //!
 //! The index only speeds up the search. A cell lost to a racing store costs its flow a second
 //! line, never a count, so nothing here needs a compare-and-swap.
+#![allow(clippy::cast_possible_truncation, reason = "the low bits of a hash are what is wanted")]
 
 use crate::network::FlowKey;
 
@@ -71,11 +72,79 @@ pub fn first_cell(hash: u64) -> u32 {
     (hash >> 44) as u32 % GROUP_CELLS as u32
 }
 
-/// How many groups an index for `lines` lines has: about 2.6 cells a line or more, so that both
-/// groups of a flow are full for less than one in ten million at full load.
+/// How many groups an index for `lines` lines has: two to four cells a line, so that both groups of
+/// a flow are hardly ever full.
 #[must_use]
 pub fn groups(lines: u32) -> u32 {
     let cells = u64::from(lines) * 2;
     let groups = cells.div_ceil(GROUP_CELLS as u64).next_power_of_two().max(2);
     u32::try_from(groups).unwrap_or(1 << 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+
+    fn flow(n: u32) -> FlowKey {
+        FlowKey {
+            src: [0, 0, 0, n.to_be()],
+            dst: [0, 0, 0, 0x0100_000a],
+            src_port: [0x9c, 0x40],
+            dst_port: [0, 80],
+            protocol: 6,
+            ..FlowKey::EMPTY
+        }
+    }
+
+    #[test]
+    fn a_full_table_finds_a_cell_for_every_flow() {
+        const LINES: u32 = 100_000;
+        let mask = groups(LINES) - 1;
+        for seed in [0, 1, 0x1234_5678_9abc_def0, u64::MAX] {
+            let mut fill = vec![0usize; mask as usize + 1];
+            let mut without = 0;
+            for n in 0..LINES {
+                let hash = hash(&flow(n), 2, seed);
+                let (a, b) = (first_group(hash, mask), second_group(hash, mask));
+                let free = [a, b].into_iter().find(|g| fill[*g as usize] < GROUP_CELLS);
+                match free {
+                    Some(group) => fill[group as usize] += 1,
+                    None => without += 1,
+                }
+            }
+            assert_eq!(without, 0, "seed {seed:#x}");
+        }
+    }
+
+    #[test]
+    fn groups_are_a_power_of_two_with_two_cells_a_line_at_least() {
+        for lines in [1, 2, 7, 8, 1000, 65_536, 100_000, 10_000_000] {
+            let groups = groups(lines);
+            assert!(groups.is_power_of_two() && groups >= 2);
+            assert!(u64::from(groups) * GROUP_CELLS as u64 >= u64::from(lines) * 2);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_second_group_is_another_and_the_tag_is_never_zero(n: u32, owner: u64, seed: u64) {
+            let hash = hash(&flow(n), owner, seed);
+            prop_assert_ne!(first_group(hash, 0xfff), second_group(hash, 0xfff));
+            prop_assert_ne!(tag(hash), 0);
+            prop_assert!(first_cell(hash) < GROUP_CELLS as u32);
+        }
+
+        #[test]
+        fn every_part_of_a_flow_moves_the_hash(n: u32, seed: u64, bit in 0usize..304) {
+            let key = flow(n);
+            let mut words = *key.words();
+            words[bit / 64] ^= 1 << (bit % 64);
+            // SAFETY: any words are a key.
+            let other = unsafe { std::mem::transmute::<[u64; 5], FlowKey>(words) };
+            prop_assert_ne!(hash(&key, 3, seed), hash(&other, 3, seed));
+            prop_assert_ne!(hash(&key, 3, seed), hash(&key, 4, seed));
+        }
+    }
 }

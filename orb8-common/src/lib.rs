@@ -9,6 +9,7 @@
 //! | [`index`] | [`index::Group`] | 64 bytes |
 //! | [`counter`] | indices of the per-CPU counters | |
 //! | [`parse`] | the header parser | |
+//! | [`record`] | ring records read back | |
 //!
 //! Rules: `no_std`, fixed-width fields, no `bool`, no hidden padding; sizes and offsets are
 //! asserted beside each type. Numbers are in the CPU's byte order unless a field says otherwise.
@@ -21,3 +22,4 @@ pub mod counter;
 pub mod index;
 pub mod network;
 pub mod parse;
+pub mod record;

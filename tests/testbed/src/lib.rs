@@ -1,1 +1,43 @@
-//! placeholder
+//! What the kernel tests and `make demo` stand on: network namespaces, links, traffic whose exact
+//! packets and bytes are known before it is sent, foreign BPF programs, and runners for the
+//! agent and the CLI.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`need`] | what a test needs from the machine, and how it skips |
+//! | [`netns`] | namespaces that end with their handle |
+//! | [`link`] | veth pairs, bridges, tun devices |
+//! | [`offload`] | segmentation and checksum offload switches |
+//! | [`flow`] | what was sent: packets and bytes per flow |
+//! | [`packet`] | raw frames, written header by header |
+//! | [`raw`] | packet sockets: send a frame as it is |
+//! | [`tun`] | devices without a link header |
+//! | [`ring`] | a packet ring that sends frames whose headers are not linear |
+//! | [`traffic`] | real sockets with exact byte counts |
+//! | [`scapy`] | frames made by scapy, an independent opinion |
+//! | [`counters`] | what the kernel itself says it carried |
+//! | [`bpf`] | foreign tcx programs and questions about attached ones |
+//! | [`agent`] | `orb8-agent` and `orb8` as processes |
+//! | [`wait`] | conditions with a deadline |
+//!
+//! Rules: nothing here outlives the process, not even after SIGKILL: namespaces have no names and
+//! live as long as a file descriptor or a process in them. Setup that fails panics, because a
+//! test without its scene has nothing to say. Nothing here imports product code.
+
+#![allow(clippy::disallowed_methods, reason = "tests ask the machine they run on")]
+
+pub mod agent;
+pub mod bpf;
+pub mod counters;
+pub mod flow;
+pub mod link;
+pub mod need;
+pub mod netns;
+pub mod offload;
+pub mod packet;
+pub mod raw;
+pub mod ring;
+pub mod scapy;
+pub mod traffic;
+pub mod tun;
+pub mod wait;

@@ -1,0 +1,343 @@
+//! `orb8-agent` and `orb8` as processes inside a namespace.
+//!
+//! Each namespace has its own loopback, so the default ports are free in every one of them.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::netns::Netns;
+use crate::wait::{wait_for, wait_until};
+
+/// Where the agent listens unless a test says otherwise.
+pub const LISTEN: &str = "127.0.0.1:9090";
+/// How long an agent may take to answer or to stop.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    program: PathBuf,
+    environment: Vec<(String, String)>,
+    arguments: Vec<String>,
+    listen: String,
+}
+
+impl AgentOptions {
+    /// The agent of this build (`target/<profile>/orb8-agent`) with short intervals.
+    ///
+    /// # Panics
+    /// If it is not built; tests ask with [`crate::need::Need::Binary`] first.
+    #[must_use]
+    pub fn new() -> Self {
+        let program = crate::need::binary("orb8-agent").expect("orb8-agent is built");
+        Self::of(program)
+    }
+
+    /// An agent from a file.
+    #[must_use]
+    pub fn of(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            environment: Vec::new(),
+            arguments: Vec::new(),
+            listen: LISTEN.to_owned(),
+        }
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Says where the agent will listen, if its settings change that.
+    #[must_use]
+    pub fn listen(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.listen);
+        self
+    }
+
+    /// Starts it and waits until its port accepts.
+    ///
+    /// # Panics
+    /// If it ends or does not listen in time; the message has its stderr.
+    #[must_use]
+    pub fn start(&self, netns: &Netns) -> AgentProcess {
+        let mut agent = self.spawn(netns);
+        let address: SocketAddr = self.listen.parse().expect("an address with a port");
+        wait_until(DEADLINE, "the agent to listen", || {
+            if let Some(status) = agent.try_wait() {
+                panic!("the agent ended with {status} before it listened:\n{}", agent.stderr());
+            }
+            netns.enter(|| TcpStream::connect(address)).is_ok()
+        });
+        agent
+    }
+
+    /// Starts it without waiting for anything.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn spawn(&self, netns: &Netns) -> AgentProcess {
+        let mut command = netns.command(&self.program);
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child =
+            command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        let stderr = Captured::follow(child.stderr.take().expect("stderr is piped"));
+        AgentProcess { child, stderr, netns: netns.clone() }
+    }
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A running agent; killed when dropped.
+#[derive(Debug)]
+pub struct AgentProcess {
+    child: Child,
+    stderr: Captured,
+    netns: Netns,
+}
+
+impl AgentProcess {
+    /// Where it runs.
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stderr so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Its exit status, if it has ended.
+    ///
+    /// # Panics
+    /// If the kernel cannot tell.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
+    /// Waits for its end by itself.
+    ///
+    /// # Panics
+    /// If it does not end in time.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for(DEADLINE, "the agent to end", || self.try_wait())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    /// If it cannot be sent.
+    pub fn signal(&self, signal: Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let signal = match signal {
+            Signal::Terminate => rustix::process::Signal::TERM,
+            Signal::Interrupt => rustix::process::Signal::INT,
+            Signal::Kill => rustix::process::Signal::KILL,
+            Signal::Stop => rustix::process::Signal::STOP,
+            Signal::Continue => rustix::process::Signal::CONT,
+        };
+        rustix::process::kill_process(pid, signal).expect("our own child takes signals");
+    }
+
+    /// Asks it to stop and waits until it has.
+    ///
+    /// # Panics
+    /// If it does not end in time.
+    pub fn stop(mut self) -> (ExitStatus, String) {
+        self.signal(Signal::Terminate);
+        let status = self.wait();
+        (status, self.stderr.finish())
+    }
+}
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing to kill.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if std::thread::panicking() {
+            // Shown by the test harness beside the failed assertion.
+            report(&self.stderr.finish());
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the log of the agent explains a failed test")]
+fn report(stderr: &str) {
+    eprintln!("--- the agent's stderr ---\n{stderr}--- end ---");
+}
+
+/// Signals that tests send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM.
+    Terminate,
+    /// SIGINT.
+    Interrupt,
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP.
+    Stop,
+    /// SIGCONT.
+    Continue,
+}
+
+/// What a program has written to a pipe, read as it comes.
+#[derive(Debug)]
+pub struct Captured {
+    text: Arc<Mutex<String>>,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Captured {
+    /// Reads a pipe on a thread until its end.
+    ///
+    /// # Panics
+    /// If no thread can be started.
+    #[must_use]
+    pub fn follow(mut pipe: impl std::io::Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(String::new()));
+        let sink = Arc::clone(&text);
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+                let part = String::from_utf8_lossy(&buffer[..count]);
+                sink.lock().unwrap_or_else(PoisonError::into_inner).push_str(&part);
+            }
+        });
+        Self { text, reader: Some(reader) }
+    }
+
+    /// What has come so far.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Everything, once the writer has ended.
+    pub fn finish(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            drop(reader.join());
+        }
+        self.text()
+    }
+}
+
+/// What a run of the CLI gave.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Data.
+    pub stdout: String,
+    /// Everything else.
+    pub stderr: String,
+    /// The exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+}
+
+impl Answer {
+    /// The data as one JSON document.
+    ///
+    /// # Panics
+    /// If it is not JSON.
+    #[must_use]
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("not JSON ({error}):\n{}\n{}", self.stdout, self.stderr))
+    }
+
+    /// The data as JSON lines.
+    ///
+    /// # Panics
+    /// If a line is not JSON.
+    #[must_use]
+    #[track_caller]
+    pub fn json_lines(&self) -> Vec<serde_json::Value> {
+        self.stdout
+            .lines()
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
+            .collect()
+    }
+}
+
+/// The CLI inside a namespace.
+#[derive(Clone, Debug)]
+pub struct Cli {
+    program: PathBuf,
+    netns: Netns,
+}
+
+impl Cli {
+    /// The CLI of this build (`target/<profile>/orb8`).
+    ///
+    /// # Panics
+    /// If it is not built; tests ask with [`crate::need::Need::Binary`] first.
+    #[must_use]
+    pub fn new(netns: &Netns) -> Self {
+        Self::of(&crate::need::binary("orb8").expect("orb8 is built"), netns)
+    }
+
+    /// A CLI from a file.
+    #[must_use]
+    pub fn of(program: &Path, netns: &Netns) -> Self {
+        Self { program: program.to_owned(), netns: netns.clone() }
+    }
+
+    /// A command to add to.
+    #[must_use]
+    pub fn command(&self, line: &str) -> std::process::Command {
+        let mut command = self.netns.command(&self.program);
+        command.args(line.split_whitespace()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it to its end; the line is split at blanks.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn run(&self, line: &str) -> Answer {
+        let output = self
+            .command(line)
+            .output()
+            .unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        Answer {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            code: output.status.code(),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What a test needs from the machine. A missing need skips the test aloud; where skipping is
+//! forbidden (`ORB8_REQUIRE=all`, set in CI) it fails the test instead.
+
+use std::path::PathBuf;
+
+use crate::{bpf, netns, scapy};
+
+/// Something that not every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// uid 0 and permission to make network namespaces.
+    Root,
+    /// Permission to load BPF programs of the type that the probes have.
+    Bpf,
+    /// Kernel 6.6 or newer: programs attach by tcx links.
+    Tcx,
+    /// A program in `PATH`.
+    Tool(&'static str),
+    /// The Python environment with scapy that `make setup` makes.
+    Scapy,
+    /// A program of this repository, already built.
+    Binary(&'static str),
+    /// `/dev/net/tun`.
+    Tun,
+}
+
+impl Need {
+    /// Why the need is not met, with the next step; `None` if it is met.
+    #[must_use]
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Root => netns::permission().err(),
+            Self::Bpf => bpf::permission().err(),
+            Self::Tcx => bpf::tcx_support().err(),
+            Self::Tool(name) => tool(name).is_none().then(|| {
+                format!("{name} is not in PATH: install the package that has it (`make setup`)")
+            }),
+            Self::Scapy => scapy::python().err(),
+            Self::Binary(name) => binary(name).is_none().then(|| {
+                format!("{name} is not built: run `cargo build -p {name}` (or `make build`)")
+            }),
+            Self::Tun => (!std::path::Path::new("/dev/net/tun").exists())
+                .then(|| "/dev/net/tun does not exist: the kernel has no tun driver".to_owned()),
+        }
+    }
+}
+
+/// The needs of every test that puts probes into the kernel.
+pub const KERNEL: &[Need] = &[Need::Root, Need::Bpf, Need::Tool("ip")];
+
+/// True if all `needs` are met; otherwise says so on stderr as `SKIP <test>: <why>`.
+///
+/// # Panics
+/// If a need is missing and `ORB8_REQUIRE=all` forbids to skip.
+#[must_use]
+#[expect(clippy::print_stderr, reason = "a skip must be seen by whoever runs the tests")]
+#[expect(clippy::disallowed_methods, reason = "tests have no settings; CI alone sets this one")]
+pub fn met(test: &str, needs: &[Need]) -> bool {
+    let Some(why) = needs.iter().find_map(|need| need.missing()) else {
+        return true;
+    };
+    assert!(
+        std::env::var_os("ORB8_REQUIRE").is_none_or(|require| require != "all"),
+        "SKIP is forbidden by ORB8_REQUIRE=all, and {test} would skip: {why}"
+    );
+    eprintln!("SKIP {test}: {why}");
+    false
+}
+
+/// Returns from the calling test, aloud, unless the needs are met: `need!(Need::Root, Need::Bpf)`,
+/// or `need!()` for what every kernel test needs.
+#[macro_export]
+macro_rules! need {
+    () => {
+        $crate::need!(@check $crate::need::KERNEL)
+    };
+    (@check $needs:expr) => {{
+        fn here() {}
+        let name = std::any::type_name_of_val(&here).trim_end_matches("::here");
+        if !$crate::need::met(name, $needs) {
+            return;
+        }
+    }};
+    ($($need:expr),+ $(,)?) => {
+        $crate::need!(@check &[$($need),+])
+    };
+}
+
+/// Where `PATH` has a program.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "not a setting of ours")]
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+/// A program of this repository beside the running one: `target/<profile>/<name>`.
+#[must_use]
+pub fn binary(name: &str) -> Option<PathBuf> {
+    let exe = std::env::current_exe().ok()?;
+    exe.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file())
+}

@@ -1,0 +1,31 @@
+//! Waiting for a condition with a deadline; the only place of the testbed that sleeps.
+
+use std::time::{Duration, Instant};
+
+/// Time between two looks at a condition.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// If it does not within `deadline`; the message names `what`.
+#[track_caller]
+pub fn wait_until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(deadline, what, || condition().then_some(()));
+}
+
+/// Waits until `probe` has an answer and returns it.
+///
+/// # Panics
+/// If it has none within `deadline`; the message names `what`.
+#[track_caller]
+pub fn wait_for<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(Instant::now() < end, "waited {deadline:?} for: {what}");
+        std::thread::sleep(PAUSE);
+    }
+}
