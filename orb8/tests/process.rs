@@ -318,18 +318,22 @@ fn ctrl_c_after_a_loss_exits_with_3() {
 /// What it writes to a terminal.
 fn on_terminal(words: &[&str], environment: &[(&str, &str)]) -> String {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&terminal).unwrap();
-    unlockpt(&terminal).unwrap();
-    let name = ptsname(&terminal, Vec::new()).unwrap();
-    let slave = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&terminal).expect("grantpt");
+    unlockpt(&terminal).expect("unlockpt");
+    let name = ptsname(&terminal, Vec::new()).expect("its name");
+    let slave = File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().expect("UTF-8"))
+        .expect("its other end");
     let child = command(words)
         .env("TERM", "xterm-256color")
         .envs(environment.iter().copied())
         .stdout(slave)
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .expect("start orb8");
     let reader = std::thread::spawn(move || {
         let mut seen = Vec::new();
         // The end of the last writer is an error on a terminal, not the end of a file.
@@ -337,7 +341,7 @@ fn on_terminal(words: &[&str], environment: &[(&str, &str)]) -> String {
         seen
     });
     assert!(finish(child).status.success());
-    text(&reader.join().unwrap())
+    text(&reader.join().expect("the reader ends"))
 }
 
 #[test]

@@ -25,12 +25,10 @@ fn local(comm: &str, pid: u32) -> Option<Endpoint> {
     })
 }
 
-/// One flow of each kind, seen before `now_ns`. Times keep clear of the borders at which an age
-/// would read differently a little later.
-pub(crate) fn flows(now_ns: i64) -> Vec<NetworkFlow> {
-    let first_seen_ns = now_ns - 2 * HOUR - 30 * 60 * SECOND - 30 * SECOND;
-    let last_seen_ns = now_ns - HOUR - 30 * SECOND;
-    let base = |id: u64| NetworkFlow {
+/// What the flows have in common. Times keep clear of the borders at which an age would read
+/// differently a little later.
+fn base(id: u64, now_ns: i64) -> NetworkFlow {
+    NetworkFlow {
         flow_id: id,
         node_name: "node-a".to_owned(),
         plane: "tc".to_owned(),
@@ -38,78 +36,87 @@ pub(crate) fn flows(now_ns: i64) -> Vec<NetworkFlow> {
         ifindex: 2,
         scope: "local".to_owned(),
         state: "active".to_owned(),
-        first_seen_ns,
-        last_seen_ns,
+        first_seen_ns: now_ns - 2 * HOUR - 30 * 60 * SECOND - 30 * SECOND,
+        last_seen_ns: now_ns - HOUR - 30 * SECOND,
+        src_ip: "10.0.0.1".to_owned(),
+        dst_ip: "10.0.0.9".to_owned(),
+        direction: "egress".to_owned(),
         ..NetworkFlow::default()
+    }
+}
+
+fn tcp(now_ns: i64) -> NetworkFlow {
+    NetworkFlow {
+        dst_ip: "10.0.0.2".to_owned(),
+        src_port: 40000,
+        dst_port: 443,
+        protocol: "tcp".to_owned(),
+        bytes: 1_572_864,
+        packets: 12_345,
+        bytes_per_second: 2048.5,
+        packets_per_second: 16.25,
+        tcp: Some(TcpInfo { flags: owned(&["syn", "fin"]), state: "closing".to_owned() }),
+        source: local("curl", 1234),
+        socket_cookie: 77,
+        ..base(1, now_ns)
+    }
+}
+
+/// As large as numbers get, and with a process that chose its name badly.
+fn udp(now_ns: i64) -> NetworkFlow {
+    NetworkFlow {
+        src_ip: "fd00::2".to_owned(),
+        dst_ip: "fd00::1".to_owned(),
+        src_port: 53,
+        dst_port: 5353,
+        protocol: "udp".to_owned(),
+        direction: "ingress".to_owned(),
+        bytes: 18_446_744_073_709_551_615,
+        packets: 18_446_744_073_709_551_615,
+        state: "ended".to_owned(),
+        end_reason: "idle".to_owned(),
+        destination: local("evil\u{1b}[2J\"name\", \n", 9),
+        ..base(2, now_ns)
+    }
+}
+
+/// A flow of which little is known.
+fn gre(now_ns: i64) -> NetworkFlow {
+    NetworkFlow {
+        src_ip: "192.168.0.1".to_owned(),
+        dst_ip: "192.168.0.2".to_owned(),
+        protocol: "47".to_owned(),
+        direction: "ingress".to_owned(),
+        bytes: 100,
+        packets: 1,
+        interface: String::new(),
+        ifindex: 0,
+        first_seen_ns: 0,
+        last_seen_ns: 0,
+        flow_id: 0,
+        scope: "tunnel".to_owned(),
+        ..base(5, now_ns)
+    }
+}
+
+/// One flow of each kind, seen before `now_ns`.
+pub(crate) fn flows(now_ns: i64) -> Vec<NetworkFlow> {
+    let ping = NetworkFlow {
+        protocol: "icmp".to_owned(),
+        bytes: 840,
+        packets: 10,
+        icmp: Some(IcmpInfo { r#type: 8, code: 0 }),
+        scope: "unclaimed".to_owned(),
+        ..base(3, now_ns)
     };
-    vec![
-        NetworkFlow {
-            src_ip: "10.0.0.1".to_owned(),
-            dst_ip: "10.0.0.2".to_owned(),
-            src_port: 40000,
-            dst_port: 443,
-            protocol: "tcp".to_owned(),
-            direction: "egress".to_owned(),
-            bytes: 1_572_864,
-            packets: 12_345,
-            bytes_per_second: 2048.5,
-            packets_per_second: 16.25,
-            tcp: Some(TcpInfo { flags: owned(&["syn", "fin"]), state: "closing".to_owned() }),
-            source: local("curl", 1234),
-            socket_cookie: 77,
-            ..base(1)
-        },
-        NetworkFlow {
-            src_ip: "fd00::2".to_owned(),
-            dst_ip: "fd00::1".to_owned(),
-            src_port: 53,
-            dst_port: 5353,
-            protocol: "udp".to_owned(),
-            direction: "ingress".to_owned(),
-            bytes: 18_446_744_073_709_551_615,
-            packets: 18_446_744_073_709_551_615,
-            state: "ended".to_owned(),
-            end_reason: "idle".to_owned(),
-            destination: local("evil\u{1b}[2J\"name\", \n", 9),
-            ..base(2)
-        },
-        NetworkFlow {
-            src_ip: "10.0.0.1".to_owned(),
-            dst_ip: "10.0.0.9".to_owned(),
-            protocol: "icmp".to_owned(),
-            direction: "egress".to_owned(),
-            bytes: 840,
-            packets: 10,
-            icmp: Some(IcmpInfo { r#type: 8, code: 0 }),
-            scope: "unclaimed".to_owned(),
-            ..base(3)
-        },
-        NetworkFlow {
-            src_ip: "10.0.0.1".to_owned(),
-            dst_ip: "10.0.0.9".to_owned(),
-            protocol: "udp".to_owned(),
-            direction: "egress".to_owned(),
-            bytes: 2960,
-            packets: 2,
-            fragment: true,
-            ..base(4)
-        },
-        NetworkFlow {
-            src_ip: "192.168.0.1".to_owned(),
-            dst_ip: "192.168.0.2".to_owned(),
-            protocol: "47".to_owned(),
-            direction: "ingress".to_owned(),
-            bytes: 100,
-            packets: 1,
-            interface: String::new(),
-            ifindex: 0,
-            first_seen_ns: 0,
-            last_seen_ns: 0,
-            flow_id: 0,
-            scope: "tunnel".to_owned(),
-            ..base(5)
-        },
-    ]
+    let fragments = NetworkFlow {
+        protocol: "udp".to_owned(),
+        bytes: 2960,
+        packets: 2,
+        fragment: true,
+        ..base(4, now_ns)
+    };
+    vec![tcp(now_ns), udp(now_ns), ping, fragments, gre(now_ns)]
 }
 
 pub(crate) fn node(name: &str) -> NodeStatus {
@@ -153,9 +160,41 @@ pub(crate) fn loss() -> Loss {
     }
 }
 
+fn interface() -> Interface {
+    Interface {
+        name: "eth0".to_owned(),
+        ifindex: 2,
+        state: "attached".to_owned(),
+        attach: "tcx".to_owned(),
+        reason: String::new(),
+        before: Vec::new(),
+        after: owned(&["cil_from_netdev", "shaper"]),
+        link: "ethernet".to_owned(),
+        chosen_by: "default_route".to_owned(),
+    }
+}
+
+fn packet_ledger() -> PacketLedger {
+    let count = |packets, bytes| Some(Count { packets, bytes });
+    let reason = |reason: &str, packets, bytes| {
+        vec![ReasonCount { reason: reason.to_owned(), packets, bytes }]
+    };
+    PacketLedger {
+        seen: count(1000, 500_000),
+        reported: count(980, 498_000),
+        filtered: reason("self_traffic", 15, 1500),
+        rejected: reason("not_ip", 5, 500),
+        lost: Vec::new(),
+        in_flight: count(0, 0),
+        state: "balanced".to_owned(),
+        unexplained_packets: 0,
+        unexplained_bytes: 0,
+        cold_path_packets: 1,
+    }
+}
+
 /// A well agent.
 pub(crate) fn status(now_ns: i64) -> AgentStatus {
-    let count = |packets, bytes| Some(Count { packets, bytes });
     AgentStatus {
         node_name: "node-a".to_owned(),
         version: "0.1.0".to_owned(),
@@ -172,33 +211,8 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
             reason: "/sys/kernel/btf/vmlinux".to_owned(),
             remedy: String::new(),
         }],
-        interfaces: vec![Interface {
-            name: "eth0".to_owned(),
-            ifindex: 2,
-            state: "attached".to_owned(),
-            attach: "tcx".to_owned(),
-            reason: String::new(),
-            before: Vec::new(),
-            after: owned(&["cil_from_netdev", "shaper"]),
-            link: "ethernet".to_owned(),
-            chosen_by: "default_route".to_owned(),
-        }],
-        packet_ledger: Some(PacketLedger {
-            seen: count(1000, 500_000),
-            reported: count(980, 498_000),
-            filtered: vec![ReasonCount {
-                reason: "self_traffic".to_owned(),
-                packets: 15,
-                bytes: 1500,
-            }],
-            rejected: vec![ReasonCount { reason: "not_ip".to_owned(), packets: 5, bytes: 500 }],
-            lost: Vec::new(),
-            in_flight: count(0, 0),
-            state: "balanced".to_owned(),
-            unexplained_packets: 0,
-            unexplained_bytes: 0,
-            cold_path_packets: 1,
-        }),
+        interfaces: vec![interface()],
+        packet_ledger: Some(packet_ledger()),
         event_ledger: Some(EventLedger {
             produced: 40,
             processed: 40,
