@@ -6,11 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::attach::Route;
 use super::hook::{Purpose, Side, program};
 use super::load::Programs;
 use super::netlink::Device;
 use super::sys;
+use crate::datapath::AttachRoute;
 use crate::event::{Notice, Severity};
 
 /// When to look and when to move.
@@ -54,8 +54,8 @@ pub struct Chain {
 
 impl Chain {
     /// Reads both chains; a notice if somebody is newly ahead of us. Only tcx tells its order.
-    pub fn look(&mut self, device: &Device, programs: &Programs, route: Route) -> Option<Notice> {
-        if route == Route::Clsact {
+    pub fn look(&mut self, device: &Device, programs: &Programs, route: AttachRoute) -> Option<Notice> {
+        if route == AttachRoute::Clsact {
             return None;
         }
         let mut neighbours = Neighbours::default();

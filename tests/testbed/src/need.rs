@@ -54,6 +54,7 @@ pub const KERNEL: &[Need] = &[Need::Root, Need::Bpf, Need::Tool("ip")];
 /// If a need is missing and `ORB8_REQUIRE=all` forbids to skip.
 #[must_use]
 #[expect(clippy::print_stderr, reason = "a skip must be seen by whoever runs the tests")]
+#[expect(clippy::disallowed_methods, reason = "tests have no settings; CI alone sets this one")]
 pub fn met(test: &str, needs: &[Need]) -> bool {
     let Some(why) = needs.iter().find_map(|need| need.missing()) else {
         return true;
@@ -87,6 +88,7 @@ macro_rules! need {
 
 /// Where `PATH` has a program.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "not a setting of ours")]
 pub fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
