@@ -10,6 +10,7 @@
 )]
 
 mod datapath;
+mod process;
 mod report;
 
 fn main() -> anyhow::Result<()> {
@@ -19,6 +20,9 @@ fn main() -> anyhow::Result<()> {
     report::header();
     if wanted("datapath") {
         datapath::run(&mut rows);
+    }
+    if wanted("process") {
+        process::run(&mut rows);
     }
     let path = report::write(&rows)?;
     println!("written to {}", path.display());
