@@ -17,10 +17,15 @@ use crate::cgroup::{self, Memberships};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
 use crate::datapath::{Datapath, Start, StartError, Started};
+use crate::ebpf;
+use crate::ebpf::clsact::{self, Removed};
+use crate::ebpf::datapath::Decoders;
+use crate::ebpf::netlink::{Netlink, NetlinkError};
 use crate::export::grpc::{self, ServeError, Service};
 use crate::export::hub::Hub;
 use crate::export::log::LogExporter;
 use crate::host::{HostEnricher, HostFacts};
+use crate::network::decode;
 use crate::network::feed::NetworkFeed;
 use crate::network::filter::SelfTraffic;
 use crate::network::keys;
@@ -45,7 +50,9 @@ pub enum AgentError {
         by: String,
     },
     /// The gRPC address is not usable.
-    #[error("cannot listen on {address}: {source}, choose another with --grpc-listen (ORB8_GRPC_LISTEN)")]
+    #[error(
+        "cannot listen on {address}: {source}, choose another with --grpc-listen (ORB8_GRPC_LISTEN)"
+    )]
     Listen {
         /// Where the agent should have listened.
         address: SocketAddr,
@@ -94,20 +101,28 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// The parts for this host; `bpf` tells whether the bpf syscall answers.
+    /// The parts for this host.
     #[must_use]
-    pub fn new(
-        settings: &Settings,
-        start: Start,
-        bpf: impl FnOnce() -> Result<(), String>,
-    ) -> Self {
+    pub fn of_this_host(settings: &Settings) -> Self {
         let roots = preflight::Roots::new(&settings.proc_root, settings.cgroup_root.as_deref());
+        let bpf = || ebpf::sys::create_array(None).map(drop).map_err(|error| error.to_string());
+        let decoders = Decoders { flow: decode::flow_event, packet: decode::packet_event };
         Self {
-            start,
+            start: Box::new(move |settings, facts| {
+                ebpf::datapath::start(settings, facts, decoders)
+            }),
             checks: preflight::run(&roots, &kernel_release(), bpf),
             clock: SystemClock::shared(),
         }
     }
+}
+
+/// Removes the filters that killed agents left at clsact qdiscs.
+///
+/// # Errors
+/// What the kernel says.
+pub fn cleanup() -> Result<Removed, NetlinkError> {
+    clsact::remove_dead(&Netlink::open()?)
 }
 
 impl std::fmt::Debug for Parts {
@@ -161,10 +176,8 @@ impl Shared {
 
     fn stages(&self, memberships: Memberships) -> Stages {
         let facts = || Arc::clone(&self.facts);
-        let status = StatusExporter {
-            status: Arc::clone(&self.status),
-            ledger: Arc::clone(&self.ledger),
-        };
+        let status =
+            StatusExporter { status: Arc::clone(&self.status), ledger: Arc::clone(&self.ledger) };
         Stages {
             filters: vec![Box::new(SelfTraffic::new(facts()))],
             enrichers: vec![Box::new(HostEnricher::new(facts(), memberships, keys::of_event))],
@@ -177,7 +190,12 @@ impl Shared {
         }
     }
 
-    fn service(&self, settings: &Settings, board: Board, datapath: Option<Arc<dyn Datapath>>) -> Service {
+    fn service(
+        &self,
+        settings: &Settings,
+        board: Board,
+        datapath: Option<Arc<dyn Datapath>>,
+    ) -> Service {
         Service {
             queries: Arc::new(NetworkQueries {
                 table: Arc::clone(&self.table),
@@ -230,10 +248,9 @@ impl Agent {
     /// See [`AgentError`].
     pub async fn start(settings: &Settings, parts: Parts) -> Result<Self, AgentError> {
         let listener = listen(settings.grpc_address()).await?;
-        let address = listener.local_addr().map_err(|source| AgentError::Listen {
-            address: settings.grpc_address(),
-            source,
-        })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| AgentError::Listen { address: settings.grpc_address(), source })?;
         let shared = Shared::new(settings, parts.clock);
         let memberships = memberships(settings, &shared.clock);
         let Kernel { sources, datapath } =
@@ -307,12 +324,13 @@ impl Agent {
         let Some(pipeline) = self.pipeline.take() else { return Ok(()) };
         let datapath = self.datapath.take();
         let ended = tokio::task::spawn_blocking(move || {
-            let result = pipeline.stop(deadline);
-            // Also after a failure: nothing of ours may stay behind.
-            if let Some(datapath) = datapath {
-                datapath.stop();
+            // First, so that what the pipeline reads last is final.
+            if datapath.is_some_and(|datapath| !datapath.stop(deadline)) {
+                warn!(
+                    "The programs were not detached by the shutdown deadline; the kernel detaches tcx programs with the process."
+                );
             }
-            result
+            pipeline.stop(deadline)
         });
         match ended.await {
             Ok(result) => Ok(result?),
@@ -368,10 +386,8 @@ async fn start_kernel(
 }
 
 fn memberships(settings: &Settings, clock: &Arc<dyn Clock>) -> Memberships {
-    let roots = cgroup::Roots {
-        proc: settings.proc_root.clone(),
-        cgroup: settings.cgroup_root.clone(),
-    };
+    let roots =
+        cgroup::Roots { proc: settings.proc_root.clone(), cgroup: settings.cgroup_root.clone() };
     cgroup::start(&roots, Arc::clone(clock)).unwrap_or_else(|error| {
         warn!(%error, "The cgroup thread could not be started; flows carry no cgroup path.");
         Memberships::unanswered()
@@ -400,7 +416,10 @@ async fn who_listens(address: SocketAddr) -> Option<String> {
         let endpoint = Endpoint::from_shared(format!("http://{reachable}")).ok()?;
         let mut client = OrbitAgentServiceClient::new(endpoint.connect().await.ok()?);
         let status = client.get_status(GetStatusRequest {}).await.ok()?.into_inner();
-        Some(format!(" by another orb8 agent (node {}, version {})", status.node_name, status.version))
+        Some(format!(
+            " by another orb8 agent (node {}, version {})",
+            status.node_name, status.version
+        ))
     };
     tokio::time::timeout(PROBE_TIMEOUT, ask).await.ok().flatten()
 }

@@ -154,13 +154,8 @@ pub fn start(roots: &Roots, clock: Arc<dyn Clock>) -> io::Result<Memberships> {
         cgroup2_mount(&mounts)
     });
     let (sender, receiver) = sync_channel(QUEUE);
-    let resolver = Resolver {
-        proc: roots.proc.clone(),
-        mount,
-        clock,
-        paths: HashMap::new(),
-        next_walk: None,
-    };
+    let resolver =
+        Resolver { proc: roots.proc.clone(), mount, clock, paths: HashMap::new(), next_walk: None };
     thread::Builder::new()
         .name("cgroup".to_owned())
         .stack_size(256 * 1024)
@@ -333,7 +328,10 @@ mod tests {
         let check = |text: &str, expected: Option<&str>| {
             assert_eq!(cgroup2_mount(text), expected.map(PathBuf::from), "{text}");
         };
-        check("29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw", Some("/sys/fs/cgroup"));
+        check(
+            "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw",
+            Some("/sys/fs/cgroup"),
+        );
         check(
             "30 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
              31 25 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu",

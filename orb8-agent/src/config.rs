@@ -67,8 +67,7 @@ pub struct Settings {
     pub capture: Capture,
 
     /// How programs are attached: tcx (from kernel 6.6 on), clsact, or what the kernel has.
-    #[arg(long, env = "ORB8_TC_ATTACH", default_value = "auto", value_name = "ROUTE",
-        value_enum)]
+    #[arg(long, env = "ORB8_TC_ATTACH", default_value = "auto", value_name = "ROUTE", value_enum)]
     pub tc_attach: TcAttach,
 
     /// Interfaces besides the uplinks, as globs with commas between: eth0,wg*; auto: none.
@@ -309,7 +308,8 @@ fn default_of(id: &str, argument: &Arg) -> String {
         "cgroup_root" => "looked up among the mounts".to_owned(),
         "strict" => "false".to_owned(),
         _ => {
-            let values: Vec<_> = argument.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
+            let values: Vec<_> =
+                argument.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
             values.join(",")
         }
     }
@@ -372,7 +372,8 @@ fn ring_buffer_size(text: &str) -> Result<u32, String> {
         "MiB" | "M" | "m" => Some(MIB),
         _ => None,
     };
-    let bytes = digits.parse::<u32>().ok().zip(unit).and_then(|(count, unit)| count.checked_mul(unit));
+    let bytes =
+        digits.parse::<u32>().ok().zip(unit).and_then(|(count, unit)| count.checked_mul(unit));
     match bytes {
         Some(bytes) if RING_BUFFER.contains(&bytes) && bytes.is_power_of_two() => Ok(bytes),
         Some(bytes) if RING_BUFFER.contains(&bytes) => {
@@ -399,10 +400,15 @@ fn interfaces(text: &str) -> Result<Interfaces, String> {
     let globs: Vec<_> = text.split(',').map(|glob| glob.trim().to_owned()).collect();
     for glob in &globs {
         if glob.is_empty() {
-            return Err("a name between commas is empty, give auto or globs such as eth0,wg*".to_owned());
+            return Err(
+                "a name between commas is empty, give auto or globs such as eth0,wg*".to_owned()
+            );
         }
         if let Err(error) = Glob::new(glob) {
-            return Err(format!("{glob:?} is no glob ({}), give one such as eth0 or wg*", error.kind()));
+            return Err(format!(
+                "{glob:?} is no glob ({}), give one such as eth0 or wg*",
+                error.kind()
+            ));
         }
     }
     Ok(Interfaces::Globs(globs))

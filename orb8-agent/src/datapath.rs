@@ -4,7 +4,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orb8_common::network::PacketFilter;
 
@@ -81,11 +81,16 @@ pub trait Datapath: Send + Sync + Debug {
     ///
     /// # Errors
     /// The packet programs could not be attached.
-    fn watch_packets(&self, filter: &PacketFilter, rate: u32)
-    -> Result<Box<dyn PacketWatch>, StartError>;
+    fn watch_packets(
+        &self,
+        filter: &PacketFilter,
+        rate: u32,
+    ) -> Result<Box<dyn PacketWatch>, StartError>;
 
-    /// Detaches everything. Called once, after the pipeline has ended; may wait for the kernel.
-    fn stop(&self);
+    /// Detaches everything and waits until no program runs any more, so that what the sources
+    /// then read is final; false if that takes longer than until the deadline. Called once,
+    /// before the pipeline reads its sources for the last time.
+    fn stop(&self, deadline: Instant) -> bool;
 }
 
 /// An open packet view.

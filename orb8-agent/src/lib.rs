@@ -17,3 +17,5 @@ pub mod preflight;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;
+#[doc(hidden)]
+pub mod testing;

@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use orb8_agent::agent::{Agent, AgentError, Parts};
+use orb8_agent::agent::{self, Agent, AgentError, Parts};
 use orb8_agent::config::{self, Settings};
+use orb8_agent::ebpf::clsact::Removed;
 use orb8_agent::shutdown::Shutdown;
 use orb8_agent::telemetry;
 
@@ -32,7 +33,9 @@ fn main() -> ExitCode {
 fn run(settings: &Settings) -> anyhow::Result<()> {
     telemetry::init(telemetry::filter(&settings.rust_log)?);
     if settings.cleanup {
-        return orb8_agent::agent::cleanup();
+        let Removed { filters, qdiscs, living } = agent::cleanup()?;
+        tracing::info!(filters, qdiscs, living, "Removed what dead agents had left.");
+        return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

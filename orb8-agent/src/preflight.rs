@@ -84,7 +84,11 @@ impl Roots {
 
 /// Reads what is needed and judges it. `bpf` tells whether the syscall answers.
 #[must_use]
-pub fn run(roots: &Roots, kernel_release: &str, bpf: impl FnOnce() -> Result<(), String>) -> Vec<Check> {
+pub fn run(
+    roots: &Roots,
+    kernel_release: &str,
+    bpf: impl FnOnce() -> Result<(), String>,
+) -> Vec<Check> {
     let status = fs::read_to_string(roots.proc.join("self/status")).unwrap_or_default();
     let limits = fs::read_to_string(roots.proc.join("self/limits")).unwrap_or_default();
     let mounts = fs::read_to_string(roots.proc.join("self/mountinfo")).unwrap_or_default();
@@ -173,7 +177,9 @@ pub fn capabilities(status: &str) -> Vec<Check> {
         Check::failed(
             name,
             format!("{capability} is not effective"),
-            format!("run as root, or add {capability} (systemd AmbientCapabilities, Kubernetes securityContext.capabilities)"),
+            format!(
+                "run as root, or add {capability} (systemd AmbientCapabilities, Kubernetes securityContext.capabilities)"
+            ),
         )
     };
     needs.map(judge).to_vec()

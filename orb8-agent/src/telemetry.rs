@@ -6,7 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 /// The filter cannot be understood.
 #[derive(Debug, thiserror::Error)]
-#[error("RUST_LOG {filter:?} is no log filter, give one such as info or orb8_agent=debug: {source}")]
+#[error(
+    "RUST_LOG {filter:?} is no log filter, give one such as info or orb8_agent=debug: {source}"
+)]
 pub struct FilterError {
     filter: String,
     source: tracing_subscriber::filter::ParseError,

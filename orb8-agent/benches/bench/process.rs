@@ -82,7 +82,10 @@ impl Bed {
         flows.map(|n| udp(n).frame(self.link.far.mac, self.link.near.mac, &[])).collect()
     }
 
-    fn ask<T: Send>(&self, call: impl AsyncFnOnce(Client) -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    fn ask<T: Send>(
+        &self,
+        call: impl AsyncFnOnce(Client) -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
         self.link.near.netns.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
@@ -94,9 +97,7 @@ impl Bed {
     }
 
     fn status(&self) -> anyhow::Result<AgentStatus> {
-        self.ask(async |mut client| {
-            Ok(client.get_status(GetStatusRequest {}).await?.into_inner())
-        })
+        self.ask(async |mut client| Ok(client.get_status(GetStatusRequest {}).await?.into_inner()))
     }
 
     /// RSS and kernel maps in MiB.
@@ -241,8 +242,7 @@ fn latency() -> anyhow::Result<Vec<Row>> {
 
 fn receive_starts(bed: &Bed, count: usize) -> anyhow::Result<Histogram<u64>> {
     bed.ask(async |mut client| {
-        let mut stream =
-            client.stream_events(StreamEventsRequest::default()).await?.into_inner();
+        let mut stream = client.stream_events(StreamEventsRequest::default()).await?.into_inner();
         let mut histogram = Histogram::new(3)?;
         while (histogram.len() as usize) < count {
             let next = tokio::time::timeout(Duration::from_secs(15), stream.message());
@@ -292,8 +292,18 @@ fn events() -> anyhow::Result<Vec<Row>> {
         Row::new("events_in_per_s", rate, "events/s", Goal::AtLeast(99_000.0)),
         Row::new("events_in_lost", lost(ring_lost, produced), "%", Goal::AtMost(0.1)),
         Row::new("events_out_per_s", rate / 5.0, "events/s", Goal::AtLeast(19_800.0)),
-        Row::new("events_out_lost", lost(wanted.saturating_sub(received), wanted), "%", Goal::AtMost(0.1)),
-        Row::new("events_unexplained", ledger.unexplained_events as f64, "events", Goal::AtMost(0.0)),
+        Row::new(
+            "events_out_lost",
+            lost(wanted.saturating_sub(received), wanted),
+            "%",
+            Goal::AtMost(0.1),
+        ),
+        Row::new(
+            "events_unexplained",
+            ledger.unexplained_events as f64,
+            "events",
+            Goal::AtMost(0.0),
+        ),
     ])
 }
 

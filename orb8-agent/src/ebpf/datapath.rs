@@ -11,8 +11,8 @@ use super::kernel::{self, Kernel, KernelOptions, LINGER, PacketViewCounts};
 use super::lines::LineTimes;
 use super::ring::Decode;
 use crate::datapath::{
-    AttachMode, AttachRoute, Datapath, DatapathSettings, InterfaceStatus, PacketWatch,
-    StartError, Started,
+    AttachMode, AttachRoute, Datapath, DatapathSettings, InterfaceStatus, PacketWatch, StartError,
+    Started,
 };
 use crate::host::HostFacts;
 

@@ -4,14 +4,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::atomic::Ordering;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::attach::{AttachOptions, Request, Shared};
-use super::chain::Chain;
+use super::chain::{self, Chain};
 use super::clsact::{self, Instance};
 use super::hook::{self, Hook, Place, Purpose, Side};
 use super::load::Programs;
@@ -192,7 +192,9 @@ impl Worker {
                 if self.watching_packets {
                     self.attach_packets(&mut attached);
                 }
-                attached.chain.look(&attached.device, &self.programs, self.options.route);
+                if let Some(notice) = self.look(&mut attached) {
+                    self.shared.side.notify(notice);
+                }
                 self.attached.insert(attached.device.ifindex, attached);
             }
             Err(error) if is_gone(&error, &device) => {}
@@ -291,11 +293,12 @@ impl Worker {
         let now = Instant::now();
         let mut all = std::mem::take(&mut self.attached);
         for attached in all.values_mut() {
-            let told = attached.chain.look(&attached.device, &self.programs, self.options.route);
-            if let Some(notice) = told {
+            if let Some(notice) = self.look(attached) {
                 self.shared.side.notify(notice);
             }
-            if attached.chain.should_move(now, &self.options.chain) {
+            // A filter cannot move ahead of priority 1, and need not: it is tried first.
+            let can_move = self.options.route == AttachRoute::Tcx;
+            if can_move && attached.chain.should_move(now, &self.options.chain) {
                 self.move_to_front(attached, now);
             }
         }
@@ -321,7 +324,23 @@ impl Worker {
         attached.chain.moved(now);
         let message = format!("moved back to the front on {}", attached.device.name);
         self.notice(Severity::Info, "moved_to_front", message);
-        attached.chain.look(&attached.device, &self.programs, self.options.route);
+        self.look(attached);
+    }
+
+    /// Reads who is on the hooks of an interface.
+    fn look(&self, attached: &mut Attached) -> Option<Notice> {
+        let ifindex = attached.device.ifindex;
+        let hooks = match self.options.route {
+            AttachRoute::Tcx => {
+                Side::BOTH.map(|side| chain::tcx_entries(ifindex, side, &self.programs))
+            }
+            AttachRoute::Clsact => {
+                let filters = self.netlink.filters(ifindex).unwrap_or_default();
+                let ours = self.instance.handle(attached.made_qdisc);
+                Side::BOTH.map(|side| chain::clsact_entries(&filters, side, ours))
+            }
+        };
+        attached.chain.look(&attached.device.name, hooks)
     }
 
     fn again(&mut self, attached: &mut Attached, at: usize, side: Side) -> io::Result<()> {

@@ -37,12 +37,9 @@ pub struct NetworkFeed {
 impl Feed for NetworkFeed {
     fn select(&self, request: &StreamEventsRequest) -> Result<Selected, BadRequest> {
         let bad = |message: String| BadRequest(message);
-        let matcher = Matcher::compile(
-            request.filter.as_ref(),
-            &request.namespaces,
-            &request.pod_names,
-        )
-        .map_err(|error| bad(error.to_string()))?;
+        let matcher =
+            Matcher::compile(request.filter.as_ref(), &request.namespaces, &request.pod_names)
+                .map_err(|error| bad(error.to_string()))?;
         let rate = match request.packet_rate_limit {
             0 => DEFAULT_PACKET_RATE,
             rate if rate > MAX_PACKET_RATE => {
@@ -52,8 +49,7 @@ impl Feed for NetworkFeed {
             }
             rate => rate,
         };
-        let packets =
-            request.packets.then(|| PacketAsk { filter: matcher.packet_filter(), rate });
+        let packets = request.packets.then(|| PacketAsk { filter: matcher.packet_filter(), rate });
         let view = FlowView {
             matcher: matcher.clone(),
             table: Arc::clone(&self.table),
@@ -125,8 +121,6 @@ impl View for FlowView {
             cursor.done = cursor.row >= table.used_rows();
         }
         let shown = self.shown();
-        out.extend(
-            changed.iter().map(|flow| shown.flow_event(Type::Update, flow, cursor.time_ns)),
-        );
+        out.extend(changed.iter().map(|flow| shown.flow_event(Type::Update, flow, cursor.time_ns)));
     }
 }

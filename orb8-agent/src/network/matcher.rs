@@ -95,8 +95,8 @@ impl Matcher {
         namespaces: &[String],
         pod_names: &[String],
     ) -> Result<Self, FilterError> {
-        let nobody =
-            !pod_names.is_empty() || !(namespaces.is_empty() || namespaces.iter().any(String::is_empty));
+        let nobody = !pod_names.is_empty()
+            || !(namespaces.is_empty() || namespaces.iter().any(String::is_empty));
         let conditions = filter.map_or(&[][..], |filter| &filter.all);
         let conditions = conditions
             .iter()
@@ -107,8 +107,7 @@ impl Matcher {
 
     /// True if all conditions hold for this flow.
     pub fn matches(&mut self, flow: &FlowRecord) -> bool {
-        !self.nobody
-            && self.conditions.iter_mut().all(|(negate, test)| test.holds(flow) != *negate)
+        !self.nobody && self.conditions.iter_mut().all(|(negate, test)| test.holds(flow) != *negate)
     }
 
     /// What of the filter the kernel's packet view can check: never more than the filter asks.

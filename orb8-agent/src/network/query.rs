@@ -8,9 +8,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use orb8_proto::v1::sort::Field;
-use orb8_proto::v1::{
-    AnswerContext, NodeStatus, QueryFlowsRequest, QueryFlowsResponse, Sort,
-};
+use orb8_proto::v1::{AnswerContext, NodeStatus, QueryFlowsRequest, QueryFlowsResponse, Sort};
 
 use crate::clock::{self, Clock};
 use crate::event::FlowRecord;
@@ -33,7 +31,9 @@ pub enum QueryError {
     #[error(transparent)]
     Filter(#[from] FilterError),
     /// More flows than the agent gives in one answer.
-    #[error("limit {limit} is above this agent's maximum of {maximum}, ask for fewer or raise ORB8_MAX_QUERY_LIMIT")]
+    #[error(
+        "limit {limit} is above this agent's maximum of {maximum}, ask for fewer or raise ORB8_MAX_QUERY_LIMIT"
+    )]
     Limit {
         /// What was asked for.
         limit: u32,
@@ -93,11 +93,8 @@ impl FlowQuery {
         max_limit: u32,
         unix_offset_ns: i64,
     ) -> Result<Self, QueryError> {
-        let matcher = Matcher::compile(
-            request.filter.as_ref(),
-            &request.namespaces,
-            &request.pod_names,
-        )?;
+        let matcher =
+            Matcher::compile(request.filter.as_ref(), &request.namespaces, &request.pod_names)?;
         if request.limit > max_limit {
             return Err(QueryError::Limit { limit: request.limit, maximum: max_limit });
         }

@@ -13,8 +13,8 @@ use hashbrown::HashTable;
 
 use crate::clock;
 use crate::event::{
-    EndReason, Event, FlowCount, FlowFacts, FlowId, FlowRecord, FlowSignal, FlowState, PacketRecord,
-    SignalKind, Told, Volume, tcp_bit,
+    EndReason, Event, FlowCount, FlowFacts, FlowId, FlowRecord, FlowSignal, FlowState,
+    PacketRecord, SignalKind, Told, Volume, tcp_bit,
 };
 use crate::network::keys;
 use crate::pipeline::enricher::EnrichedEvent;
@@ -53,8 +53,9 @@ struct Row {
     flow: FlowRecord,
     /// The drain in progress when the flow was told.
     start_epoch: u32,
-    /// Seconds of CLOCK_MONOTONIC at the end, rounded up.
-    ended_s: u32,
+    /// While active, the kernel lines that it holds; then the second (CLOCK_MONOTONIC) of its
+    /// end, rounded up.
+    lines_or_end_s: u32,
     previous: u32,
     next: u32,
 }
@@ -252,12 +253,16 @@ impl FlowTable {
     fn count(&mut self, count: &FlowCount, added: &EnrichedEvent, output: &mut Output) {
         self.now_ns = self.now_ns.max(count.last_seen_ns);
         let found = self.find(&count.id);
-        let Some(slot) = found.or_else(|| self.insert(count.id, count.first_seen_ns, output)) else {
+        let Some(slot) = found.or_else(|| self.insert(count.id, count.first_seen_ns, output))
+        else {
             let volume = Volume { packets: count.packets, bytes: count.bytes };
             output.tally.lose(losses::of_packets("flow_table", "no_room", volume));
             return;
         };
         self.merge(slot, &count.facts, added);
+        if count.new_line {
+            self.rows[slot as usize].lines_or_end_s += 1;
+        }
         let current = self.epoch.wrapping_add(1);
         let flow = &mut self.rows[slot as usize].flow;
         if flow.changed_epoch != current {
@@ -278,17 +283,21 @@ impl FlowTable {
     }
 
     fn released(&mut self, id: &FlowId, output: &mut Output) {
-        if let Some(slot) = self.find(id) {
-            let seen = self.rows[slot as usize].flow.tcp_seen;
-            let reason = if seen & tcp_bit::RST != 0 {
-                EndReason::Rst
-            } else if seen & tcp_bit::FIN != 0 {
-                EndReason::Fin
-            } else {
-                EndReason::Idle
-            };
-            self.end(slot, reason, output);
+        let Some(slot) = self.find(id) else { return };
+        let row = &mut self.rows[slot as usize];
+        // Another CPU, or a packet after the release began, may have opened a second line.
+        row.lines_or_end_s = row.lines_or_end_s.saturating_sub(1);
+        if row.lines_or_end_s > 0 {
+            return;
         }
+        let reason = if row.flow.tcp_seen & tcp_bit::RST != 0 {
+            EndReason::Rst
+        } else if row.flow.tcp_seen & tcp_bit::FIN != 0 {
+            EndReason::Fin
+        } else {
+            EndReason::Idle
+        };
+        self.end(slot, reason, output);
     }
 
     fn close_drain(&mut self, time_ns: u64, output: &mut Output) {
@@ -304,7 +313,7 @@ impl FlowTable {
         }
         let kept_s = (self.now_ns / SECOND_NS).saturating_sub(self.limits.history.as_secs());
         while let Some(row) = self.rows.get(self.ended.head as usize)
-            && u64::from(row.ended_s) < kept_s
+            && u64::from(row.lines_or_end_s) < kept_s
         {
             self.forget(self.ended.head);
         }
@@ -371,6 +380,7 @@ impl FlowTable {
         let row = &mut self.rows[slot as usize];
         row.flow = FlowRecord { flow_id: self.last_flow_id, first_seen_ns, ..blank(id) };
         row.start_epoch = self.epoch.wrapping_add(1);
+        row.lines_or_end_s = 0;
         let (rows, hasher) = (&self.rows, &self.hasher);
         self.index.insert_unique(hasher.hash_one(id), slot, |slot| {
             hasher.hash_one(rows[*slot as usize].flow.id)
@@ -387,7 +397,7 @@ impl FlowTable {
             self.rows.push(Row {
                 flow: blank(FlowId { key: orb8_common::network::FlowKey::EMPTY, owner: 0 }),
                 start_epoch: 0,
-                ended_s: 0,
+                lines_or_end_s: 0,
                 previous: NONE,
                 next: NONE,
             });
@@ -426,7 +436,7 @@ impl FlowTable {
         let ended_s = u32::try_from(self.now_ns.div_ceil(SECOND_NS)).unwrap_or(u32::MAX);
         let row = &mut self.rows[slot as usize];
         row.flow.state = FlowState::Ended(reason);
-        row.ended_s = ended_s;
+        row.lines_or_end_s = ended_s;
         output.told.push(Told::FlowEnd(self.record(&self.rows[slot as usize].flow)));
         self.ended.push(&mut self.rows, slot);
     }

@@ -8,15 +8,11 @@ use std::sync::Arc;
 use orb8_common::network::flag;
 use orb8_proto::v1::event::Payload;
 use orb8_proto::v1::flow_event::Type;
-use orb8_proto::v1::{
-    self, Endpoint, FlowEvent, IcmpInfo, NetworkFlow, PacketEvent, TcpInfo,
-};
+use orb8_proto::v1::{self, Endpoint, FlowEvent, IcmpInfo, NetworkFlow, PacketEvent, TcpInfo};
 use orb8_util::protocol;
 
 use crate::clock;
-use crate::event::{
-    EndReason, FlowRecord, FlowState, PacketRecord, Scope, tcp_bit,
-};
+use crate::event::{EndReason, FlowRecord, FlowState, PacketRecord, Scope, tcp_bit};
 use crate::network::keys;
 
 /// Bits of the TCP flags byte and their names, as packets show them.

@@ -369,8 +369,7 @@ fn source_losses(report: &DrainReport) -> Vec<LossRecord> {
         let volume = pair(&report.after, LOST + 2 * reason as usize);
         losses::add(&mut found, losses::of_packets("hook", reason.name(), volume));
     }
-    let unattached =
-        Volume { packets: report.unattached_packets, bytes: report.unattached_bytes };
+    let unattached = Volume { packets: report.unattached_packets, bytes: report.unattached_bytes };
     losses::add(&mut found, losses::of_packets("unattached", "not_attached", unattached));
     let ring = report.after.0[EVENTS_LOST];
     losses::add(&mut found, losses::of_events("ring", "ring_full", ring));

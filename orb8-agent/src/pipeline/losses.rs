@@ -95,7 +95,11 @@ mod tests {
     fn an_interval_is_charged_with_what_overlaps_it() {
         let mut log = LossLog::default();
         log.note(0, 10, &[ring(1)]);
-        log.note(10, 20, &[ring(2), of_packets("hook", "index_full", Volume { packets: 3, bytes: 9 })]);
+        log.note(
+            10,
+            20,
+            &[ring(2), of_packets("hook", "index_full", Volume { packets: 3, bytes: 9 })],
+        );
         log.note(30, 40, &[ring(4)]);
         let events = |from, to| log.between(from, to).iter().map(|loss| loss.events).sum::<u64>();
         assert_eq!(events(0, u64::MAX), 7);

@@ -57,7 +57,13 @@ impl Kernel {
 }
 
 /// One drain of the simulated kernel, with traffic between its parts.
-fn drain(kernel: &mut Kernel, ledger: &mut Ledger, drained: &mut Volume, traffic: &[Vec<Step>; 3], remove: u64) {
+fn drain(
+    kernel: &mut Kernel,
+    ledger: &mut Ledger,
+    drained: &mut Volume,
+    traffic: &[Vec<Step>; 3],
+    remove: u64,
+) {
     for step in &traffic[0] {
         kernel.see(*step);
     }
@@ -215,7 +221,9 @@ fn losses_are_told_once_and_with_the_interval_they_fell_into() {
     let second = ledger.close_drain(&report(20, &[(full, 6), (full + 1, 560), (EVENTS_LOST, 2)]));
     let again = losses::of_packets("hook", "flow_table_full", Volume { packets: 1, bytes: 60 });
     assert_eq!(second, [room, again]);
-    assert!(ledger.close_drain(&report(30, &[(full, 6), (full + 1, 560), (EVENTS_LOST, 2)])).is_empty());
+    assert!(
+        ledger.close_drain(&report(30, &[(full, 6), (full + 1, 560), (EVENTS_LOST, 2)])).is_empty()
+    );
     assert_eq!(ledger.lost_between(11, 19), [room, again]);
     assert!(ledger.lost_between(21, 30).is_empty());
 }
