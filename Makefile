@@ -37,11 +37,11 @@ smoke-test: setup build ## Probes, traffic and command line on this kernel, with
 	@$(XTASK) smoke-test
 
 .PHONY: bench
-bench: setup ## Measure cost and speed; writes target/bench.json
-	@$(XTASK) bench
+bench: setup build ## Measure cost and speed; writes target/bench.json
+	cargo bench --quiet --package orb8-agent --bench bench
 
 .PHONY: lint
-lint: ## Formatting, clippy, documentation, licences and advisories
+lint: setup ## Formatting, clippy, documentation, licences and advisories
 	@$(XTASK) lint
 
 .PHONY: clippy

@@ -3,7 +3,12 @@
 //! Sources make events, the runner moves them through filter, enricher and processor, exporters
 //! receive them. A new feature adds a variant here; the compiler then lists what it must touch.
 
+use std::sync::Arc;
+
 use orb8_common::network::{FlowKey, PacketEvent};
+
+use crate::cgroup::Membership;
+use crate::host::InterfaceName;
 
 /// Identifies a flow inside one agent: what the kernel keys it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,7 +29,8 @@ pub enum Event {
     /// A kernel line of the flow was taken out of use; nothing more will be counted on that line.
     Released(FlowId),
     /// One drain of all lines is complete; carries the kernel's ledger counters of that moment.
-    Drained(DrainReport),
+    /// Boxed: its counters would make every event eight times as large.
+    Drained(Box<DrainReport>),
     /// A packet, while somebody watches packets.
     Packet(PacketEvent),
     /// Something a person should know (an interface attached, a displacement, ...).
@@ -140,4 +146,176 @@ pub enum Severity {
     Warning,
     /// Something does not work.
     Error,
+}
+
+/// What left the processors: what exporters may tell to people and programs.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// A flow began. Told once per flow; carries what is counted so far, often nothing yet.
+    FlowStart(FlowRecord),
+    /// A flow ended, with its final totals.
+    FlowEnd(FlowRecord),
+    /// A packet, while somebody watches packets.
+    Packet(Box<PacketRecord>),
+    /// Something a person should know.
+    Notice(Notice),
+    /// What this agent lost since the last drain.
+    Loss(LossRecord),
+    /// A drain is complete: counters and rates of all flows are those of its time.
+    Drained(DrainMark),
+}
+
+/// The end of one drain, as exporters see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainMark {
+    /// CLOCK_MONOTONIC nanoseconds.
+    pub time_ns: u64,
+    /// Number of the drain, from 1; what was counted in it carries this number.
+    pub epoch: u32,
+    /// Flow lines in use in the kernel.
+    pub lines_in_use: u64,
+}
+
+/// A flow as the flow table knows it.
+#[derive(Clone, Debug)]
+pub struct FlowRecord {
+    /// What the kernel keys it by.
+    pub id: FlowId,
+    /// Stable for the life of the flow on this agent, never used twice.
+    pub flow_id: u64,
+    /// Wire packets in total.
+    pub packets: u64,
+    /// IP bytes in total.
+    pub bytes: u64,
+    /// CLOCK_MONOTONIC nanoseconds of the first packet.
+    pub first_seen_ns: u64,
+    /// CLOCK_MONOTONIC nanoseconds of the last packet.
+    pub last_seen_ns: u64,
+    /// Cookie of the local socket, 0 if not known.
+    pub cookie: u64,
+    /// The cgroup of the local sender, if the kernel told it.
+    pub membership: Option<Arc<Membership>>,
+    /// The interface it was counted at, if its name is known.
+    pub interface: Option<Arc<InterfaceName>>,
+    /// Bytes a second over the last drain.
+    pub byte_rate: f32,
+    /// Packets a second over the last drain.
+    pub packet_rate: f32,
+    /// The last drain that counted something on it.
+    pub changed_epoch: u32,
+    /// TCP flags seen, as [`FlowFacts::tcp_seen`].
+    pub tcp_seen: u8,
+    /// Both sides of the TCP connection were seen to answer.
+    pub established: bool,
+    /// Whose traffic it is.
+    pub scope: Scope,
+    /// Active, or why it ended.
+    pub state: FlowState,
+}
+
+/// Bits of [`FlowFacts::tcp_seen`] and [`FlowRecord::tcp_seen`].
+pub mod tcp_bit {
+    /// A FIN was seen.
+    pub const FIN: u8 = 1;
+    /// A SYN without ACK was seen.
+    pub const SYN: u8 = 2;
+    /// An RST was seen.
+    pub const RST: u8 = 4;
+    /// A SYN with ACK was seen.
+    pub const SYN_ACK: u8 = 8;
+}
+
+/// Whose traffic a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Scope {
+    /// The kernel could not be asked.
+    #[default]
+    Unknown,
+    /// The kernel has a socket for it.
+    Local,
+    /// A local address without a socket: kernel replies, refused ports, translated traffic.
+    Unclaimed,
+    /// Neither sent nor received by this host.
+    Forwarded,
+    /// An encapsulation between hosts.
+    Tunnel,
+}
+
+/// Whether a flow still lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FlowState {
+    /// It may still be counted on.
+    #[default]
+    Active,
+    /// It ended.
+    Ended(EndReason),
+}
+
+/// Why a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// Nothing was seen for the idle timeout.
+    Idle,
+    /// A FIN was seen, then nothing more.
+    Fin,
+    /// An RST was seen.
+    Rst,
+    /// The flow table needed its place.
+    Evicted,
+    /// The agent stopped.
+    Shutdown,
+}
+
+/// A packet with what is known of its flow.
+#[derive(Clone, Debug)]
+pub struct PacketRecord {
+    /// The packet.
+    pub packet: PacketEvent,
+    /// Its flow; without a row in the table, its identity alone.
+    pub flow: FlowRecord,
+}
+
+/// Packets and their bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Volume {
+    /// Wire packets.
+    pub packets: u64,
+    /// IP bytes.
+    pub bytes: u64,
+}
+
+impl Volume {
+    /// Adds another volume.
+    pub fn add(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+
+    /// What this volume has more than another, never below zero.
+    #[must_use]
+    pub fn beyond(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.saturating_sub(other.packets),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// A part that did not reach the answer: where, why, how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LossRecord {
+    /// Where: `hook`, `flow_table`, `ring`, `subscriber`, `unattached`, `packet_view`.
+    pub stage: &'static str,
+    /// Why, a stable word.
+    pub reason: &'static str,
+    /// Packets and bytes lost.
+    pub volume: Volume,
+    /// Lifecycle events lost.
+    pub events: u64,
 }

@@ -48,7 +48,7 @@ pub enum Verb {
     #[command(after_help = crate::network::args::FLOWS_EXAMPLES)]
     Flows(Box<FlowsArgs>),
     /// Watch events as they happen
-    #[command(subcommand)]
+    #[command(subcommand, after_help = crate::network::args::TRACE_EXAMPLES)]
     Trace(TraceVerb),
     /// Print a completion script for a shell
     #[command(after_help = "\
@@ -86,7 +86,7 @@ pub enum Color {
 pub struct GlobalArgs {
     /// Agent to ask; repeat it for several [default: 127.0.0.1:9090]
     #[arg(long = "agent", value_name = "HOST:PORT", global = true)]
-    #[arg(env = "ORB8_AGENT", value_delimiter = ',')]
+    #[arg(env = "ORB8_AGENT", hide_env_values = true, value_delimiter = ',')]
     pub agents: Vec<HostPort>,
     /// Read flows saved with -o jsonl instead of asking an agent; - is stdin
     #[arg(long, value_name = "FILE", global = true)]

@@ -74,7 +74,12 @@ impl CliError {
                 let all = |kinds: &[ErrorKind]| errors.iter().all(|e| kinds.contains(&e.kind));
                 if all(&[ErrorKind::BadRequest]) {
                     Exit::Usage
-                } else if all(&[ErrorKind::Unreachable, ErrorKind::Timeout, ErrorKind::NotOrb8]) {
+                } else if all(&[
+                    ErrorKind::Unreachable,
+                    ErrorKind::Broken,
+                    ErrorKind::Timeout,
+                    ErrorKind::NotOrb8,
+                ]) {
                     Exit::Unreachable
                 } else {
                     Exit::Failed
@@ -102,6 +107,7 @@ pub fn next_step(error: &AgentError) -> &'static str {
         ErrorKind::Unreachable => {
             "is orb8-agent running there? Name another with --agent HOST:PORT"
         }
+        ErrorKind::Broken => "is that the agent's gRPC port, 9090 by default? See the agent's log",
         ErrorKind::Timeout => "allow it more time with --timeout",
         ErrorKind::NotOrb8 => "give the agent's gRPC port, 9090 by default, with --agent HOST:PORT",
         ErrorKind::BadRequest => "change the request",

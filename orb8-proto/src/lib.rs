@@ -9,8 +9,10 @@
     missing_debug_implementations,
     unreachable_pub,
     clippy::all,
+    clippy::clone_on_ref_ptr,
     clippy::allow_attributes_without_reason,
     clippy::cast_possible_truncation,
+    clippy::clone_on_ref_ptr,
     clippy::too_many_lines,
     reason = "generated"
 )]

@@ -13,8 +13,10 @@ use tonic::{Code, Status};
 /// What kind of failure it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// No connection could be made, or it broke.
+    /// No connection could be made.
     Unreachable,
+    /// The connection broke before or during the answer.
+    Broken,
     /// No answer came in time.
     Timeout,
     /// Something answers there, but not in gRPC or not as orb8.
@@ -44,7 +46,7 @@ impl AgentError {
     #[must_use]
     pub fn state(&self) -> &'static str {
         match self.kind {
-            ErrorKind::Unreachable => "unreachable",
+            ErrorKind::Unreachable | ErrorKind::Broken => "unreachable",
             ErrorKind::Timeout => "timeout",
             ErrorKind::NotOrb8 | ErrorKind::BadRequest | ErrorKind::Failed | ErrorKind::Ended => {
                 "error"
@@ -56,6 +58,7 @@ impl AgentError {
         let Self { address, kind, cause } = self;
         match kind {
             ErrorKind::Unreachable => format!("cannot reach the agent at {address}: {cause}"),
+            ErrorKind::Broken => format!("the connection to the agent at {address} broke: {cause}"),
             ErrorKind::Timeout => format!("the agent at {address} did not answer {cause}"),
             ErrorKind::NotOrb8 => {
                 format!("what listens at {address} does not answer as an orb8 agent: {cause}")
@@ -104,14 +107,10 @@ impl AgentError {
             }
             // A status with a source was made on this side: the connection broke or never spoke gRPC.
             _ => match status.source() {
-                Some(source) => {
-                    let kind = if io_cause(source).is_some() {
-                        ErrorKind::Unreachable
-                    } else {
-                        ErrorKind::NotOrb8
-                    };
-                    (kind, root_cause(source))
+                Some(source) if speaks_otherwise(source) => {
+                    (ErrorKind::NotOrb8, format!("it does not speak gRPC ({})", root_cause(source)))
                 }
+                Some(source) => (ErrorKind::Broken, root_cause(source)),
                 None if status.code() == Code::Unavailable => {
                     (ErrorKind::Unreachable, described(status))
                 }
@@ -120,6 +119,16 @@ impl AgentError {
         };
         Self { address: address.clone(), kind, cause }
     }
+}
+
+/// True if the other side does not speak HTTP/2: the connection is well, its contents are not.
+fn speaks_otherwise(error: &(dyn Error + 'static)) -> bool {
+    let protocol = chain(error).filter_map(|error| error.downcast_ref::<h2::Error>());
+    protocol.into_iter().any(|error| {
+        error.reason().is_some_and(|reason| {
+            matches!(reason, h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR)
+        })
+    })
 }
 
 fn described(status: &Status) -> String {

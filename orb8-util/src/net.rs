@@ -29,9 +29,9 @@ pub struct PrefixError(pub String);
 pub fn prefix(text: &str) -> Result<IpNet, PrefixError> {
     let error = || PrefixError(text.to_owned());
     if text.contains('/') {
-        return text.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| error());
+        return text.parse::<IpNet>().map(|net| net.trunc()).map_err(|_unsaid| error());
     }
-    text.parse::<IpAddr>().map(IpNet::from).map_err(|_| error())
+    text.parse::<IpAddr>().map(IpNet::from).map_err(|_unsaid| error())
 }
 
 /// A text is not a port or range of ports.
@@ -94,7 +94,7 @@ impl HostPort {
         }
         let (host, port) = if let Some(bracketed) = text.strip_prefix('[') {
             let (host, rest) = bracketed.split_once(']').ok_or_else(malformed)?;
-            host.parse::<Ipv6Addr>().map_err(|_| malformed())?;
+            host.parse::<Ipv6Addr>().map_err(|_unsaid| malformed())?;
             match rest.strip_prefix(':') {
                 Some(port) => (host, Some(port)),
                 None if rest.is_empty() => (host, None),

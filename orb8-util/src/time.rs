@@ -57,7 +57,7 @@ pub fn parse(text: &str) -> Result<When, TimeError> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return i64::try_from(time.as_nanosecond())
             .map(When::At)
-            .map_err(|_| TimeError::OutOfRange(text.to_owned()));
+            .map_err(|_range| TimeError::OutOfRange(text.to_owned()));
     }
     let duration_like = text.starts_with(|c: char| c.is_ascii_digit())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');

@@ -79,6 +79,8 @@ pub(crate) fn fuzz(root: &Path) -> anyhow::Result<()> {
     if !crate::setup::on_path("cargo-fuzz") {
         bail!("cargo-fuzz is missing: cargo install --locked cargo-fuzz, and rustup's nightly");
     }
+    let found = root.join("fuzz/corpus/parse");
+    std::fs::create_dir_all(&found).with_context(|| format!("make {}", found.display()))?;
     let mut fuzz = Command::new("cargo");
     fuzz.args(["+nightly", "fuzz", "run", "parse", "corpus/parse", "seeds/parse", "--"]);
     fuzz.arg("-max_total_time=60").current_dir(root.join("fuzz"));

@@ -24,6 +24,8 @@ pub(crate) enum Task {
     Fuzz,
     /// Generate the Rust types of orb8-proto from its .proto files
     GenProto,
+    /// Write every generated file anew
+    Generate,
     /// Check formatting, clippy, documentation, licences and advisories
     Lint,
     /// Install what a build and the tests need, and say what and why
@@ -43,7 +45,7 @@ impl Task {
             Task::BuildProbes => probes::build_and_say(root),
             Task::Fmt => check::fmt(root),
             Task::Fuzz => check::fuzz(root),
-            Task::GenProto => proto::write(),
+            Task::GenProto | Task::Generate => proto::write(),
             Task::Lint => check::lint(root),
             Task::Setup => setup::install(root),
             Task::SmokeTest => check::smoke_test(root),

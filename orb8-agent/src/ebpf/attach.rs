@@ -1,102 +1,57 @@
 //! Keeps the programs on the right interfaces, on a thread of its own: every attach waits for an
-//! RCU grace period of the kernel.
-//!
-//! Invariant: an interface is in `attached` if and only if our programs are on both its hooks.
+//! RCU grace period of the kernel. Here is what others see of it; `worker` does the work.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use globset::GlobSet;
 
-use super::chain::{Chain, ChainPolicy, Neighbours};
-use super::clsact::{self, Instance};
-use super::hook::{self, Hook, Place, Purpose, Side};
+use super::chain::ChainPolicy;
+use super::clsact::Instance;
 use super::load::Programs;
-use super::netlink::{self, Carried, Device, Netlink};
-use super::select::{self, ChosenBy};
+use super::netlink::{self, Netlink};
 use super::side_channel::SideChannel;
-use crate::event::{Notice, Severity};
-
-/// How programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// tcx links, kernel 6.6.
-    Tcx,
-    /// Filters on the clsact qdisc.
-    Clsact,
-}
-
-impl Route {
-    /// The word that status uses.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        }
-    }
-}
+use super::worker::Worker;
+use crate::datapath::{AttachRoute, InterfaceStatus};
+use crate::host::HostFacts;
 
 /// What the attacher is told to do.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
     /// tcx or clsact.
-    pub route: Route,
+    pub route: AttachRoute,
     /// Interfaces besides the uplinks.
     pub configured: GlobSet,
     /// When to look at our place in the chain, and how often to move.
     pub chain: ChainPolicy,
 }
 
-/// One interface, as status shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfaceState {
-    /// Name at the last look.
-    pub name: String,
-    /// Number.
-    pub ifindex: u32,
-    /// `attached` or `failed`.
-    pub state: &'static str,
-    /// `tcx` or `clsact`.
-    pub attach: &'static str,
-    /// Why it failed, or what stands before us.
-    pub reason: String,
-    /// Programs before and after ours.
-    pub neighbours: Neighbours,
-    /// `ethernet`, `raw` or `other`.
-    pub link: &'static str,
-    /// Why it was chosen.
-    pub chosen_by: &'static str,
-}
-
 /// What the attacher shares with the rest of the agent.
 #[derive(Debug, Default)]
 pub struct AttachState {
     /// All chosen interfaces, in the order of their numbers.
-    pub interfaces: Vec<InterfaceState>,
-    /// Addresses of this host, for telling own traffic.
-    pub local_addresses: Vec<std::net::IpAddr>,
-    /// Names of all devices by number, also of those that have gone, bounded.
-    pub names: HashMap<u32, String>,
+    pub interfaces: Vec<InterfaceStatus>,
 }
-
-/// Names of gone devices are forgotten beyond this many.
-const MAX_NAMES: usize = 4096;
-/// Changes are let gather for so long before interfaces are listed anew.
-const GATHER: Duration = Duration::from_millis(20);
 
 /// What the thread is asked to do.
 pub enum Request {
-    /// Interfaces, addresses or routes may have changed.
-    Changed,
-    /// Attach or detach the packet view; answered when done.
-    Packets(bool, SyncSender<()>),
-    /// Detach everything and end.
-    Stop,
+    /// Look whether interfaces, addresses or routes have changed.
+    Wake,
+    /// Attach or detach the packet view; answered when done if somebody waits.
+    Packets(bool, Option<SyncSender<()>>),
+    /// Detach everything, answer and end.
+    Stop(SyncSender<()>),
+}
+
+/// What the thread shares with others.
+pub(super) struct Shared {
+    pub(super) side: Arc<SideChannel>,
+    pub(super) changed: Arc<AtomicBool>,
+    pub(super) facts: Arc<HostFacts>,
+    pub(super) state: Arc<Mutex<AttachState>>,
 }
 
 /// The running thread.
@@ -119,24 +74,26 @@ impl Attacher {
         options: AttachOptions,
         seed: u64,
         side: Arc<SideChannel>,
+        facts: Arc<HostFacts>,
     ) -> Result<Self, netlink::NetlinkError> {
         let (requests, queue) = sync_channel(16);
+        let changed = Arc::new(AtomicBool::new(true));
         let state = Arc::new(Mutex::new(AttachState::default()));
         let netlink = Netlink::open()?;
         // Before the first listing, so that no change in between is missed.
-        netlink::watch(requests.clone(), || Request::Changed)?;
-        let mut worker = Worker {
+        let (mark, wake) = (Arc::clone(&changed), requests.clone());
+        netlink::watch(move || {
+            mark.store(true, Ordering::Release);
+            // A full queue is awake anyway, and looks at the mark.
+            !matches!(wake.try_send(Request::Wake), Err(TrySendError::Disconnected(_)))
+        })?;
+        let mut worker = Worker::new(
             netlink,
             programs,
             options,
-            instance: Instance::take(seed)?,
-            side,
-            state: Arc::clone(&state),
-            attached: BTreeMap::new(),
-            failed: BTreeMap::new(),
-            known: None,
-            watching_packets: false,
-        };
+            Instance::take(seed)?,
+            Shared { side, changed, facts, state: Arc::clone(&state) },
+        );
         let thread = std::thread::Builder::new()
             .name("attach".to_owned())
             .stack_size(512 * 1024)
@@ -150,386 +107,46 @@ impl Attacher {
         &self.state
     }
 
-    /// Attaches or detaches the packet view; returns when it is done.
-    pub fn packets(&self, on: bool) {
+    /// Attaches the packet view; returns when it is done.
+    pub fn open_packets(&self) {
         let (done, wait) = sync_channel(1);
-        if self.requests.send(Request::Packets(on, done)).is_ok() {
+        if self.requests.send(Request::Packets(true, Some(done))).is_ok() {
             // An error means that the thread has ended: nothing is attached then.
             let _ended = wait.recv();
         }
     }
 
-    /// Detaches everything. The programs have ended when this returns.
-    pub fn stop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // An error means that the thread has ended already.
-            let _ended = self.requests.send(Request::Stop);
-            if thread.join().is_err() {
-                tracing::error!("the attach thread panicked; the kernel detaches tcx links");
-            }
+    /// Detaches the packet view; does not wait for it.
+    pub fn close_packets(&self) {
+        if self.requests.send(Request::Packets(false, None)).is_err() {
+            tracing::debug!("the attach thread has ended, and the packet view with it");
         }
     }
+
+    /// Detaches everything. True if that is done before the deadline: no program then runs any
+    /// more. Otherwise the thread goes on, and the kernel detaches tcx links when we exit.
+    pub fn stop(&mut self, deadline: Instant) -> bool {
+        let Some(thread) = self.thread.take() else { return true };
+        let (done, wait) = sync_channel(1);
+        if self.requests.send(Request::Stop(done)).is_ok() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                return false;
+            }
+        }
+        if thread.join().is_err() {
+            tracing::error!("the attach thread panicked; the kernel detaches tcx links at exit");
+            return false;
+        }
+        true
+    }
 }
+
+/// Also after a panic elsewhere, nothing of ours stays on a hook.
+const STOP_AT_DROP: Duration = Duration::from_secs(10);
 
 impl Drop for Attacher {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(Instant::now() + STOP_AT_DROP);
     }
-}
-
-/// One attached interface.
-struct Attached {
-    device: Device,
-    why: ChosenBy,
-    hooks: [Hook; 2],
-    packets: Vec<Hook>,
-    made_qdisc: bool,
-    chain: Chain,
-}
-
-struct Worker {
-    netlink: Netlink,
-    programs: Programs,
-    options: AttachOptions,
-    instance: Instance,
-    side: Arc<SideChannel>,
-    state: Arc<Mutex<AttachState>>,
-    attached: BTreeMap<u32, Attached>,
-    failed: BTreeMap<u32, (Device, ChosenBy, String)>,
-    /// What each device had carried when it was last seen unattached; `None` before the first look.
-    known: Option<HashMap<u32, Carried>>,
-    watching_packets: bool,
-}
-
-impl Worker {
-    fn run(&mut self, queue: &Receiver<Request>) {
-        if self.options.route == Route::Clsact {
-            self.remove_dead();
-        }
-        self.refresh();
-        loop {
-            match queue.recv_timeout(self.options.chain.look_every) {
-                Ok(Request::Changed) => {
-                    std::thread::sleep(GATHER);
-                    self.refresh();
-                }
-                Ok(Request::Packets(on, done)) => {
-                    self.watch_packets(on);
-                    // Whoever asked may have given up.
-                    let _gone = done.try_send(());
-                }
-                Err(RecvTimeoutError::Timeout) => self.look_at_chains(),
-                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        self.detach_all();
-    }
-
-    fn remove_dead(&self) {
-        match clsact::remove_dead(&self.netlink) {
-            Ok(removed) if removed.filters > 0 => self.notice(
-                Severity::Info,
-                "dead_filters_removed",
-                format!("removed {} filters of an agent that was killed", removed.filters),
-            ),
-            Ok(_) => {}
-            Err(error) => self.notice(Severity::Warning, "cleanup_failed", error.to_string()),
-        }
-    }
-
-    /// Lists everything anew and attaches or forgets accordingly.
-    fn refresh(&mut self) {
-        let listed = self.netlink.devices().and_then(|devices| {
-            Ok((devices, self.netlink.addresses()?, self.netlink.default_route_devices()?))
-        });
-        let (devices, addresses, routes) = match listed {
-            Ok(listed) => listed,
-            Err(error) => {
-                return self.notice(Severity::Warning, "netlink_failed", error.to_string());
-            }
-        };
-        let chosen = select::choose(&devices, &addresses, &routes, &self.options.configured);
-        self.remember(&devices, addresses.into_iter().map(|(_, ip, _)| ip).collect());
-        self.forget_others(&devices, &chosen);
-        for (device, why) in chosen {
-            if let Some(attached) = self.attached.get_mut(&device.ifindex) {
-                attached.device.name = device.name;
-                attached.why = why;
-            } else {
-                self.attach(device, why);
-            }
-        }
-        let carried = devices.into_iter().map(|d| (d.ifindex, d.carried)).collect();
-        self.known = Some(carried);
-        self.publish();
-    }
-
-    fn remember(&self, devices: &[Device], addresses: Vec<std::net::IpAddr>) {
-        let mut state = lock(&self.state);
-        state.local_addresses = addresses;
-        if state.names.len() > MAX_NAMES {
-            state.names.clear();
-        }
-        for device in devices {
-            state.names.insert(device.ifindex, device.name.clone());
-        }
-    }
-
-    /// Detaches what is no longer chosen; what has gone has taken its programs with it.
-    fn forget_others(&mut self, devices: &[Device], chosen: &[(Device, ChosenBy)]) {
-        let is_chosen = |ifindex: u32| chosen.iter().any(|(d, _)| d.ifindex == ifindex);
-        self.failed.retain(|ifindex, _| is_chosen(*ifindex));
-        let gone: Vec<u32> =
-            self.attached.keys().copied().filter(|ifindex| !is_chosen(*ifindex)).collect();
-        for ifindex in gone {
-            let exists = devices.iter().any(|d| d.ifindex == ifindex);
-            if let Some(attached) = self.attached.remove(&ifindex) {
-                let name = attached.device.name.clone();
-                self.detach(attached, exists);
-                let message = if exists {
-                    format!("detached from {name}: it is no longer an uplink")
-                } else {
-                    format!("{name} has gone")
-                };
-                self.notice(Severity::Info, "interface_detached", message);
-            }
-        }
-    }
-
-    fn attach(&mut self, device: Device, why: ChosenBy) {
-        let before = self.carried_before(&device);
-        match self.try_attach(&device) {
-            Ok((hooks, made_qdisc)) => {
-                self.failed.remove(&device.ifindex);
-                self.count_unattached(&device, before);
-                let message = format!("attached to {} ({})", device.name, why.name());
-                self.notice(Severity::Info, "interface_attached", message);
-                let mut attached = Attached {
-                    device,
-                    why,
-                    hooks,
-                    packets: Vec::new(),
-                    made_qdisc,
-                    chain: Chain::default(),
-                };
-                if self.watching_packets {
-                    self.attach_packets(&mut attached);
-                }
-                attached.chain.look(&attached.device, &self.programs, self.options.route);
-                self.attached.insert(attached.device.ifindex, attached);
-            }
-            Err(error) if is_gone(&error, &device) => {}
-            Err(error) => {
-                let message = format!("attach to {}: {error}", device.name);
-                if !self.failed.contains_key(&device.ifindex) {
-                    self.notice(Severity::Error, "attach_failed", message);
-                }
-                self.failed.insert(device.ifindex, (device, why, error.to_string()));
-            }
-        }
-    }
-
-    /// What passed a device before it could be attached does not count if it was there before us.
-    fn carried_before(&self, device: &Device) -> Carried {
-        match &self.known {
-            None => device.carried,
-            Some(known) => known.get(&device.ifindex).copied().unwrap_or_default(),
-        }
-    }
-
-    /// Counts what passed between the last look and now. Packets in the moment between attaching
-    /// and reading the device's counters are in both numbers, so this says at most how many.
-    fn count_unattached(&self, device: &Device, before: Carried) {
-        let now = self.netlink.devices().ok().and_then(|devices| {
-            devices.into_iter().find(|d| d.ifindex == device.ifindex).map(|d| d.carried)
-        });
-        let Some(now) = now else { return };
-        let packets = now.rx_packets.saturating_sub(before.rx_packets)
-            + now.tx_packets.saturating_sub(before.tx_packets);
-        let bytes = now.rx_bytes.saturating_sub(before.rx_bytes)
-            + now.tx_bytes.saturating_sub(before.tx_bytes);
-        self.side.add_unattached(packets, bytes);
-    }
-
-    fn try_attach(&mut self, device: &Device) -> io::Result<([Hook; 2], bool)> {
-        let made_qdisc = match self.options.route {
-            Route::Tcx => false,
-            Route::Clsact => hook::ensure_clsact(&device.name)?,
-        };
-        let ingress = self.hook(device, Side::Ingress, Purpose::Flows, made_qdisc)?;
-        match self.hook(device, Side::Egress, Purpose::Flows, made_qdisc) {
-            Ok(egress) => Ok(([ingress, egress], made_qdisc)),
-            Err(error) => {
-                hook::detach(&mut self.programs, ingress);
-                Err(error)
-            }
-        }
-    }
-
-    fn hook(
-        &mut self,
-        device: &Device,
-        side: Side,
-        purpose: Purpose,
-        made_qdisc: bool,
-    ) -> io::Result<Hook> {
-        let place =
-            Place { ifindex: device.ifindex, name: &device.name, link: device.link, side, purpose };
-        match self.options.route {
-            Route::Tcx => hook::attach_tcx(&mut self.programs, &place),
-            Route::Clsact => {
-                let handle = self.instance.handle(made_qdisc);
-                hook::attach_clsact(&mut self.programs, &place, handle)
-            }
-        }
-    }
-
-    fn watch_packets(&mut self, on: bool) {
-        self.watching_packets = on;
-        let mut all = std::mem::take(&mut self.attached);
-        for attached in all.values_mut() {
-            for hook in attached.packets.drain(..) {
-                hook::detach(&mut self.programs, hook);
-            }
-            if on {
-                self.attach_packets(attached);
-            }
-        }
-        self.attached = all;
-    }
-
-    fn attach_packets(&mut self, attached: &mut Attached) {
-        for side in Side::BOTH {
-            match self.hook(&attached.device, side, Purpose::Packets, attached.made_qdisc) {
-                Ok(hook) => attached.packets.push(hook),
-                Err(error) => self.notice(
-                    Severity::Warning,
-                    "packet_view_failed",
-                    format!("show packets of {}: {error}", attached.device.name),
-                ),
-            }
-        }
-    }
-
-    /// Looks whether somebody has been put ahead of us, and moves back to the front where the
-    /// policy allows it.
-    fn look_at_chains(&mut self) {
-        let now = Instant::now();
-        let mut all = std::mem::take(&mut self.attached);
-        for attached in all.values_mut() {
-            let told = attached.chain.look(&attached.device, &self.programs, self.options.route);
-            if let Some(notice) = told {
-                self.side.notify(notice);
-            }
-            if attached.chain.should_move(now, &self.options.chain) {
-                self.move_to_front(attached, now);
-            }
-        }
-        self.attached = all;
-        self.publish();
-    }
-
-    fn move_to_front(&mut self, attached: &mut Attached, now: Instant) {
-        let before = self.carried_now(&attached.device);
-        for (at, side) in Side::BOTH.into_iter().enumerate() {
-            if !attached.chain.is_behind(side) {
-                continue;
-            }
-            // The kernel holds a program once a chain, so there is a gap, counted as unattached.
-            let Hook::Tcx(_) = &attached.hooks[at] else { continue };
-            let Err(error) = self.again(attached, at, side) else { continue };
-            let message = format!("move to the front of {}: {error}", attached.device.name);
-            self.notice(Severity::Error, "move_failed", message);
-        }
-        if let Some(before) = before {
-            self.count_unattached(&attached.device, before);
-        }
-        attached.chain.moved(now);
-        let message = format!("moved back to the front on {}", attached.device.name);
-        self.notice(Severity::Info, "moved_to_front", message);
-        attached.chain.look(&attached.device, &self.programs, self.options.route);
-    }
-
-    fn again(&mut self, attached: &mut Attached, at: usize, side: Side) -> io::Result<()> {
-        // Closing a descriptor detaches; the slot must hold something meanwhile.
-        let nothing = Hook::Tcx(std::fs::File::open("/dev/null")?.into());
-        hook::detach(&mut self.programs, std::mem::replace(&mut attached.hooks[at], nothing));
-        attached.hooks[at] = self.hook(&attached.device, side, Purpose::Flows, false)?;
-        Ok(())
-    }
-
-    fn carried_now(&self, device: &Device) -> Option<Carried> {
-        let devices = self.netlink.devices().ok()?;
-        devices.into_iter().find(|d| d.ifindex == device.ifindex).map(|d| d.carried)
-    }
-
-    fn detach(&mut self, attached: Attached, exists: bool) {
-        for hook in attached.packets.into_iter().chain(attached.hooks) {
-            hook::detach(&mut self.programs, hook);
-        }
-        if attached.made_qdisc && exists {
-            self.remove_qdisc_if_unused(attached.device.ifindex);
-        }
-    }
-
-    fn remove_qdisc_if_unused(&self, ifindex: u32) {
-        if self.netlink.filters(ifindex).is_ok_and(|filters| filters.is_empty())
-            && let Err(error) = self.netlink.delete_clsact(ifindex)
-        {
-            tracing::debug!(%error, ifindex, "clsact was already gone");
-        }
-    }
-
-    fn detach_all(&mut self) {
-        for (_, attached) in std::mem::take(&mut self.attached) {
-            self.detach(attached, true);
-        }
-        self.publish();
-    }
-
-    fn notice(&self, severity: Severity, code: &'static str, message: String) {
-        self.side.notify(Notice { severity, code, message });
-    }
-
-    fn publish(&self) {
-        let route = self.options.route.name();
-        let attached = self.attached.values().map(|a| InterfaceState {
-            name: a.device.name.clone(),
-            ifindex: a.device.ifindex,
-            state: "attached",
-            attach: route,
-            reason: a.chain.reason(&self.options.chain),
-            neighbours: a.chain.neighbours().clone(),
-            link: a.device.link.name(),
-            chosen_by: a.why.name(),
-        });
-        let failed = self.failed.values().map(|(device, why, reason)| InterfaceState {
-            name: device.name.clone(),
-            ifindex: device.ifindex,
-            state: "failed",
-            attach: route,
-            reason: reason.clone(),
-            neighbours: Neighbours::default(),
-            link: device.link.name(),
-            chosen_by: why.name(),
-        });
-        let mut interfaces: Vec<_> = attached.chain(failed).collect();
-        interfaces.sort_by_key(|i| i.ifindex);
-        lock(&self.state).interfaces = interfaces;
-    }
-}
-
-/// Whether an attach failed because the interface has gone, by its number or by its name.
-fn is_gone(error: &io::Error, device: &Device) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) || !exists(device.ifindex)
-}
-
-fn exists(ifindex: u32) -> bool {
-    let mut name = [0; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the size that the function asks for.
-    !unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) }.is_null()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -6,10 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::attach::Route;
-use super::hook::{Purpose, Side, program};
+use super::hook::Side;
 use super::load::Programs;
-use super::netlink::Device;
+use super::netlink::Filter;
 use super::sys;
 use crate::event::{Notice, Severity};
 
@@ -52,24 +51,30 @@ pub struct Chain {
     last_move: Option<Instant>,
 }
 
+/// A program on a hook, in the order in which they run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What a person knows it by.
+    pub name: String,
+    /// Ours or a foreign one.
+    pub ours: bool,
+}
+
 impl Chain {
-    /// Reads both chains; a notice if somebody is newly ahead of us. Only tcx tells its order.
-    pub fn look(&mut self, device: &Device, programs: &Programs, route: Route) -> Option<Notice> {
-        if route == Route::Clsact {
-            return None;
-        }
+    /// Takes the programs of both hooks, ingress first; a notice if somebody is newly ahead of us.
+    pub fn look(&mut self, interface: &str, hooks: [Vec<Entry>; 2]) -> Option<Notice> {
         let mut neighbours = Neighbours::default();
         let mut behind = [false; 2];
-        for (at, side) in Side::BOTH.into_iter().enumerate() {
-            let ours = programs.id(program(Purpose::Flows, side, device.link));
-            // An interface that has gone is forgotten elsewhere.
-            let Ok(chain) = sys::tcx_chain(device.ifindex, side.tcx()) else { continue };
-            let Some(place) = chain.iter().position(|id| Some(*id) == ours) else { continue };
-            let name = |id: &u32| format!("{} {}", side.name(), name_of(*id));
-            let foreign = |id: &&u32| !programs.is_ours(**id);
-            neighbours.before.extend(chain[..place].iter().filter(foreign).map(name));
-            neighbours.after.extend(chain[place + 1..].iter().filter(foreign).map(name));
-            behind[at] = chain[..place].iter().any(|id| !programs.is_ours(*id));
+        for (at, (side, chain)) in Side::BOTH.into_iter().zip(hooks).enumerate() {
+            let Some(place) = chain.iter().position(|entry| entry.ours) else { continue };
+            let foreign = |entries: &[Entry]| -> Vec<String> {
+                let foreign = entries.iter().filter(|entry| !entry.ours);
+                foreign.map(|entry| format!("{} {}", side.name(), entry.name)).collect()
+            };
+            let before = foreign(&chain[..place]);
+            behind[at] = !before.is_empty();
+            neighbours.before.extend(before);
+            neighbours.after.extend(foreign(&chain[place..]));
         }
         let news = behind.contains(&true) && neighbours.before != self.neighbours.before;
         self.neighbours = neighbours;
@@ -78,8 +83,7 @@ impl Chain {
             severity: Severity::Warning,
             code: "displaced",
             message: format!(
-                "on {} others run before us and may end the chain: {}",
-                device.name,
+                "on {interface} others run before us and may end the chain: {}",
                 self.neighbours.before.join(", ")
             ),
         })
@@ -128,6 +132,33 @@ impl Chain {
     }
 }
 
+/// The programs of a tcx hook; none if the interface has gone.
+#[must_use]
+pub fn tcx_entries(ifindex: u32, side: Side, programs: &Programs) -> Vec<Entry> {
+    let chain = sys::tcx_chain(ifindex, side.tcx()).unwrap_or_default();
+    let entry = |id: u32| match programs.is_ours(id) {
+        true => Entry { name: String::new(), ours: true },
+        false => Entry { name: name_of(id), ours: false },
+    };
+    chain.into_iter().map(entry).collect()
+}
+
+/// The filters of a clsact hook, `ours` being the handle of our own.
+#[must_use]
+pub fn clsact_entries(filters: &[Filter], side: Side, ours: u32) -> Vec<Entry> {
+    let mut here: Vec<&Filter> =
+        filters.iter().filter(|f| f.ingress == (side == Side::Ingress)).collect();
+    here.sort_by_key(|f| f.priority);
+    let entry = |f: &&Filter| Entry {
+        name: match &f.name {
+            Some(name) => format!("{name} (priority {})", f.priority),
+            None => format!("filter of priority {}", f.priority),
+        },
+        ours: f.handle == ours,
+    };
+    here.iter().map(entry).collect()
+}
+
 /// The program's name, or its id where the name needs CAP_SYS_ADMIN.
 fn name_of(id: u32) -> String {
     match sys::program_name(id) {
@@ -174,5 +205,50 @@ mod tests {
         let chain = Chain::default();
         assert!(!chain.should_move(Instant::now(), &ChainPolicy::default()));
         assert_eq!(chain.reason(&ChainPolicy::default()), "");
+    }
+
+    fn entries(names: &[&str]) -> Vec<Entry> {
+        names.iter().map(|n| Entry { name: (*n).to_owned(), ours: n.is_empty() }).collect()
+    }
+
+    #[test]
+    fn who_runs_before_us_is_told_once_and_named() {
+        let mut chain = Chain::default();
+        assert_eq!(chain.look("eth0", [entries(&["", "a"]), entries(&[""])]), None);
+        assert_eq!(chain.neighbours().after, ["ingress a"]);
+        let told = chain.look("eth0", [entries(&["b", "", "a"]), entries(&[""])]);
+        let message = told.map(|n| n.message).unwrap_or_default();
+        assert_eq!(message, "on eth0 others run before us and may end the chain: ingress b");
+        assert!(chain.is_behind(Side::Ingress) && !chain.is_behind(Side::Egress));
+        assert_eq!(chain.look("eth0", [entries(&["b", "", "a"]), entries(&[""])]), None);
+    }
+
+    #[test]
+    fn our_own_packet_view_is_no_neighbour() {
+        let mut chain = Chain::default();
+        chain.look("eth0", [entries(&["", "", "a"]), entries(&["", ""])]);
+        assert_eq!(chain.neighbours().before, [""; 0]);
+        assert_eq!(chain.neighbours().after, ["ingress a"]);
+    }
+
+    #[test]
+    fn filters_run_in_the_order_of_their_priorities() {
+        let filter = |priority, handle, name: &str| Filter {
+            ingress: true,
+            priority,
+            protocol: 3,
+            handle,
+            name: Some(name.to_owned()),
+        };
+        let filters = [filter(50, 9, "late"), filter(2, 4, "orb8_in_eth"), filter(1, 3, "early")];
+        let entries = clsact_entries(&filters, Side::Ingress, 4);
+        let names: Vec<_> = entries.iter().map(|e| (e.name.as_str(), e.ours)).collect();
+        let expected = [
+            ("early (priority 1)", false),
+            ("orb8_in_eth (priority 2)", true),
+            ("late (priority 50)", false),
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(clsact_entries(&filters, Side::Egress, 4), []);
     }
 }

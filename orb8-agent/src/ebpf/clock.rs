@@ -79,6 +79,12 @@ impl Clock {
         }
     }
 
+    /// Nanoseconds of a tick.
+    #[must_use]
+    pub const fn tick_ns(&self) -> u64 {
+        self.tick_ns
+    }
+
     fn read(&self) -> Result<ClockPair, ClockError> {
         // The kernel refuses packets shorter than an Ethernet header.
         sys::test_run(self.program.as_fd(), &[0; 64], 1).map_err(|e| ClockError(e.to_string()))?;

@@ -7,8 +7,8 @@ use aya::programs::TcAttachType;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
 
 use super::load::Programs;
-use super::netlink::LinkKind;
 use super::sys;
+use crate::datapath::LinkKind;
 
 /// The two hooks of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,13 +1,13 @@
 //! Starts the kernel side as a whole: load, sources, attach; and stops it.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, MapData, PerCpuArray};
 use globset::GlobSet;
 use orb8_common::network::{PacketFilter, packet_counter};
 
-use super::attach::{AttachOptions, AttachState, Attacher, Route};
+use super::attach::{AttachOptions, AttachState, Attacher};
 use super::chain::ChainPolicy;
 use super::clock::{Clock, ClockError};
 use super::grace::{Barrier, Grace};
@@ -17,6 +17,8 @@ use super::netlink::NetlinkError;
 use super::ring::{Decode, RingSource};
 use super::side_channel::SideChannel;
 use super::sys;
+use crate::datapath::AttachRoute;
+use crate::host::HostFacts;
 use crate::pipeline::source::EventSource;
 
 /// Everything the kernel side is told.
@@ -27,7 +29,7 @@ pub struct KernelOptions {
     /// Bytes of the ring of lifecycle events.
     pub ring_bytes: u32,
     /// tcx or clsact; `None` takes tcx where the kernel has it.
-    pub route: Option<Route>,
+    pub route: Option<AttachRoute>,
     /// Interfaces besides the uplinks.
     pub interfaces: GlobSet,
     /// Between drains, until idle lines go.
@@ -68,7 +70,8 @@ pub struct Kernel {
     state: Arc<Mutex<AttachState>>,
     view: Mutex<PacketView>,
     map_bytes: u64,
-    route: Route,
+    tick_ns: u64,
+    route: AttachRoute,
     barrier: Barrier,
 }
 
@@ -107,7 +110,7 @@ pub struct Started {
 ///
 /// # Errors
 /// What is missing, in words.
-pub fn start(options: &KernelOptions) -> Result<Started, StartError> {
+pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, StartError> {
     let loaded = load::load(&LoadOptions {
         max_flows: options.max_flows,
         ring_bytes: options.ring_bytes,
@@ -117,6 +120,7 @@ pub fn start(options: &KernelOptions) -> Result<Started, StartError> {
     let mut programs = loaded.programs;
     let clock_program = programs.duplicate("orb8_clock")?;
     let clock = Clock::new(clock_program, loaded.clock)?;
+    let tick_ns = clock.tick_ns();
     let grace = Grace::start().map_err(StartError::Grace)?;
     let barrier = Barrier::new().map_err(StartError::Grace)?;
     let side = Arc::new(SideChannel::default());
@@ -136,7 +140,7 @@ pub fn start(options: &KernelOptions) -> Result<Started, StartError> {
         AttachOptions { route, configured: options.interfaces.clone(), chain: options.chain };
     // The seed of the hash stays a secret: the agent's number is another function of it.
     let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let attacher = Attacher::start(programs, attach, number, side)?;
+    let attacher = Attacher::start(programs, attach, number, side, facts)?;
     let kernel = Kernel {
         state: Arc::clone(attacher.state()),
         attacher: Mutex::new(attacher),
@@ -145,6 +149,7 @@ pub fn start(options: &KernelOptions) -> Result<Started, StartError> {
             counters: loaded.packet_counters,
         }),
         map_bytes: loaded.map_bytes,
+        tick_ns,
         route,
         barrier,
     };
@@ -152,12 +157,12 @@ pub fn start(options: &KernelOptions) -> Result<Started, StartError> {
 }
 
 /// tcx where the kernel has it.
-fn best_route() -> Route {
+fn best_route() -> AttachRoute {
     /// Loopback has this number in every network namespace.
     const LOOPBACK: u32 = 1;
     match sys::tcx_chain(LOOPBACK, sys::BPF_TCX_INGRESS) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Route::Clsact,
-        _ => Route::Tcx,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => AttachRoute::Clsact,
+        _ => AttachRoute::Tcx,
     }
 }
 
@@ -169,7 +174,7 @@ impl Kernel {
 
     /// tcx or clsact.
     #[must_use]
-    pub const fn route(&self) -> Route {
+    pub const fn route(&self) -> AttachRoute {
         self.route
     }
 
@@ -179,20 +184,29 @@ impl Kernel {
         self.map_bytes
     }
 
-    /// Opens the packet view for packets that pass a filter, at most about `rate` a second on each
-    /// CPU; returns when the programs are attached.
+    /// Opens the packet view for packets that pass a filter, about `rate` a second and at least one
+    /// a tick on each CPU; returns when the programs are attached. `per_tick` of the filter is set
+    /// here.
     ///
     /// # Errors
     /// What writing the filter says.
-    pub fn open_packet_view(&self, filter: PacketFilter) -> Result<(), aya::maps::MapError> {
+    pub fn open_packet_view(
+        &self,
+        mut filter: PacketFilter,
+        rate: u32,
+    ) -> Result<(), aya::maps::MapError> {
+        let ticks = 1_000_000_000 / self.tick_ns.max(1);
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let per_tick = u64::from(rate).div_ceil(ticks.saturating_mul(cpus).max(1));
+        filter.per_tick = u32::try_from(per_tick).unwrap_or(u32::MAX);
         lock(&self.view).filter.set(0, PodBytes(bytes_of(filter)), 0)?;
-        lock(&self.attacher).packets(true);
+        lock(&self.attacher).open_packets();
         Ok(())
     }
 
-    /// Closes the packet view; returns when the programs are detached.
+    /// Closes the packet view; its programs are detached soon after.
     pub fn close_packet_view(&self) {
-        lock(&self.attacher).packets(false);
+        lock(&self.attacher).close_packets();
     }
 
     /// What the packet view has done since the agent started.
@@ -209,13 +223,17 @@ impl Kernel {
         sum
     }
 
-    /// Detaches everything and waits until no program of ours runs any more: what the sources
-    /// then read is final.
-    pub fn stop(&self) {
-        lock(&self.attacher).stop();
+    /// Detaches everything and waits until no program of ours runs any more, so that what the
+    /// sources then read is final; false if that takes longer than until the deadline.
+    pub fn stop(&self, deadline: Instant) -> bool {
+        if !lock(&self.attacher).stop(deadline) {
+            return false;
+        }
         if let Err(error) = self.barrier.wait() {
             tracing::error!(%error, "waiting for the programs to end failed");
+            return false;
         }
+        true
     }
 }
 

@@ -96,7 +96,7 @@ impl LineSource {
         times: LineTimes,
         side: Arc<SideChannel>,
     ) -> Self {
-        let slots = vec![Slot::default(); table.lines.len() as usize];
+        let slots = vec![Slot::default(); table.lines.count() as usize];
         Self {
             table,
             clock,
@@ -118,7 +118,7 @@ impl LineSource {
     fn begin(&mut self) -> Result<Pass, SourceError> {
         let reference = self.clock.now().map_err(|e| failed(&e))?;
         let before = self.counters()?;
-        let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.len());
+        let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
         let quiet = before.0[counter::SEEN_PACKETS] == self.last_seen_packets;
         let end = if quiet && self.in_use == 0 { 0 } else { ahead };
         Ok(Pass { cursor: 0, end, before, reference })
@@ -143,7 +143,7 @@ impl LineSource {
             if used && pass.cursor >= self.high {
                 self.high = pass.cursor + 1;
                 // There may be more behind it.
-                let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.len());
+                let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
                 pass.end = pass.end.max(ahead);
             }
             pass.cursor += 1;
@@ -226,7 +226,7 @@ impl LineSource {
     /// First step out of use: no program finds the line any more.
     fn leave(&mut self, slot: u32) {
         if let Some((_, hash)) = self.identify(slot) {
-            let mask = self.table.index.len() - 1;
+            let mask = self.table.index.count() - 1;
             for group in [index::first_group(hash, mask), index::second_group(hash, mask)] {
                 self.empty_cells(group, slot);
             }
@@ -288,7 +288,7 @@ impl LineSource {
         self.last_seen_packets = pass.before.0[counter::SEEN_PACKETS];
         out.extend(self.side.take_notices().0.into_iter().map(Event::Notice));
         let (unattached_packets, unattached_bytes) = self.side.unattached();
-        out.push(Event::Drained(DrainReport {
+        out.push(Event::Drained(Box::new(DrainReport {
             time_ns: pass.reference.pair.monotonic_ns,
             before: pass.before,
             after,
@@ -296,7 +296,7 @@ impl LineSource {
             unattached_bytes,
             undecodable: self.side.undecodable(),
             lines_in_use: u64::from(self.in_use),
-        }));
+        })));
         Ok(())
     }
 }
@@ -354,7 +354,7 @@ impl EventSource for LineSource {
 
     fn finish(&mut self, out: &mut Vec<Event>) -> Result<(), SourceError> {
         let mut pass = self.begin()?;
-        pass.end = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.len());
+        pass.end = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
         while !self.advance(&mut pass, out) {}
         self.end(&pass, out)
     }

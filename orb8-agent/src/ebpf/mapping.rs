@@ -33,7 +33,10 @@ impl<T: Copy> Mapping<T> {
     /// What mmap says; EINVAL or EPERM if the map is another one.
     pub fn new(map: impl AsFd, len: u32) -> io::Result<Self> {
         // The kernel rounds array values up to 8 bytes.
-        assert!(size_of::<T>() % 8 == 0 && size_of::<T>() > 0, "array values are multiples of 8");
+        assert!(
+            size_of::<T>().is_multiple_of(8) && size_of::<T>() > 0,
+            "array values are multiples of 8"
+        );
         // SAFETY: a new shared mapping at an address of the kernel's choice.
         let base = unsafe {
             rustix::mm::mmap(
@@ -55,7 +58,7 @@ impl<T: Copy> Mapping<T> {
 
     /// Number of values.
     #[must_use]
-    pub const fn len(&self) -> u32 {
+    pub const fn count(&self) -> u32 {
         self.len
     }
 
@@ -84,14 +87,20 @@ impl<T: Copy> Mapping<T> {
 
     /// A 32-bit word of a value, at a byte offset.
     pub fn word32(&self, index: u32, offset: usize) -> &AtomicU32 {
-        assert!(offset % 4 == 0 && offset + 4 <= size_of::<T>(), "offset {offset} is in the value");
+        assert!(
+            offset.is_multiple_of(4) && offset + 4 <= size_of::<T>(),
+            "offset {offset} is in the value"
+        );
         // SAFETY: within the value, aligned, and only ever accessed atomically on this side.
         unsafe { AtomicU32::from_ptr(self.at(index).cast::<u8>().add(offset).cast()) }
     }
 
     /// A 64-bit word of a value, at a byte offset.
     pub fn word64(&self, index: u32, offset: usize) -> &AtomicU64 {
-        assert!(offset % 8 == 0 && offset + 8 <= size_of::<T>(), "offset {offset} is in the value");
+        assert!(
+            offset.is_multiple_of(8) && offset + 8 <= size_of::<T>(),
+            "offset {offset} is in the value"
+        );
         // SAFETY: as above.
         unsafe { AtomicU64::from_ptr(self.at(index).cast::<u8>().add(offset).cast()) }
     }

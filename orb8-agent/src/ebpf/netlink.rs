@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::mpsc::SyncSender;
 
 use futures_util::{Stream, StreamExt as _};
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
@@ -15,28 +14,7 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::runtime::{Builder, Runtime};
 
-/// How a device's link header is stripped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkKind {
-    /// 14 bytes of Ethernet.
-    Ethernet,
-    /// None: packets begin at the IP header.
-    Raw,
-    /// Another: the kernel's own note of where the IP header is, for each packet.
-    Other,
-}
-
-impl LinkKind {
-    /// The word that status uses.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ethernet => "ethernet",
-            Self::Raw => "raw",
-            Self::Other => "other",
-        }
-    }
-}
+use crate::datapath::LinkKind;
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +119,14 @@ impl Netlink {
     /// What the kernel says.
     pub fn devices(&self) -> Result<Vec<Device>, NetlinkError> {
         self.all("devices", self.handle.link().get().execute(), |m| device(&m))
+    }
+
+    /// What one device has carried, `None` if it has gone.
+    #[must_use]
+    pub fn carried(&self, ifindex: u32) -> Option<Carried> {
+        let replies = self.handle.link().get().match_index(ifindex).execute();
+        let found = self.all("a device", replies, |m| device(&m)).ok()?;
+        found.into_iter().next().map(|device| device.carried)
     }
 
     /// Every address and the device that has it; global ones are marked.
@@ -336,13 +322,12 @@ fn filter(message: &TcMessage, ingress: bool) -> Option<Filter> {
     })
 }
 
-/// Starts a thread that sends `()` whenever interfaces, addresses or default routes may have
-/// changed, also when the kernel had to drop messages. The channel holds one: a second change
-/// before the first is taken needs no message of its own.
+/// Starts a thread that calls `changed` whenever interfaces, addresses or default routes may have
+/// changed, also when the kernel had to drop messages; until it returns false.
 ///
 /// # Errors
 /// What opening the socket or starting the thread says.
-pub fn watch<T: Send + 'static>(changed: SyncSender<T>, signal: fn() -> T) -> io::Result<()> {
+pub fn watch(changed: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -362,9 +347,8 @@ pub fn watch<T: Send + 'static>(changed: SyncSender<T>, signal: fn() -> T) -> io
                     if !concerns(&message.payload) {
                         continue;
                     }
-                    match changed.try_send(signal()) {
-                        Ok(()) | Err(std::sync::mpsc::TrySendError::Full(_)) => {}
-                        Err(std::sync::mpsc::TrySendError::Disconnected(_)) => return,
+                    if !changed() {
+                        return;
                     }
                 }
             });

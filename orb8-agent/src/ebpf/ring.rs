@@ -66,11 +66,11 @@ impl EventSource for RingSource {
     fn wakeup(&self) -> Wakeup<'_> {
         match self.awake_until {
             Some(due) => Wakeup { fd: None, due: Some(due) },
-            // SAFETY: the descriptor is open for as long as the ring is.
-            None => Wakeup {
-                fd: Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }),
-                due: None,
-            },
+            None => {
+                // SAFETY: the descriptor is open for as long as the ring is.
+                let fd = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+                Wakeup { fd: Some(fd), due: None }
+            }
         }
     }
 

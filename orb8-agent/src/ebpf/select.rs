@@ -6,29 +6,7 @@ use std::net::IpAddr;
 use globset::GlobSet;
 
 use super::netlink::Device;
-
-/// Why an interface was chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChosenBy {
-    /// A glob of the settings.
-    Configured,
-    /// A default route leads to it.
-    DefaultRoute,
-    /// It has an address that is valid beyond the link.
-    GlobalAddress,
-}
-
-impl ChosenBy {
-    /// The word that status uses.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Configured => "configured",
-            Self::DefaultRoute => "default_route",
-            Self::GlobalAddress => "global_address",
-        }
-    }
-}
+use crate::datapath::ChosenBy;
 
 /// The devices to attach, each with the reason, in the order of their numbers.
 #[must_use]
@@ -64,7 +42,8 @@ pub fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ebpf::netlink::{Carried, LinkKind};
+    use crate::datapath::LinkKind;
+    use crate::ebpf::netlink::Carried;
     use globset::{Glob, GlobSetBuilder};
 
     fn device(ifindex: u32, name: &str) -> Device {

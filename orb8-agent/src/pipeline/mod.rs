@@ -1,2 +1,11 @@
-//! The stages between a source and an exporter.
+//! The way of an event: source, filter, enricher, processor, exporter, and the runner that moves
+//! it. Knows no feature; keeps the ledgers.
+
+pub mod enricher;
+pub mod exporter;
+pub mod filter;
+pub mod ledger;
+pub mod losses;
+pub mod processor;
+pub mod runner;
 pub mod source;

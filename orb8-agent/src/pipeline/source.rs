@@ -5,6 +5,9 @@ use std::time::Instant;
 
 use crate::event::Event;
 
+/// Events that a source gives in one call, and that stages handle under one lock.
+pub const BATCH: usize = 1024;
+
 /// When a source wants to be asked.
 #[derive(Debug, Default)]
 pub struct Wakeup<'a> {
@@ -25,6 +28,11 @@ pub trait EventSource: Send {
     fn wakeup(&self) -> Wakeup<'_>;
 
     /// Appends what has happened to `out`, without waiting.
+    ///
+    /// At most about [`BATCH`] events a call: a source that has more says so with a `due` that is
+    /// already past, and is called again at once. That bounds memory, and other sources get their
+    /// turn in between. A source that paces itself (the ring: drain, wait 2 ms for more, drain
+    /// again) says so with `due` too, and with no `fd` meanwhile.
     ///
     /// # Errors
     /// What could not be read, in a sentence with the cause.

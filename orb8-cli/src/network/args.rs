@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, FromArgMatches};
+use clap::Args;
 use orb8_proto::v1::sort::Field as SortField;
 use orb8_proto::v1::{QueryFlowsRequest, Sort, StreamEventsRequest};
 use orb8_util::time::{self, TimeError, When};
@@ -182,14 +182,5 @@ fn milliseconds(text: &str) -> Result<u32, String> {
         Ok(0) => Err("it must be at least 1ms".to_owned()),
         Ok(millis) => Ok(millis),
         Err(_) => Err("it must be at most 49d".to_owned()),
-    }
-}
-
-impl FilterArgs {
-    /// Reads only the filters, for tests.
-    #[cfg(test)]
-    fn of(words: &[&str]) -> Result<Self, clap::Error> {
-        let command = Self::augment_args(clap::Command::new("orb8").no_binary_name(true));
-        Self::from_arg_matches(&command.try_get_matches_from(words)?)
     }
 }

@@ -176,7 +176,7 @@ async fn pump(
 fn ended(error: &AgentError, now_ns: i64) -> Event {
     let code = match error.kind {
         ErrorKind::Ended => "stream_ended",
-        ErrorKind::Unreachable | ErrorKind::Timeout => "node_unreachable",
+        ErrorKind::Unreachable | ErrorKind::Broken | ErrorKind::Timeout => "node_unreachable",
         ErrorKind::NotOrb8 | ErrorKind::BadRequest | ErrorKind::Failed => "node_failed",
     };
     Event {

@@ -163,8 +163,8 @@ impl Selector {
 }
 
 fn compile(condition: &Condition) -> Result<Test, FilterError> {
-    let side =
-        Side::try_from(condition.side).map_err(|_unknown| FilterError::UnknownSide(condition.side))?;
+    let side = Side::try_from(condition.side)
+        .map_err(|_unknown| FilterError::UnknownSide(condition.side))?;
     Ok(match condition.field.as_ref().ok_or(FilterError::UnknownField)? {
         Field::Ip(list) => Test::Ip(side, values("ip", list, |text| Ok(net::prefix(text)?))?),
         Field::Port(ports) => Test::Port(side, ranges(ports)?),
@@ -205,9 +205,17 @@ fn words(
         word.map(|word| (*word).to_owned()).ok_or_else(|| FilterError::Word {
             field,
             value: text.to_owned(),
-            allowed: allowed.join(" or "),
+            allowed: choice(allowed),
         })
     })
+}
+
+/// `a, b or c`.
+fn choice(words: &[&str]) -> String {
+    match words {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => words.concat(),
+    }
 }
 
 fn ranges(ports: &Ports) -> Result<Vec<(u32, u32)>, FilterError> {

@@ -24,6 +24,8 @@
 //! live as long as a file descriptor or a process in them. Setup that fails panics, because a
 //! test without its scene has nothing to say. Nothing here imports product code.
 
+#![allow(clippy::disallowed_methods, reason = "tests ask the machine they run on")]
+
 pub mod agent;
 pub mod bpf;
 pub mod counters;

@@ -1,0 +1,429 @@
+//! The composition root: the one file that names every feature and connects the parts.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use orb8_proto::v1::GetStatusRequest;
+use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tonic::transport::Endpoint;
+use tracing::{error, info, warn};
+
+use crate::cgroup::{self, Memberships};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Settings;
+use crate::datapath::{Datapath, Start, StartError, Started};
+use crate::ebpf;
+use crate::ebpf::clsact::{self, Removed};
+use crate::ebpf::datapath::Decoders;
+use crate::ebpf::netlink::{Netlink, NetlinkError};
+use crate::export::grpc::{self, ServeError, Service};
+use crate::export::hub::Hub;
+use crate::export::log::LogExporter;
+use crate::host::{HostEnricher, HostFacts};
+use crate::network::decode;
+use crate::network::feed::NetworkFeed;
+use crate::network::filter::SelfTraffic;
+use crate::network::keys;
+use crate::network::query::NetworkQueries;
+use crate::network::table::{FlowProcessor, FlowTable, Limits, SharedTable, read};
+use crate::pipeline::runner::{self, Handle, Mover, SharedLedger, Stages, StopError};
+use crate::preflight::{self, Check};
+use crate::status::{Board, Cause, FlowCounts, Identity, Status, StatusExporter};
+
+/// How long another agent on our port has to answer before it is called unknown.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The agent could not start, or did not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The gRPC port is taken.
+    #[error("port {port} at {ip} is taken{by}: stop what listens there, or choose another port with --grpc-port (ORB8_GRPC_PORT)", port = .address.port(), ip = .address.ip())]
+    PortTaken {
+        /// Where the agent should have listened.
+        address: SocketAddr,
+        /// Who listens there, if it says so.
+        by: String,
+    },
+    /// The gRPC address is not usable.
+    #[error(
+        "cannot listen on {address}: {source}, choose another with --grpc-listen (ORB8_GRPC_LISTEN)"
+    )]
+    Listen {
+        /// Where the agent should have listened.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something that is needed is missing, and `--strict` is set.
+    #[error("{0}; without --strict the agent would stay up unready")]
+    Need(String),
+    /// A thread could not be started.
+    #[error("the {name} thread could not be started: {source}")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The gRPC service failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The pipeline failed.
+    #[error(transparent)]
+    Pipeline(#[from] StopError),
+}
+
+impl AgentError {
+    /// The process's exit code.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::PortTaken { .. } | Self::Listen { .. } => 2,
+            Self::Need(_) => 4,
+            Self::Thread { .. } | Self::Serve(_) | Self::Pipeline(_) => 1,
+        }
+    }
+}
+
+/// What the agent is made of besides its settings.
+pub struct Parts {
+    /// Starts the kernel side.
+    pub start: Start,
+    /// What preflight found.
+    pub checks: Vec<Check>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Parts {
+    /// The parts for this host.
+    #[must_use]
+    pub fn of_this_host(settings: &Settings) -> Self {
+        let roots = preflight::Roots::new(&settings.proc_root, settings.cgroup_root.as_deref());
+        let bpf = || ebpf::sys::create_array(None).map(drop).map_err(|error| error.to_string());
+        let decoders = Decoders { flow: decode::flow_event, packet: decode::packet_event };
+        Self {
+            start: Box::new(move |settings, facts| {
+                ebpf::datapath::start(settings, facts, decoders)
+            }),
+            checks: preflight::run(&roots, &kernel_release(), bpf),
+            clock: SystemClock::shared(),
+        }
+    }
+}
+
+/// Removes the filters that killed agents left at clsact qdiscs.
+///
+/// # Errors
+/// What the kernel says.
+pub fn cleanup() -> Result<Removed, NetlinkError> {
+    clsact::remove_dead(&Netlink::open()?)
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Parts").field("checks", &self.checks).finish_non_exhaustive()
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    address: SocketAddr,
+    /// Away once it was asked to end.
+    pipeline: Option<Handle>,
+    pipeline_ended: oneshot::Receiver<()>,
+    datapath: Option<Arc<dyn Datapath>>,
+    server: JoinHandle<Result<(), ServeError>>,
+    stop_server: watch::Sender<bool>,
+    shutdown_timeout: Duration,
+}
+
+/// What all parts share.
+struct Shared {
+    table: SharedTable,
+    ledger: SharedLedger,
+    hub: Arc<Hub>,
+    status: Arc<Status>,
+    facts: Arc<HostFacts>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Shared {
+    fn new(settings: &Settings, clock: Arc<dyn Clock>) -> Self {
+        let interval = settings.drain_interval();
+        let limits = Limits {
+            max_flows: settings.max_flows,
+            history: Duration::from_secs(settings.flow_history_secs.into()),
+            // The kernel side ends idle flows; this is for what it never knew or told.
+            idle: Duration::from_secs(settings.flow_timeout_secs.into()) + 3 * interval,
+            drain_interval: interval,
+        };
+        Self {
+            table: FlowTable::shared(limits, clock.monotonic_ns()),
+            ledger: SharedLedger::default(),
+            hub: Hub::shared(),
+            status: Status::new(settings.node_name.as_str().into()),
+            facts: HostFacts::shared(),
+            clock,
+        }
+    }
+
+    fn stages(&self, memberships: Memberships) -> Stages {
+        let facts = || Arc::clone(&self.facts);
+        let status =
+            StatusExporter { status: Arc::clone(&self.status), ledger: Arc::clone(&self.ledger) };
+        Stages {
+            filters: vec![Box::new(SelfTraffic::new(facts()))],
+            enrichers: vec![Box::new(HostEnricher::new(facts(), memberships, keys::of_event))],
+            processors: vec![Box::new(FlowProcessor::new(Arc::clone(&self.table)))],
+            exporters: vec![
+                Box::new(status),
+                Box::new(self.hub.exporter()),
+                Box::new(LogExporter::default()),
+            ],
+        }
+    }
+
+    fn service(
+        &self,
+        settings: &Settings,
+        board: Board,
+        datapath: Option<Arc<dyn Datapath>>,
+    ) -> Service {
+        Service {
+            queries: Arc::new(NetworkQueries {
+                table: Arc::clone(&self.table),
+                ledger: Arc::clone(&self.ledger),
+                status: Arc::clone(&self.status),
+                clock: Arc::clone(&self.clock),
+                max_limit: settings.max_query_limit,
+            }),
+            feed: Arc::new(NetworkFeed {
+                table: Arc::clone(&self.table),
+                clock: Arc::clone(&self.clock),
+                node_name: self.status.node_name(),
+            }),
+            page: Arc::new(board),
+            hub: Arc::clone(&self.hub),
+            datapath,
+            queue: settings.broadcast_channel_size as usize,
+        }
+    }
+
+    fn board(&self, settings: &Settings, checks: Vec<Check>) -> Board {
+        let table = Arc::clone(&self.table);
+        Board {
+            identity: Identity {
+                node_name: self.status.node_name(),
+                kernel_release: kernel_release(),
+                max_flows: settings.max_flows,
+                capture: "tc",
+                capture_reason: "this version counts at interfaces only".to_owned(),
+                started_ns: self.clock.monotonic_ns(),
+                proc_root: settings.proc_root.clone(),
+            },
+            checks,
+            status: Arc::clone(&self.status),
+            ledger: Arc::clone(&self.ledger),
+            hub: Arc::clone(&self.hub),
+            flows: Box::new(move || {
+                let table = read(&table);
+                FlowCounts { active: table.active_flows(), ended: table.ended_flows() }
+            }),
+            clock: Arc::clone(&self.clock),
+        }
+    }
+}
+
+impl Agent {
+    /// Starts everything: listens first, so that a second agent never loads a program.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn start(settings: &Settings, parts: Parts) -> Result<Self, AgentError> {
+        let listener = listen(settings.grpc_address()).await?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| AgentError::Listen { address: settings.grpc_address(), source })?;
+        let shared = Shared::new(settings, parts.clock);
+        let memberships = memberships(settings, &shared.clock);
+        let Kernel { sources, datapath } =
+            start_kernel(settings, parts.start, &parts.checks, &shared).await?;
+        let (ended, pipeline_ended) = oneshot::channel();
+        let mover = Mover::new(shared.stages(memberships), Arc::clone(&shared.ledger));
+        let pipeline = runner::spawn(sources, mover, Arc::clone(&shared.clock), move || {
+            // Nobody waits for it any more if the agent is ending by itself.
+            ended.send(()).ok();
+        })
+        .map_err(|source| AgentError::Thread { name: "pipeline", source })?;
+        let board = shared.board(settings, parts.checks);
+        let service = shared.service(settings, board, datapath.clone());
+        let (stop_server, mut stopped) = watch::channel(false);
+        let stop = async move {
+            // An error means that the agent is gone, which is a reason to stop too.
+            stopped.wait_for(|stop| *stop).await.ok();
+        };
+        let health = shared.status.follow_health();
+        let server = grpc::serve(listener, service, health, Arc::clone(&shared.facts), stop);
+        let server = tokio::spawn(server);
+        info!(%address, node = %shared.status.node_name(), "The agent answers.");
+        Ok(Self {
+            address,
+            pipeline: Some(pipeline),
+            pipeline_ended,
+            datapath,
+            server,
+            stop_server,
+            shutdown_timeout: Duration::from_secs(settings.shutdown_timeout_secs.into()),
+        })
+    }
+
+    /// Where the gRPC service listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Runs until `stop` resolves or a part fails, then ends in order, within the shutdown timeout.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+        tokio::select! {
+            () = stop => {}
+            _ = &mut self.pipeline_ended => error!("The pipeline ended by itself."),
+            ended = &mut self.server => {
+                self.end_pipeline().await?;
+                return finished(ended);
+            }
+        }
+        let deadline = tokio::time::Instant::now() + self.shutdown_timeout;
+        let pipeline = self.end_pipeline().await;
+        self.stop_server.send_replace(true);
+        match tokio::time::timeout_at(deadline, &mut self.server).await {
+            Ok(ended) => finished(ended)?,
+            Err(_elapsed) => {
+                warn!("Some streams had not ended at the shutdown deadline; they are cut.");
+                self.server.abort();
+            }
+        }
+        pipeline?;
+        info!("The agent stopped.");
+        Ok(())
+    }
+
+    /// Ends pipeline and kernel side off the executor, because both may wait.
+    async fn end_pipeline(&mut self) -> Result<(), AgentError> {
+        let deadline = Instant::now() + self.shutdown_timeout;
+        let Some(pipeline) = self.pipeline.take() else { return Ok(()) };
+        let datapath = self.datapath.take();
+        let ended = tokio::task::spawn_blocking(move || {
+            // First, so that what the pipeline reads last is final.
+            if datapath.is_some_and(|datapath| !datapath.stop(deadline)) {
+                warn!(
+                    "The programs were not detached by the shutdown deadline; the kernel detaches tcx programs with the process."
+                );
+            }
+            pipeline.stop(deadline)
+        });
+        match ended.await {
+            Ok(result) => Ok(result?),
+            Err(_panic) => Err(StopError::Panicked.into()),
+        }
+    }
+}
+
+fn finished(
+    ended: Result<Result<(), ServeError>, tokio::task::JoinError>,
+) -> Result<(), AgentError> {
+    match ended {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(ServeError::Listener(io::Error::other(error)).into()),
+    }
+}
+
+struct Kernel {
+    sources: Vec<Box<dyn crate::pipeline::source::EventSource>>,
+    datapath: Option<Arc<dyn Datapath>>,
+}
+
+/// Starts the kernel side; without `--strict` a failure is a reason in status.
+async fn start_kernel(
+    settings: &Settings,
+    start: Start,
+    checks: &[Check],
+    shared: &Shared,
+) -> Result<Kernel, AgentError> {
+    let missing = preflight::failures(checks);
+    let (cause, reason) = if missing.is_empty() {
+        let (datapath, facts) = (settings.datapath(), Arc::clone(&shared.facts));
+        let started = tokio::task::spawn_blocking(move || start(&datapath, facts)).await;
+        let started = started.unwrap_or_else(|error| {
+            Err(StartError { message: format!("loading the programs ended early: {error}") })
+        });
+        match started {
+            Ok(Started { sources, handle }) => {
+                shared.status.set_datapath(Arc::clone(&handle));
+                return Ok(Kernel { sources, datapath: Some(handle) });
+            }
+            Err(error) => (Cause::Start, error.to_string()),
+        }
+    } else {
+        (Cause::Preflight, missing)
+    };
+    if settings.strict {
+        return Err(AgentError::Need(reason));
+    }
+    error!(reason, "Nothing can be seen; the agent stays up and says so.");
+    shared.status.set(cause, Some(reason));
+    Ok(Kernel { sources: Vec::new(), datapath: None })
+}
+
+fn memberships(settings: &Settings, clock: &Arc<dyn Clock>) -> Memberships {
+    let roots =
+        cgroup::Roots { proc: settings.proc_root.clone(), cgroup: settings.cgroup_root.clone() };
+    cgroup::start(&roots, Arc::clone(clock)).unwrap_or_else(|error| {
+        warn!(%error, "The cgroup thread could not be started; flows carry no cgroup path.");
+        Memberships::unanswered()
+    })
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let by = who_listens(address).await.unwrap_or_default();
+            Err(AgentError::PortTaken { address, by })
+        }
+        Err(source) => Err(AgentError::Listen { address, source }),
+    }
+}
+
+/// Names the agent that answers there, if one does.
+async fn who_listens(address: SocketAddr) -> Option<String> {
+    let mut reachable = address;
+    if address.ip().is_unspecified() {
+        let loopback = if address.is_ipv6() { "::1" } else { "127.0.0.1" };
+        reachable.set_ip(loopback.parse().ok()?);
+    }
+    let ask = async {
+        let endpoint = Endpoint::from_shared(format!("http://{reachable}")).ok()?;
+        let mut client = OrbitAgentServiceClient::new(endpoint.connect().await.ok()?);
+        let status = client.get_status(GetStatusRequest {}).await.ok()?.into_inner();
+        Some(format!(
+            " by another orb8 agent (node {}, version {})",
+            status.node_name, status.version
+        ))
+    };
+    tokio::time::timeout(PROBE_TIMEOUT, ask).await.ok().flatten()
+}
+
+fn kernel_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}

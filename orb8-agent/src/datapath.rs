@@ -1,0 +1,165 @@
+//! What the rest of the agent needs from the kernel side, and what it gives to it.
+//!
+//! `ebpf` implements this; tests put a scripted one in its place. Nothing here touches the kernel.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use orb8_common::network::PacketFilter;
+
+use crate::host::HostFacts;
+use crate::pipeline::source::EventSource;
+
+/// What the kernel side is started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatapathSettings {
+    /// Flow lines in the kernel.
+    pub max_flows: u32,
+    /// Bytes of the ring buffer: a power of two and a multiple of the page size.
+    pub ring_buffer_bytes: u32,
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// Globs of interfaces to attach to besides the uplinks; none: the uplinks alone.
+    pub interfaces: Vec<String>,
+    /// A line on which nothing was counted for this long is given back.
+    pub flow_timeout: Duration,
+    /// Time between drains.
+    pub drain_interval: Duration,
+}
+
+/// Which attach route to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// tcx where the kernel has it (6.6), else clsact.
+    Auto,
+    /// tcx only.
+    Tcx,
+    /// clsact only.
+    Clsact,
+}
+
+/// Starts the kernel side: loads, attaches, and gives its event sources.
+pub type Start =
+    Box<dyn FnOnce(&DatapathSettings, Arc<HostFacts>) -> Result<Started, StartError> + Send>;
+
+/// A running kernel side.
+pub struct Started {
+    /// The ring first, so that what it tells is known when the lines are read.
+    pub sources: Vec<Box<dyn EventSource>>,
+    /// For status and packet views.
+    pub handle: Arc<dyn Datapath>,
+}
+
+impl Debug for Started {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.sources.iter().map(|source| source.name()).collect();
+        out.debug_struct("Started").field("sources", &names).field("handle", &self.handle).finish()
+    }
+}
+
+/// The kernel side did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StartError {
+    /// What failed, on what, and what to do next.
+    pub message: String,
+}
+
+/// A running kernel side, as the rest of the agent sees it.
+pub trait Datapath: Send + Sync + Debug {
+    /// The interfaces that were chosen, in the order of their index.
+    fn interfaces(&self) -> Vec<InterfaceStatus>;
+
+    /// Memory of all kernel maps in bytes (fdinfo `memlock`).
+    fn map_bytes(&self) -> u64;
+
+    /// Makes the kernel tell packets that match, until the guard is dropped.
+    ///
+    /// Several views may be open at once: the kernel then tells what any of them asks for, so each
+    /// reader filters again.
+    ///
+    /// # Errors
+    /// The packet programs could not be attached.
+    fn watch_packets(
+        &self,
+        filter: &PacketFilter,
+        rate: u32,
+    ) -> Result<Box<dyn PacketWatch>, StartError>;
+
+    /// Detaches everything and waits until no program runs any more, so that what the sources
+    /// then read is final; false if that takes longer than until the deadline. Called once,
+    /// before the pipeline reads its sources for the last time.
+    fn stop(&self, deadline: Instant) -> bool;
+}
+
+/// An open packet view.
+pub trait PacketWatch: Send {
+    /// Packets since it was opened that matched and were not told: over the rate, or ring full.
+    fn skipped(&self) -> u64;
+}
+
+/// An interface and how we are attached to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// ifindex.
+    pub ifindex: u32,
+    /// Whether our programs run there.
+    pub state: AttachState,
+    /// How they are attached, once they are.
+    pub route: Option<AttachRoute>,
+    /// Why not attached, or what stands in the way; empty if all is well.
+    pub reason: String,
+    /// Programs before ours, per direction, such as `ingress: cil_from_netdev`.
+    pub before: Vec<String>,
+    /// Programs after ours.
+    pub after: Vec<String>,
+    /// How the link header is stripped.
+    pub link: LinkKind,
+    /// Why it was chosen.
+    pub chosen_by: ChosenBy,
+}
+
+/// Whether programs run at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachState {
+    /// In both directions.
+    Attached,
+    /// Soon.
+    Attaching,
+    /// No, and the reason says why.
+    Failed,
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachRoute {
+    /// By a link of the tcx chain.
+    Tcx,
+    /// By filters at a clsact qdisc.
+    Clsact,
+}
+
+/// How the link header of an interface looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// Ethernet.
+    Ethernet,
+    /// None: packets begin with the IP header.
+    Raw,
+    /// Another, of a length that the kernel tells per packet.
+    Other,
+}
+
+/// Why an interface was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChosenBy {
+    /// It has a default route.
+    DefaultRoute,
+    /// It has a global address.
+    GlobalAddress,
+    /// A glob of the settings names it.
+    Configured,
+}

@@ -1,0 +1,170 @@
+//! The kernel side as the rest of the agent sees it: settings in, `Datapath` out.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use orb8_common::network::PacketFilter;
+
+use super::chain::ChainPolicy;
+use super::kernel::{self, Kernel, KernelOptions, LINGER, PacketViewCounts};
+use super::lines::LineTimes;
+use super::ring::Decode;
+use crate::datapath::{
+    AttachMode, AttachRoute, Datapath, DatapathSettings, InterfaceStatus, PacketWatch, StartError,
+    Started,
+};
+use crate::host::HostFacts;
+
+/// How ring records become events; the features know.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoders {
+    /// Records of the lifecycle ring.
+    pub flow: Decode,
+    /// Records of the packet ring.
+    pub packet: Decode,
+}
+
+/// Starts the kernel side.
+///
+/// # Errors
+/// What is missing, and what to do about it.
+pub fn start(
+    settings: &DatapathSettings,
+    facts: Arc<HostFacts>,
+    decoders: Decoders,
+) -> Result<Started, StartError> {
+    let fail = |message: String| StartError { message };
+    let options = KernelOptions {
+        max_flows: settings.max_flows,
+        ring_bytes: settings.ring_buffer_bytes,
+        route: match settings.attach {
+            AttachMode::Auto => None,
+            AttachMode::Tcx => Some(AttachRoute::Tcx),
+            AttachMode::Clsact => Some(AttachRoute::Clsact),
+        },
+        interfaces: globs(&settings.interfaces).map_err(|e| fail(e.to_string()))?,
+        times: LineTimes {
+            drain_interval: settings.drain_interval,
+            idle_timeout: settings.flow_timeout,
+            linger: LINGER.min(settings.flow_timeout),
+        },
+        chain: ChainPolicy::default(),
+        fault_bytes: 0,
+        decode_event: decoders.flow,
+        decode_packet: decoders.packet,
+    };
+    let started = kernel::start(&options, facts).map_err(|e| fail(e.to_string()))?;
+    let handle = Arc::new_cyclic(|me| TcDatapath {
+        me: Weak::clone(me),
+        kernel: started.kernel,
+        views: Mutex::new(Vec::new()),
+    });
+    Ok(Started { sources: started.sources, handle })
+}
+
+fn globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        set.add(Glob::new(pattern)?);
+    }
+    set.build()
+}
+
+/// The running kernel side and the packet views that are open.
+#[derive(Debug)]
+struct TcDatapath {
+    me: Weak<Self>,
+    kernel: Kernel,
+    views: Mutex<Vec<View>>,
+}
+
+/// What one reader of packets asked for.
+#[derive(Clone, Copy, Debug)]
+struct View {
+    number: u64,
+    filter: PacketFilter,
+    rate: u32,
+}
+
+impl TcDatapath {
+    fn views(&self) -> MutexGuard<'_, Vec<View>> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the kernel's filter to what all readers together ask for.
+    fn apply(&self, views: &[View]) -> Result<(), StartError> {
+        let Some(first) = views.first() else {
+            self.kernel.close_packet_view();
+            return Ok(());
+        };
+        let alike = views.iter().all(|v| v.filter == first.filter);
+        let filter = if alike { first.filter } else { PacketFilter::default() };
+        let rate = views.iter().fold(0u32, |sum, v| sum.saturating_add(v.rate));
+        self.kernel
+            .open_packet_view(filter, rate)
+            .map_err(|e| StartError { message: format!("open the packet view: {e}") })
+    }
+
+    fn close(&self, number: u64) {
+        let mut views = self.views();
+        views.retain(|v| v.number != number);
+        if let Err(error) = self.apply(&views) {
+            tracing::warn!(%error, "the packet view could not be narrowed");
+        }
+    }
+}
+
+impl Datapath for TcDatapath {
+    fn interfaces(&self) -> Vec<InterfaceStatus> {
+        self.kernel.state().interfaces.clone()
+    }
+
+    fn map_bytes(&self) -> u64 {
+        self.kernel.map_bytes()
+    }
+
+    fn watch_packets(
+        &self,
+        filter: &PacketFilter,
+        rate: u32,
+    ) -> Result<Box<dyn PacketWatch>, StartError> {
+        let mut views = self.views();
+        let number = views.iter().map(|v| v.number).max().map_or(0, |n| n + 1);
+        let before = self.kernel.packet_view_counts();
+        views.push(View { number, filter: *filter, rate });
+        if let Err(error) = self.apply(&views) {
+            views.pop();
+            return Err(error);
+        }
+        let datapath = Weak::clone(&self.me);
+        Ok(Box::new(OpenView { datapath, number, before }))
+    }
+
+    fn stop(&self, deadline: Instant) -> bool {
+        self.kernel.stop(deadline)
+    }
+}
+
+/// Closes its view when it is dropped.
+struct OpenView {
+    datapath: Weak<TcDatapath>,
+    number: u64,
+    before: PacketViewCounts,
+}
+
+impl PacketWatch for OpenView {
+    fn skipped(&self) -> u64 {
+        let Some(datapath) = self.datapath.upgrade() else { return 0 };
+        let now = datapath.kernel.packet_view_counts();
+        (now.rate_limited - self.before.rate_limited) + (now.ring_full - self.before.ring_full)
+    }
+}
+
+impl Drop for OpenView {
+    fn drop(&mut self) {
+        if let Some(datapath) = self.datapath.upgrade() {
+            datapath.close(self.number);
+        }
+    }
+}

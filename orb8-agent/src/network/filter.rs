@@ -1,0 +1,102 @@
+//! Leaves out what the agent itself sends and receives, so that watching does not feed itself.
+//!
+//! Own are the sockets whose cookie is known, and else what has an own local address and the own
+//! listening port together. A port alone proves nothing: others serve on 9090 too.
+
+use std::sync::Arc;
+
+use orb8_common::network::FlowKey;
+
+use crate::event::Event;
+use crate::host::{Facts, HostFacts, HostReader};
+use crate::network::keys;
+use crate::pipeline::filter::{EventFilter, Verdict};
+
+/// The reason that the ledger shows.
+pub const SELF_TRAFFIC: &str = "self_traffic";
+
+/// Drops the agent's own traffic.
+#[derive(Debug)]
+pub struct SelfTraffic {
+    facts: HostReader,
+}
+
+impl SelfTraffic {
+    /// A filter that learns about the agent's sockets from these facts.
+    #[must_use]
+    pub fn new(facts: Arc<HostFacts>) -> Self {
+        Self { facts: HostReader::new(facts) }
+    }
+}
+
+impl EventFilter for SelfTraffic {
+    fn filter(&mut self, event: &Event) -> Verdict {
+        let (key, cookie) = match event {
+            Event::Flow(signal) => (&signal.id.key, signal.facts.cookie),
+            Event::Count(count) => (&count.id.key, count.facts.cookie),
+            Event::Packet(packet) => (&packet.key, 0),
+            // The table knows whether it holds the flow.
+            Event::Released(_) | Event::Drained(_) | Event::Notice(_) => return Verdict::Keep,
+        };
+        let facts = self.facts.get();
+        if facts.is_own_cookie(cookie) || is_own_listener(facts, key) {
+            Verdict::Drop(SELF_TRAFFIC)
+        } else {
+            Verdict::Keep
+        }
+    }
+}
+
+fn is_own_listener(facts: &Facts, key: &FlowKey) -> bool {
+    keys::ports(key).is_some_and(|(source, destination)| {
+        facts.is_own_listener(keys::source(key), source)
+            || facts.is_own_listener(keys::destination(key), destination)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use orb8_common::network::flag;
+
+    use super::*;
+    use crate::event::{FlowCount, FlowFacts, FlowId};
+
+    fn check(source: &str, destination: &str, cookie: u64, expected: Verdict) {
+        let facts = HostFacts::shared();
+        facts.update(|facts| {
+            facts.add_listening("10.0.0.1:9090".parse().unwrap());
+            facts.add_own_cookie(77);
+        });
+        let read = |end: &str| -> ([u32; 4], [u8; 2]) {
+            let (address, port) = end.rsplit_once(':').unwrap();
+            let address: IpAddr = address.parse().unwrap();
+            (keys::words(address), port.parse::<u16>().unwrap().to_be_bytes())
+        };
+        let ((src, src_port), (dst, dst_port)) = (read(source), read(destination));
+        let flags = flag::EGRESS;
+        let key = FlowKey { src, dst, src_port, dst_port, protocol: keys::TCP, flags, tag: 0 };
+        let event = Event::Count(FlowCount {
+            id: FlowId { key, owner: 2 },
+            packets: 1,
+            bytes: 60,
+            first_seen_ns: 1,
+            last_seen_ns: 1,
+            facts: FlowFacts { cookie, ..FlowFacts::default() },
+        });
+        let verdict = SelfTraffic::new(facts).filter(&event);
+        assert_eq!(verdict, expected, "{source} > {destination}, cookie {cookie}");
+    }
+
+    #[test]
+    fn own_traffic_is_known_by_cookie_or_by_address_and_port_together() {
+        let own = Verdict::Drop(SELF_TRAFFIC);
+        check("10.0.0.1:9090", "10.0.0.7:40000", 0, own);
+        check("10.0.0.7:40000", "10.0.0.1:9090", 0, own);
+        check("10.0.0.1:41000", "10.0.0.7:443", 77, own);
+        check("10.0.0.1:41000", "10.0.0.7:443", 78, Verdict::Keep);
+        check("10.0.0.1:41000", "10.0.0.7:9090", 0, Verdict::Keep);
+        check("10.0.0.2:9090", "10.0.0.7:40000", 0, Verdict::Keep);
+    }
+}

@@ -1,0 +1,10 @@
+//! Network flows: what differs from other features. Knows nothing of other features.
+
+pub mod decode;
+pub mod feed;
+pub mod filter;
+pub mod keys;
+pub mod matcher;
+pub mod query;
+pub mod table;
+pub mod wire;

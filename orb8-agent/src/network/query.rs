@@ -1,0 +1,228 @@
+//! Answers `QueryFlows`: filter, sort and limit over the table in one pass.
+//!
+//! Keeps the best N in a heap, so the pass allocates nothing per row; rows are copied out under
+//! the lock, converted after it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use orb8_proto::v1::sort::Field;
+use orb8_proto::v1::{AnswerContext, NodeStatus, QueryFlowsRequest, QueryFlowsResponse, Sort};
+
+use crate::clock::{self, Clock};
+use crate::event::FlowRecord;
+use crate::export::feed::{BadRequest, Queries};
+use crate::export::wire as shared_wire;
+use crate::network::matcher::{FilterError, Matcher};
+use crate::network::table::{FlowTable, SharedTable, read};
+use crate::network::wire::Shown;
+use crate::pipeline::ledger::Balance;
+use crate::pipeline::runner::{SharedLedger, lock};
+use crate::status::Status;
+
+/// Flows in an answer if the request does not say how many.
+pub const DEFAULT_LIMIT: u32 = 1000;
+
+/// A query cannot be answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// A condition cannot be evaluated.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// More flows than the agent gives in one answer.
+    #[error(
+        "limit {limit} is above this agent's maximum of {maximum}, ask for fewer or raise ORB8_MAX_QUERY_LIMIT"
+    )]
+    Limit {
+        /// What was asked for.
+        limit: u32,
+        /// What is allowed.
+        maximum: u32,
+    },
+    /// A time before 1970.
+    #[error("{field} {value} is before 1970, give Unix nanoseconds")]
+    Time {
+        /// The field.
+        field: &'static str,
+        /// What was asked for.
+        value: i64,
+    },
+    /// The interval ends before it begins.
+    #[error("end_time_ns {end} is before start_time_ns {start}, swap them")]
+    Interval {
+        /// Its beginning.
+        start: i64,
+        /// Its end.
+        end: i64,
+    },
+    /// The field is newer than this version.
+    #[error("unknown sort field {0}, upgrade the agent")]
+    Sort(i32),
+}
+
+/// A request, checked and ready to run.
+#[derive(Debug)]
+pub struct FlowQuery {
+    matcher: Matcher,
+    from_ns: u64,
+    to_ns: u64,
+    field: Field,
+    ascending: bool,
+    limit: usize,
+}
+
+/// What a query found.
+#[derive(Debug)]
+pub struct Found {
+    /// The best, in order.
+    pub flows: Vec<FlowRecord>,
+    /// All that matched.
+    pub matched: u64,
+}
+
+type Candidate = Reverse<(u64, Reverse<u64>, usize)>;
+
+impl FlowQuery {
+    /// Checks a request.
+    ///
+    /// # Errors
+    /// The first value that cannot be used.
+    pub fn compile(
+        request: &QueryFlowsRequest,
+        max_limit: u32,
+        unix_offset_ns: i64,
+    ) -> Result<Self, QueryError> {
+        let matcher =
+            Matcher::compile(request.filter.as_ref(), &request.namespaces, &request.pod_names)?;
+        if request.limit > max_limit {
+            return Err(QueryError::Limit { limit: request.limit, maximum: max_limit });
+        }
+        let limit = if request.limit == 0 { DEFAULT_LIMIT.min(max_limit) } else { request.limit };
+        let (start, end) = (request.start_time_ns, request.end_time_ns);
+        for (field, value) in [("start_time_ns", start), ("end_time_ns", end)] {
+            if value < 0 {
+                return Err(QueryError::Time { field, value });
+            }
+        }
+        if end != 0 && end < start {
+            return Err(QueryError::Interval { start, end });
+        }
+        let sort = request.sort.unwrap_or(Sort::default());
+        let field = Field::try_from(sort.field).map_err(|_unknown| QueryError::Sort(sort.field))?;
+        Ok(Self {
+            matcher,
+            from_ns: if start == 0 { 0 } else { clock::from_unix(start, unix_offset_ns) },
+            to_ns: if end == 0 { u64::MAX } else { clock::from_unix(end, unix_offset_ns) },
+            field,
+            ascending: sort.ascending,
+            limit: limit as usize,
+        })
+    }
+
+    /// Runs over a table.
+    pub fn run(&mut self, table: &FlowTable) -> Found {
+        let mut best: BinaryHeap<Candidate> = BinaryHeap::with_capacity(self.limit + 1);
+        let mut matched = 0;
+        for slot in 0..table.used_rows() {
+            let Some(flow) = table.row(slot) else { continue };
+            if flow.last_seen_ns < self.from_ns
+                || flow.first_seen_ns > self.to_ns
+                || !self.matcher.matches(flow)
+            {
+                continue;
+            }
+            matched += 1;
+            let candidate = Reverse((self.rank(table, flow), Reverse(flow.flow_id), slot));
+            if best.len() < self.limit {
+                best.push(candidate);
+            } else if let Some(mut worst) = best.peek_mut()
+                && candidate < *worst
+            {
+                *worst = candidate;
+            }
+        }
+        let flows = best.into_sorted_vec();
+        let flows = flows.iter().filter_map(|Reverse((_, _, slot))| table.row(*slot));
+        Found { flows: flows.map(|flow| table.record(flow)).collect(), matched }
+    }
+
+    /// Higher is better.
+    fn rank(&self, table: &FlowTable, flow: &FlowRecord) -> u64 {
+        // The bits of floats that are not negative are in the order of their values.
+        let bits = |rate: f32| u64::from(rate.max(0.0).to_bits());
+        let value = match self.field {
+            Field::Bytes => flow.bytes,
+            Field::Packets => flow.packets,
+            Field::BytesPerSecond => bits(table.rates(flow).0),
+            Field::PacketsPerSecond => bits(table.rates(flow).1),
+            Field::FirstSeen => flow.first_seen_ns,
+            Field::LastSeen => flow.last_seen_ns,
+            Field::Duration => flow.last_seen_ns.saturating_sub(flow.first_seen_ns),
+        };
+        if self.ascending { !value } else { value }
+    }
+}
+
+/// Answers queries over the agent's table.
+#[derive(Debug)]
+pub struct NetworkQueries {
+    /// The flows.
+    pub table: SharedTable,
+    /// What was lost.
+    pub ledger: SharedLedger,
+    /// Whether anything can be seen.
+    pub status: Arc<Status>,
+    /// For the times shown.
+    pub clock: Arc<dyn Clock>,
+    /// ORB8_MAX_QUERY_LIMIT.
+    pub max_limit: u32,
+}
+
+impl Queries for NetworkQueries {
+    fn query(&self, request: &QueryFlowsRequest) -> Result<QueryFlowsResponse, BadRequest> {
+        let unix_offset_ns = self.clock.unix_offset_ns();
+        let mut query = FlowQuery::compile(request, self.max_limit, unix_offset_ns)
+            .map_err(|error| BadRequest(error.to_string()))?;
+        let (found, flows_held, held_since_ns) = {
+            let table = read(&self.table);
+            let held = u64::from(table.active_flows()) + u64::from(table.ended_flows());
+            (query.run(&table), held, table.held_since_ns())
+        };
+        let (loss, seen, balance) = {
+            let ledger = lock(&self.ledger);
+            let lost = ledger.lost_between(query.from_ns, query.to_ns);
+            (lost, ledger.seen(), ledger.packets().balance)
+        };
+        let shown = Shown { node_name: self.status.node_name(), unix_offset_ns };
+        let health = self.status.health_message();
+        let message = match balance {
+            Balance::Unbalanced { count, .. } => {
+                format!("the packet ledger does not add up: {count} packets are unexplained")
+            }
+            Balance::Balanced => health.clone(),
+        };
+        let complete = loss.is_empty() && message.is_empty();
+        Ok(QueryFlowsResponse {
+            flows: found.flows.iter().map(|flow| shown.flow(flow)).collect(),
+            nodes: vec![NodeStatus {
+                node_name: self.status.node_name().to_string(),
+                state: if complete { "ok" } else { "partial" }.to_owned(),
+                complete,
+                message,
+            }],
+            loss: loss.iter().map(shared_wire::loss).collect(),
+            matched: found.matched,
+            context: Some(AnswerContext {
+                flows_held,
+                packets_seen: seen.packets,
+                interfaces_attached: self.status.interfaces_attached(),
+                held_since_ns: clock::to_unix(held_since_ns, unix_offset_ns),
+                health_message: health,
+            }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,49 @@
+//! The log: to stderr, filtered by RUST_LOG, in colour only at a terminal.
+
+use std::io::{IsTerminal, stderr};
+
+use tracing_subscriber::EnvFilter;
+
+/// The filter cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "RUST_LOG {filter:?} is no log filter, give one such as info or orb8_agent=debug: {source}"
+)]
+pub struct FilterError {
+    filter: String,
+    source: tracing_subscriber::filter::ParseError,
+}
+
+/// Checks a filter.
+///
+/// # Errors
+/// See [`FilterError`].
+pub fn filter(text: &str) -> Result<EnvFilter, FilterError> {
+    let bad = |source| FilterError { filter: text.to_owned(), source };
+    EnvFilter::builder().parse(text).map_err(bad)
+}
+
+/// Starts logging; a second call changes nothing.
+pub fn init(filter: EnvFilter) {
+    tracing_subscriber::fmt()
+        .compact()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal())
+        .try_init()
+        .ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_checked() {
+        for good in ["info", "orb8_agent=debug,warn", ""] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        let error = filter("orb8=loud").unwrap_err().to_string();
+        assert!(error.starts_with("RUST_LOG \"orb8=loud\" is no log filter"), "{error}");
+    }
+}
