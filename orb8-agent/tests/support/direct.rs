@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use orb8_agent::datapath::AttachState;
 use orb8_agent::ebpf::chain::ChainPolicy;
 use orb8_agent::ebpf::kernel::{self, Kernel, KernelOptions};
 use orb8_agent::ebpf::lines::LineTimes;
@@ -97,7 +99,7 @@ impl Direct {
     /// The same with other options.
     pub fn with(options: &KernelOptions, netns: &Netns, count: usize) -> Self {
         let started = netns
-            .enter(|| kernel::start(options))
+            .enter(|| kernel::start(options, Arc::default()))
             .unwrap_or_else(|error| panic!("the kernel side does not start: {error}"));
         let mut direct = Self {
             kernel: started.kernel,
@@ -117,7 +119,7 @@ impl Direct {
     /// Names of the attached interfaces.
     pub fn attached(&self) -> Vec<String> {
         let state = self.kernel.state();
-        let attached = state.interfaces.iter().filter(|interface| interface.state == "attached");
+        let attached = state.interfaces.iter().filter(|interface| interface.state == AttachState::Attached);
         attached.map(|interface| interface.name.clone()).collect()
     }
 
@@ -166,7 +168,7 @@ impl Direct {
 
     /// Detaches, then reads the rest.
     pub fn stop(mut self) -> DirectObserved {
-        self.kernel.stop();
+        assert!(self.kernel.stop(Instant::now() + DEADLINE), "the programs end in time");
         let mut events = Vec::new();
         for source in &mut self.sources {
             source.finish(&mut events).expect("a source that can be read");
@@ -186,7 +188,7 @@ impl DirectObserved {
                 self.new_lines += u64::from(new_line);
             }
             Event::Released(_) => self.released += 1,
-            Event::Drained(report) => self.report = report,
+            Event::Drained(report) => self.report = *report,
             Event::Flow(_) => self.signals += 1,
             Event::Packet(_) => {}
             Event::Notice(notice) => self.notices.push(notice),
