@@ -1,4 +1,5 @@
 //! The whole agent in one process, with a scripted kernel side, through its gRPC service.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod agent_support;
 

@@ -1,4 +1,5 @@
 //! The pipeline's thread with scripted sources and recording stages.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod agent_support;
 

@@ -1,5 +1,12 @@
 //! An agent with a scripted kernel side, for the tests that run it in their own process.
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses a part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses a part, and a test may panic"
+)]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

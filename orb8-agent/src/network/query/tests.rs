@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use orb8_proto::v1::{Condition, FlowFilter, Ports, Strings, condition};
+use orb8_proto::v1::{Condition, FlowFilter, Ports, Sort, Strings, condition};
 use proptest::prelude::*;
 
 use super::*;
