@@ -24,7 +24,7 @@ const RING_BUFFER: std::ops::RangeInclusive<u32> = 64 * KIB..=32 * MIB;
 ///
 /// Each setting is a flag and an environment variable; the flag wins.
 #[derive(Parser, Clone, Debug, PartialEq, Eq)]
-#[command(name = "orb8-agent", version, about, long_about = None, max_term_width = 100)]
+#[command(name = "orb8-agent", version, max_term_width = 100)]
 pub struct Settings {
     /// Flows held, active and ended together; what does not fit is counted as lost.
     #[arg(long, env = "ORB8_MAX_FLOWS", default_value_t = 100_000, value_name = "FLOWS",

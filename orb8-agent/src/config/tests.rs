@@ -1,3 +1,5 @@
+//! Tests of the settings: the reference, bounds, bad values.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of queries: order, intervals, limits.
+
 use std::time::Duration;
 
 use orb8_proto::v1::{Condition, FlowFilter, Ports, Sort, Strings, condition};
