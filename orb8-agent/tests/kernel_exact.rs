@@ -26,7 +26,9 @@ impl Bench {
     fn new(options: VethOptions) -> Self {
         let netns = Netns::new("bench");
         let cable = Veth::cable(&netns, options);
-        let watch = Watch::start(&netns, "eth0,peer0", 2);
+        // Room for the starts of many flows at once on a machine that is busy with other tests.
+        let agent = support::options("eth0,peer0").env("ORB8_RING_BUFFER_SIZE", 8 << 20);
+        let watch = Watch::with(&agent, &netns, 2);
         Self { cable, watch }
     }
 

@@ -256,29 +256,36 @@ fn tun_device_tells_malformed_packets_apart() {
 }
 
 #[test]
-fn jumbo_super_packet_has_no_length_field_to_trust() {
+fn super_packet_above_64_kib_has_no_length_field_to_trust() {
     need!();
-    // BIG TCP over IPv4: a super-packet above 64 KiB says length 0.
+    // BIG TCP: a super-packet that does not fit into 16 bits says length 0.
     let netns = Netns::new("jumbo");
     let cable = Veth::cable(&netns, VethOptions { segmentation: true, ..VethOptions::default() });
-    netns.run("ip link set eth0 gso_max_size 200000 gso_ipv4_max_size 200000");
-    netns.run("ip link set peer0 gso_max_size 200000 gso_ipv4_max_size 200000");
     let watch = Watch::start(&netns, "eth0,peer0", 2);
     let socket = RawSocket::open_offload(&cable.near, cable.far.mac);
-    let mut whole = packet::ip(V4.0.into(), V4.1.into(), &packet::tcp(1, 2, 16, 0, 1000));
-    whole.bytes[2..4].fill(0);
-    whole.bytes.resize(40 + 100_000, 0x5a);
-    let offload = Offload {
-        kind: Segments::TcpV4,
-        linear: 54,
-        size: 1000,
-        transport_at: 34,
-        checksum_at: 16,
-    };
-    socket.send_offload(offload, &whole.frame(cable.near.mac, cable.far.mac, &[]));
     let mut sent = Traffic::new();
-    sent.add(whole.flow, 100, 100 * 40 + 100_000);
-    assert_both_ends(&watch.settled(200), &sent);
+    let payload = packet::tcp(1, 2, tcp_flag::ACK, 0, 1000);
+    for (whole, kind, length_at) in [
+        (packet::ipv4(V4.0, V4.1, 0, &payload), Segments::TcpV4, 2),
+        (packet::ipv6(V6.0, V6.1, &[], &payload), Segments::TcpV6, 4),
+    ] {
+        let headers = whole.bytes.len() - 1000;
+        let mut bytes = whole.bytes.clone();
+        bytes[length_at..length_at + 2].fill(0);
+        bytes.resize(headers + 100_000, 0x5a);
+        let big = Packet { bytes, ..whole };
+        let at = |offset: usize| u16::try_from(14 + offset).expect("headers are short");
+        let offload = Offload {
+            kind,
+            linear: at(headers),
+            size: 1000,
+            transport_at: at(headers - 20),
+            checksum_at: 16,
+        };
+        socket.send_offload(offload, &big.frame(cable.near.mac, cable.far.mac, &[]));
+        sent.add(big.flow, 100, 100 * headers as u64 + 100_000);
+    }
+    assert_both_ends(&watch.settled(2 * sent.total().packets), &sent);
 }
 
 #[test]

@@ -78,7 +78,8 @@ impl AgentOptions {
         let address: SocketAddr = self.listen.parse().expect("an address with a port");
         wait_until(DEADLINE, "the agent to listen", || {
             if let Some(status) = agent.try_wait() {
-                panic!("the agent ended with {status} before it listened:\n{}", agent.stderr());
+                let log = agent.stderr.finish();
+                panic!("the agent ended with {status} before it listened:\n{log}");
             }
             netns.enter(|| TcpStream::connect(address)).is_ok()
         });

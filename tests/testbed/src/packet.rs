@@ -138,8 +138,6 @@ pub struct Packet {
     pub bytes: Vec<u8>,
     /// Length of the IP header with options or extension headers.
     pub header_len: usize,
-    /// Number of the protocol behind the headers.
-    protocol: u8,
 }
 
 /// An IP packet without options or extension headers.
@@ -225,7 +223,7 @@ fn extension_header(number: u8, next: u8, len: usize) -> Vec<u8> {
 impl Packet {
     fn new(src: IpAddr, dst: IpAddr, header_len: usize, payload: &Payload, bytes: Vec<u8>) -> Self {
         let flow = Flow { src, dst, protocol: payload.protocol, l4: payload.l4 };
-        Self { flow, bytes, header_len, protocol: payload.protocol }
+        Self { flow, bytes, header_len }
     }
 
     /// IP bytes.
@@ -257,12 +255,12 @@ impl Packet {
                 let more = u16::from(i + 1 < count);
                 let bytes = match self.flow.src {
                     IpAddr::V4(_) => fragment_v4(header, offset, more, chunk),
-                    IpAddr::V6(_) => fragment_v6(header, self.protocol, offset, more, chunk),
+                    IpAddr::V6(_) => fragment_v6(header, self.flow.protocol, offset, more, chunk),
                 };
                 let l4 = if i == 0 { self.flow.l4 } else { L4::Fragment };
                 let flow = Flow { l4, ..self.flow };
                 let header_len = bytes.len() - chunk.len();
-                let mut packet = Self { flow, bytes, header_len, protocol: self.protocol };
+                let mut packet = Self { flow, bytes, header_len };
                 if flow.src.is_ipv4() {
                     packet.fix_ipv4_checksum();
                 }
