@@ -90,13 +90,8 @@ impl Front {
     }
 
     /// Nanoseconds of this thread's CPU per run.
-    fn sample(
-        &mut self,
-        case: &Case,
-        flows: u32,
-        target: &mut SchedClassifier,
-    ) -> anyhow::Result<f64> {
-        self.target.set(0, target.fd()?, 0)?;
+    fn sample(&mut self, case: &Case, flows: u32, target: &ProgramFd) -> anyhow::Result<f64> {
+        self.target.set(0, target, 0)?;
         self.rotation.set(0, [0, flows], 0)?;
         let front = Self::classifier(&mut self.ebpf, case.front)?;
         let before = cpu_ns();
