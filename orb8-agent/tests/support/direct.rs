@@ -119,7 +119,8 @@ impl Direct {
     /// Names of the attached interfaces.
     pub fn attached(&self) -> Vec<String> {
         let state = self.kernel.state();
-        let attached = state.interfaces.iter().filter(|interface| interface.state == AttachState::Attached);
+        let attached =
+            state.interfaces.iter().filter(|interface| interface.state == AttachState::Attached);
         attached.map(|interface| interface.name.clone()).collect()
     }
 
