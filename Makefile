@@ -33,7 +33,7 @@ test: setup ## Every test, also those that need root and a real kernel
 	@$(XTASK) test
 
 .PHONY: smoke-test
-smoke-test: setup build ## Probes, traffic and command line on this kernel, without Kubernetes
+smoke-test: setup ## Probes, traffic and command line on this kernel, without Kubernetes
 	@$(XTASK) smoke-test
 
 .PHONY: bench

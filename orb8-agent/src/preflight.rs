@@ -330,10 +330,10 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_judged(text in "\\PC*") {
-            kernel(&text);
-            capabilities(&text);
-            memlock(&text, &text);
-            cgroup2(None, &text);
+            prop_assert_eq!(kernel(&text).name, "kernel");
+            prop_assert!(!capabilities(&text).is_empty());
+            prop_assert_eq!(memlock(&text, &text).name, "memlock");
+            prop_assert_eq!(cgroup2(None, &text).name, "cgroup2");
         }
     }
 }

@@ -2,14 +2,17 @@
 //!
 //! What is particular to a feature is in its own `args.rs`.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::builder::Styles;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+};
 use orb8_util::duration::{self, DurationError};
-use orb8_util::net::HostPort;
+use orb8_util::net::{HostPort, HostPortError};
 
 use crate::network::args::{FlowsArgs, TraceArgs};
 use crate::output::Format;
@@ -24,12 +27,16 @@ Examples:
 Exit codes: 0 done, 1 failed, 2 usage, 3 partial (a node is missing or something was lost),
 4 not reachable.";
 
+const AGENTS: &str = "agents";
+
 /// See what goes over the network on a host or in a cluster
 #[derive(Debug, Parser)]
 #[command(name = "orb8", bin_name = "orb8", version, after_help = EXAMPLES)]
 #[command(styles = Styles::styled(), arg_required_else_help = true, propagate_version = false)]
 #[command(max_term_width = 100, disable_help_subcommand = true, disable_help_flag = true)]
 pub struct Cli {
+    #[command(flatten)]
+    agents: AgentArgs,
     /// Options of all verbs.
     #[command(flatten)]
     pub global: GlobalArgs,
@@ -38,18 +45,38 @@ pub struct Cli {
     pub verb: Verb,
 }
 
+impl Cli {
+    /// Reads a command line; the first word is the program's name.
+    ///
+    /// # Errors
+    /// What clap has to say: a usage error, the help or the version.
+    pub fn read<W>(words: impl IntoIterator<Item = W>) -> Result<Self, clap::Error>
+    where
+        W: Into<OsString> + Clone,
+    {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(words)?;
+        let settled = Self::from_arg_matches(&matches).and_then(|mut cli| {
+            let from_environment = std::mem::take(&mut cli.agents.given);
+            cli.global.settle(from_environment, &matches, &cli.verb)?;
+            Ok(cli)
+        });
+        settled.map_err(|error| error.format(&mut command))
+    }
+}
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Show the health of agents, where they are attached, and both ledgers
     #[command(after_help = crate::status::EXAMPLES)]
-    Status,
+    Status(AgentArgs),
     /// List flows: who sends how much to whom
     #[command(after_help = crate::network::args::FLOWS_EXAMPLES)]
     Flows(Box<FlowsArgs>),
     /// Watch events as they happen
-    #[command(subcommand, after_help = crate::network::args::TRACE_EXAMPLES)]
-    Trace(TraceVerb),
+    #[command(after_help = crate::network::args::TRACE_EXAMPLES)]
+    Trace(TraceWord),
     /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -59,6 +86,16 @@ Examples:
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `orb8 trace`, which needs one more word.
+#[derive(Debug, Args)]
+pub struct TraceWord {
+    #[command(flatten)]
+    agents: AgentArgs,
+    /// What to watch.
+    #[command(subcommand)]
+    pub verb: TraceVerb,
 }
 
 /// What can be watched.
@@ -80,13 +117,32 @@ pub enum Color {
     Never,
 }
 
+/// `--agent`, which may stand before and after a verb. Not one of clap's global words: of those it
+/// keeps only the innermost, and agents add up.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct AgentArgs {
+    /// Agent to ask; repeat it for several [default: 127.0.0.1:9090]
+    #[arg(id = AGENTS, long = "agent", value_name = "HOST:PORT", display_order = 0)]
+    #[arg(env = "ORB8_AGENT", hide_env_values = true, value_delimiter = ',')]
+    #[arg(value_parser = agent)]
+    given: Vec<Given>,
+}
+
+/// One value of `--agent`; none if it is empty, as an environment variable may be.
+#[derive(Clone, Debug)]
+struct Given(Option<HostPort>);
+
+fn agent(text: &str) -> Result<Given, HostPortError> {
+    if text.is_empty() { Ok(Given(None)) } else { text.parse().map(Some).map(Given) }
+}
+
 /// Options of all verbs.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// Agent to ask; repeat it for several [default: 127.0.0.1:9090]
-    #[arg(long = "agent", value_name = "HOST:PORT", global = true)]
-    #[arg(env = "ORB8_AGENT", hide_env_values = true, value_delimiter = ',')]
+    /// The agents to ask, never none once [`Cli::read`] has run.
+    #[arg(skip)]
     pub agents: Vec<HostPort>,
     /// Read flows saved with -o jsonl instead of asking an agent; - is stdin
     #[arg(long, value_name = "FILE", global = true)]
@@ -117,15 +173,22 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// Applies what needs to know where a value comes from: a file named on the command line
-    /// outweighs agents from the environment, but not agents on the command line.
-    ///
-    /// # Errors
-    /// A usage error if the values do not go together.
-    pub fn settle(&mut self, matches: &ArgMatches, verb: &Verb) -> Result<(), clap::Error> {
+    /// Applies what needs to know where a value comes from: agents named before and after the verb
+    /// add up, and a file named on the command line outweighs agents from the environment, but not
+    /// agents on the command line.
+    fn settle(
+        &mut self,
+        from_environment: Vec<Given>,
+        matches: &ArgMatches,
+        verb: &Verb,
+    ) -> Result<(), clap::Error> {
         let conflict = |text: &str| Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
+        let named = named(matches);
+        if named.iter().any(|given| given.0.is_none()) {
+            return conflict("--agent is empty, give HOST:PORT such as 127.0.0.1:9090");
+        }
         if self.file.is_some() {
-            if agents_given(matches) {
+            if !named.is_empty() {
                 return conflict("--file and --agent exclude each other, give one of them");
             }
             match verb {
@@ -133,7 +196,7 @@ impl GlobalArgs {
                     return conflict("--file cannot be followed, leave --follow out");
                 }
                 Verb::Flows(_) | Verb::Completions { .. } => {}
-                Verb::Status => {
+                Verb::Status(_) => {
                     return conflict("status asks agents, not a file; leave --file out");
                 }
                 Verb::Trace(_) => {
@@ -143,6 +206,8 @@ impl GlobalArgs {
                 }
             }
         }
+        let given = if named.is_empty() { from_environment } else { named };
+        self.agents = given.into_iter().filter_map(|given| given.0).collect();
         if self.agents.is_empty() {
             self.agents = vec![HostPort { host: "127.0.0.1".to_owned(), port: 9090 }];
         }
@@ -150,9 +215,19 @@ impl GlobalArgs {
     }
 }
 
-fn agents_given(matches: &ArgMatches) -> bool {
-    matches.value_source("agents") == Some(ValueSource::CommandLine)
-        || matches.subcommand().is_some_and(|(_, matches)| agents_given(matches))
+/// The agents on the command line, before and after the verb.
+fn named(matches: &ArgMatches) -> Vec<Given> {
+    let mut found = Vec::new();
+    let mut level = Some(matches);
+    while let Some(matches) = level {
+        // Not every verb has agents, and clap panics when asked for what a verb does not have.
+        let present = matches.try_contains_id(AGENTS).unwrap_or(false);
+        if present && matches.value_source(AGENTS) == Some(ValueSource::CommandLine) {
+            found.extend(matches.get_many::<Given>(AGENTS).into_iter().flatten().cloned());
+        }
+        level = matches.subcommand().map(|(_, matches)| matches);
+    }
+    found
 }
 
 /// Reads a duration that is longer than nothing.

@@ -14,7 +14,7 @@ pub mod terminal;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::CommandFactory;
 
 use args::{Cli, TraceVerb, Verb};
 use error::{CliError, Exit};
@@ -35,17 +35,17 @@ pub async fn run<A>(args: impl IntoIterator<Item = A>, terminal: &mut Terminal<'
 where
     A: Into<OsString> + Clone,
 {
-    let cli = match parse(args) {
+    let cli = match Cli::read(args) {
         Ok(cli) => cli,
         Err(error) => return terminal.usage(&error),
     };
     terminal.set_color(cli.global.color);
     let done = match &cli.verb {
-        Verb::Status => status::run(&cli.global, terminal).await,
+        Verb::Status(_) => status::run(&cli.global, terminal).await,
         Verb::Flows(args) => network::flows::run(&cli.global, args, terminal).await,
-        Verb::Trace(TraceVerb::Network(args)) => {
-            network::trace::run(&cli.global, args, terminal).await
-        }
+        Verb::Trace(word) => match &word.verb {
+            TraceVerb::Network(args) => network::trace::run(&cli.global, args, terminal).await,
+        },
         Verb::Completions { shell } => completions(*shell, terminal),
     };
     done.and_then(|exit| {
@@ -53,17 +53,6 @@ where
         Ok(exit)
     })
     .unwrap_or_else(|error| terminal.fail(&error))
-}
-
-fn parse<A>(args: impl IntoIterator<Item = A>) -> Result<Cli, clap::Error>
-where
-    A: Into<OsString> + Clone,
-{
-    let mut command = Cli::command();
-    let matches = command.try_get_matches_from_mut(args)?;
-    let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
-    cli.global.settle(&matches, &cli.verb).map_err(|error| error.format(&mut command))?;
-    Ok(cli)
 }
 
 fn completions(shell: clap_complete::Shell, terminal: &mut Terminal<'_>) -> Result<Exit, CliError> {

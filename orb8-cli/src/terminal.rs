@@ -35,6 +35,8 @@ pub struct Terminal<'a> {
     pub zone: TimeZone,
     /// Completes when the person wants to stop.
     pub interrupt: Pin<Box<dyn Future<Output = ()> + 'a>>,
+    /// Completes when nobody reads the data any more.
+    pub unread: Pin<Box<dyn Future<Output = ()> + 'a>>,
 }
 
 impl std::fmt::Debug for Terminal<'_> {
@@ -59,6 +61,7 @@ impl Terminal<'static> {
             clock: Box::new(|| i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)),
             zone: TimeZone::system(),
             interrupt: Box::pin(interrupted()),
+            unread: Box::pin(stdout_closed()),
         }
     }
 }
@@ -111,7 +114,7 @@ impl Terminal<'_> {
             if color { write!(stream, "{}", text.ansi()) } else { write!(stream, "{text}") };
         match written.and_then(|()| stream.flush()) {
             Ok(()) => exit,
-            Err(error) => CliError::Output(error).exit(),
+            Err(error) => self.fail(&CliError::Output(error)),
         }
     }
 
@@ -150,4 +153,30 @@ async fn interrupted() {
         () = ctrl_c => {}
         () = terminated => {}
     }
+}
+
+/// Completes when the reader of stdout has closed its end. A stream that is quiet would otherwise
+/// stay until its next event, long after `head` has what it wants.
+#[cfg(unix)]
+async fn stdout_closed() {
+    let (gone, told) = tokio::sync::oneshot::channel();
+    // A thread, because a pipe, a file and a terminal may all be stdout and only poll(2) takes all;
+    // it asks for no event, so that only the loss of the reader wakes it.
+    std::thread::spawn(move || {
+        let stdout = io::stdout();
+        let mut fds = [rustix::event::PollFd::new(&stdout, rustix::event::PollFlags::empty())];
+        while rustix::event::poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+        if !fds[0].revents().is_empty() {
+            // The stream may have ended by itself meanwhile.
+            gone.send(()).ok();
+        }
+    });
+    if told.await.is_err() {
+        std::future::pending().await
+    }
+}
+
+#[cfg(not(unix))]
+async fn stdout_closed() {
+    std::future::pending().await
 }

@@ -97,8 +97,10 @@ mod tests {
     /// The bytes of a plain value, as a program writes them.
     fn raw<T: Copy>(value: &T) -> std::vec::Vec<u8> {
         // SAFETY: the records have no padding, which their sizes are asserted for.
-        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
-            .to_vec()
+        unsafe {
+            std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>())
+        }
+        .to_vec()
     }
 
     #[test]

@@ -259,7 +259,8 @@ fn an_skb_that_does_not_know_its_segments_is_divided_by_their_size() {
 
 #[test]
 fn rejects_are_named() {
-    let check = |bytes: &[u8], expected: Reject| assert_eq!(read(Link::Ethernet, bytes), Err(expected));
+    let check =
+        |bytes: &[u8], expected: Reject| assert_eq!(read(Link::Ethernet, bytes), Err(expected));
     let arp = l2(0, 0x0806, &[0; 28], 0);
     check(&arp, Reject::NotIp);
     check(&arp[..10], Reject::Truncated);

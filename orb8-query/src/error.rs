@@ -85,6 +85,20 @@ impl AgentError {
         }
     }
 
+    /// A stream that was open came to its end with a status other than ok.
+    pub(crate) fn stream_status(address: &HostPort, timeout: Duration, status: &Status) -> Self {
+        // An agent that is stopping says so with a status of its own.
+        let told = status.source().is_none() && !status.message().is_empty();
+        match status.code() {
+            Code::Unavailable | Code::Cancelled if told => Self {
+                address: address.clone(),
+                kind: ErrorKind::Ended,
+                cause: status.message().to_owned(),
+            },
+            _ => Self::status(address, timeout, status),
+        }
+    }
+
     /// No connection could be made within `timeout`.
     pub(crate) fn connect(
         address: &HostPort,

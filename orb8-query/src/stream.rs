@@ -42,7 +42,7 @@ impl EventStream {
             Some(match events.next().await {
                 Some(Ok(event)) => (StreamItem::Event(Box::new(event)), Some((address, events))),
                 Some(Err(status)) => {
-                    (StreamItem::Ended(AgentError::status(&address, timeout, &status)), None)
+                    (StreamItem::Ended(AgentError::stream_status(&address, timeout, &status)), None)
                 }
                 None => (StreamItem::Ended(AgentError::ended(&address)), None),
             })

@@ -278,6 +278,16 @@ async fn streams_of_all_agents_arrive_and_each_end_is_told() {
 }
 
 #[tokio::test]
+async fn an_agent_that_says_that_it_stops_ends_the_stream_with_its_words() {
+    let end = End::Fail(Status::unavailable("the agent is stopping"));
+    let agent = FakeAgent::start(Script { end, ..Script::default() });
+    let client = client(&[agent.address()], ENOUGH);
+    let (mut stream, _) = client.stream(&StreamEventsRequest::default()).await;
+    let Some(StreamItem::Ended(error)) = stream.next().await else { panic!("no end") };
+    assert_eq!((error.kind, error.cause.as_str()), (ErrorKind::Ended, "the agent is stopping"));
+}
+
+#[tokio::test]
 async fn an_agent_that_dies_under_a_stream_ends_it_with_a_reason() {
     let agent = FakeAgent::start(Script { events: vec![event("a", 1)], ..Script::default() });
     let client = client(&[agent.address()], ENOUGH);

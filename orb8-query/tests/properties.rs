@@ -180,7 +180,7 @@ proptest! {
             ..QueryFlowsRequest::default()
         };
         if let Ok(selector) = Selector::new(&request) {
-            let _: bool = selector.matches(&flow);
+            prop_assert_eq!(selector.matches(&flow), selector.matches(&flow.clone()));
         }
     }
 

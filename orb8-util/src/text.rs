@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 /// control characters, line separators and direction overrides. Everything else stays as it is.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_dangerous) {
+    if is_printable(text) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 8);
@@ -26,6 +26,12 @@ pub fn printable(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(out)
+}
+
+/// True if [`printable`] would change nothing.
+#[must_use]
+pub fn is_printable(text: &str) -> bool {
+    !text.chars().any(is_dangerous)
 }
 
 fn is_dangerous(c: char) -> bool {
@@ -59,8 +65,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_dangerous_remains(text: String) {
-            prop_assert!(!printable(&text).chars().any(is_dangerous));
+        fn nothing_dangerous_remains(chars: Vec<char>) {
+            let text = String::from_iter(chars);
+            prop_assert!(is_printable(&printable(&text)));
         }
     }
 }

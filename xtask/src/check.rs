@@ -74,6 +74,13 @@ pub(crate) fn fmt(root: &Path) -> anyhow::Result<()> {
     OUTSIDE.iter().try_for_each(|folder| cargo(&root.join(folder), &["fmt"], &[]))
 }
 
+/// Writes the references that the agent's own tests hold fresh. They cannot be written from here:
+/// this program must build where the kernel programs cannot be built yet.
+pub(crate) fn write_references(root: &Path) -> anyhow::Result<()> {
+    let test = ["test", "--quiet", "--package", "orb8-agent", "--test", "config_reference"];
+    cargo(root, &test, &[("ORB8_GENERATE", "1")])
+}
+
 /// Fuzzes the header parser for a minute.
 pub(crate) fn fuzz(root: &Path) -> anyhow::Result<()> {
     if !crate::setup::on_path("cargo-fuzz") {

@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use orb8_agent::ebpf::load::{self, LoadOptions, Loaded};
 use orb8_agent::ebpf::sys;
@@ -90,13 +90,8 @@ impl Front {
     }
 
     /// Nanoseconds of this thread's CPU per run.
-    fn sample(
-        &mut self,
-        case: &Case,
-        flows: u32,
-        target: &mut SchedClassifier,
-    ) -> anyhow::Result<f64> {
-        self.target.set(0, target.fd()?, 0)?;
+    fn sample(&mut self, case: &Case, flows: u32, target: &ProgramFd) -> anyhow::Result<f64> {
+        self.target.set(0, target, 0)?;
         self.rotation.set(0, [0, flows], 0)?;
         let front = Self::classifier(&mut self.ebpf, case.front)?;
         let before = cpu_ns();
@@ -130,26 +125,27 @@ fn load_probes() -> anyhow::Result<Loaded> {
 }
 
 /// Lines that hold a flow.
-fn lines_in_use(loaded: &Loaded) -> u32 {
-    let lines = &loaded.table.lines;
-    u32::try_from((0..lines.count()).filter(|slot| lines.copy(*slot).packets != 0).count())
-        .unwrap_or(u32::MAX)
+fn lines_in_use(loaded: &mut Loaded) -> anyhow::Result<u32> {
+    let lines = &mut loaded.table.lines;
+    lines.reach(lines.count())?;
+    Ok(u32::try_from((0..lines.count()).filter(|slot| lines.copy(*slot).packets != 0).count())?)
 }
 
 fn measure(case: &Case, flows: u32, program: &str) -> anyhow::Result<(f64, f64)> {
     let mut front = Front::load()?;
     let mut loaded = load_probes()?;
     // Every flow has begun before the clock starts.
-    front.sample(case, flows, loaded.programs.get(program))?;
+    let target = loaded.programs.classifier(program).context("the object")?.fd()?.try_clone()?;
+    front.sample(case, flows, &target)?;
     let (mut probe, mut empty, mut net) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..SAMPLES {
         let without = front.empty(case, flows)?;
-        let with = front.sample(case, flows, loaded.programs.get(program))?;
+        let with = front.sample(case, flows, &target)?;
         net.push(with - without);
         probe.push(with);
         empty.push(without);
     }
-    let held = lines_in_use(&loaded);
+    let held = lines_in_use(&mut loaded)?;
     ensure!(held == flows, "the table holds {held} flows, not {flows}");
     Ok((median(net), median(empty)))
 }

@@ -266,10 +266,9 @@ fn events() -> anyhow::Result<Vec<Row>> {
     let bed = Bed::new(&[("ORB8_MAX_FLOWS", "1000000"), ("ORB8_FLOW_TIMEOUT_SECS", "60")]);
     let (socket, frames) = (bed.sender(), bed.frames(0..RATE * SECONDS));
     let before = bed.status()?.event_ledger.unwrap_or_default();
+    let stop = AtomicBool::new(false);
     let (rate, received) = std::thread::scope(|scope| -> anyhow::Result<(f64, u64)> {
-        let stop = &AtomicBool::new(false);
-        let bed = &bed;
-        let receive = scope.spawn(move || receive_fifth(bed, stop));
+        let receive = scope.spawn(|| receive_fifth(&bed, &stop));
         std::thread::sleep(Duration::from_secs(1));
         let start = Instant::now();
         for (n, batch) in frames.chunks(500).enumerate() {

@@ -1,7 +1,7 @@
 //! One program on one hook of one interface, by tcx or clsact.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use aya::programs::TcAttachType;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
@@ -120,8 +120,7 @@ pub fn attach_tcx(programs: &mut Programs, place: &Place<'_>) -> io::Result<Hook
         Purpose::Packets => Some(program(Purpose::Flows, place.side, place.link)),
     };
     let after = after.and_then(|name| programs.id(name));
-    let fd = programs.get(name).fd().map_err(io::Error::other)?;
-    let link = sys::tcx_attach(fd.as_fd(), place.ifindex, place.side.tcx(), after)?;
+    let link = sys::tcx_attach(programs.fd(name), place.ifindex, place.side.tcx(), after)?;
     Ok(Hook::Tcx(link))
 }
 
@@ -166,7 +165,7 @@ pub fn attach_clsact(programs: &mut Programs, place: &Place<'_>, handle: u32) ->
             handle: TcHandle::from(handle),
             classid: None,
         });
-        let program = programs.get(name);
+        let program = programs.classifier(name).ok_or_else(forgotten)?;
         match program.attach_with_options(place.name, place.side.clsact(), options) {
             Ok(link) => return Ok(Hook::Clsact { program: name, link }),
             Err(error) => last = Some(io::Error::other(chain(&error))),
@@ -175,12 +174,17 @@ pub fn attach_clsact(programs: &mut Programs, place: &Place<'_>, handle: u32) ->
     Err(last.unwrap_or_else(|| io::Error::other("no priority left")))
 }
 
+fn forgotten() -> io::Error {
+    io::Error::other("the object was let go of, which only happens where clsact is not used")
+}
+
 /// Detaches. An interface that has gone has taken its programs with it.
 pub fn detach(programs: &mut Programs, hook: Hook) {
     match hook {
         Hook::Tcx(link) => drop(link),
         Hook::Clsact { program, link } => {
-            if let Err(error) = programs.get(program).detach(link) {
+            let detached = programs.classifier(program).map(|classifier| classifier.detach(link));
+            if let Some(Err(error)) = detached {
                 tracing::debug!(%error, program, "a filter was already gone");
             }
         }

@@ -13,6 +13,7 @@ use super::clock::{Clock, ClockError};
 use super::grace::{Barrier, Grace};
 use super::lines::{LineSource, LineTimes};
 use super::load::{self, LoadError, LoadOptions, PodBytes};
+use super::memory;
 use super::netlink::NetlinkError;
 use super::ring::{Decode, RingSource};
 use super::side_channel::SideChannel;
@@ -45,7 +46,7 @@ pub struct KernelOptions {
 }
 
 /// Bytes of the ring of the packet view.
-const PACKET_RING_BYTES: u32 = 256 * 1024;
+const PACKET_RING_BYTES: u32 = 64 * 1024;
 
 /// The kernel side could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +126,9 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     let barrier = Barrier::new().map_err(StartError::Grace)?;
     let side = Arc::new(SideChannel::default());
     let route = options.route.unwrap_or_else(best_route);
+    if route == AttachRoute::Tcx {
+        programs.forget_object();
+    }
     let seed = loaded.table.seed;
     let sources: Vec<Box<dyn EventSource>> = vec![
         Box::new(RingSource::new("ring", loaded.events, options.decode_event, Arc::clone(&side))),
@@ -140,6 +144,7 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
         AttachOptions { route, configured: options.interfaces.clone(), chain: options.chain };
     // The seed of the hash stays a secret: the agent's number is another function of it.
     let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    memory::give_back();
     let attacher = Attacher::start(programs, attach, number, side, facts)?;
     let kernel = Kernel {
         state: Arc::clone(attacher.state()),

@@ -119,9 +119,15 @@ impl LineSource {
         let reference = self.clock.now().map_err(|e| failed(&e))?;
         let before = self.counters()?;
         let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
+        self.reach(ahead)?;
         let quiet = before.0[counter::SEEN_PACKETS] == self.last_seen_packets;
         let end = if quiet && self.in_use == 0 { 0 } else { ahead };
         Ok(Pass { cursor: 0, end, before, reference })
+    }
+
+    fn reach(&mut self, lines: u32) -> Result<(), SourceError> {
+        let Table { lines: all, meta, .. } = &mut self.table;
+        all.reach(lines).and_then(|()| meta.reach(lines)).map_err(|e| failed(&e))
     }
 
     fn counters(&self) -> Result<Counters, SourceError> {
@@ -136,7 +142,7 @@ impl LineSource {
     }
 
     /// Reads the next lines of a pass; true when the pass is through.
-    fn advance(&mut self, pass: &mut Pass, out: &mut Vec<Event>) -> bool {
+    fn advance(&mut self, pass: &mut Pass, out: &mut Vec<Event>) -> Result<bool, SourceError> {
         let stop = pass.end.min(pass.cursor.saturating_add(LINES_A_CALL));
         while pass.cursor < stop {
             let used = self.read(pass.cursor, &pass.reference, out);
@@ -144,11 +150,12 @@ impl LineSource {
                 self.high = pass.cursor + 1;
                 // There may be more behind it.
                 let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
+                self.reach(ahead)?;
                 pass.end = pass.end.max(ahead);
             }
             pass.cursor += 1;
         }
-        pass.cursor >= pass.end
+        Ok(pass.cursor >= pass.end)
     }
 
     /// Reads one line; false if it is free.
@@ -225,6 +232,9 @@ impl LineSource {
 
     /// First step out of use: no program finds the line any more.
     fn leave(&mut self, slot: u32) {
+        if !self.reach_index() {
+            return;
+        }
         if let Some((_, hash)) = self.identify(slot) {
             let mask = self.table.index.count() - 1;
             for group in [index::first_group(hash, mask), index::second_group(hash, mask)] {
@@ -233,6 +243,18 @@ impl LineSource {
         }
         self.slots[slot as usize].state = SlotState::Leaving;
         self.leaving.push(slot);
+    }
+
+    /// The index is needed from the first line that leaves; any group may then be asked for.
+    fn reach_index(&mut self) -> bool {
+        let groups = self.table.index.count();
+        match self.table.index.reach(groups) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "idle flow lines stay: the index cannot be mapped");
+                false
+            }
+        }
     }
 
     fn empty_cells(&self, group: u32, slot: u32) {
@@ -342,7 +364,7 @@ impl EventSource for LineSource {
                 pass
             }
         };
-        if self.advance(&mut pass, out) {
+        if self.advance(&mut pass, out)? {
             self.due = now + self.times.drain_interval;
             self.ask_for_grace();
             self.end(&pass, out)?;
@@ -355,7 +377,8 @@ impl EventSource for LineSource {
     fn finish(&mut self, out: &mut Vec<Event>) -> Result<(), SourceError> {
         let mut pass = self.begin()?;
         pass.end = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
-        while !self.advance(&mut pass, out) {}
+        self.reach(pass.end)?;
+        while !self.advance(&mut pass, out)? {}
         self.end(&pass, out)
     }
 }

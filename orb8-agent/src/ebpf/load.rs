@@ -1,7 +1,7 @@
 //! Loads the probe object: sizes, settings, programs; hands out maps and programs by name.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf, Stack};
 use aya::programs::SchedClassifier;
@@ -108,40 +108,56 @@ pub struct Table {
 
 /// Programs by name. Kept open for as long as anything is attached.
 pub struct Programs {
-    ebpf: Ebpf,
-    ids: HashMap<String, u32>,
+    loaded: HashMap<String, LoadedProgram>,
+    /// What aya knows of the object: some megabytes, needed for clsact alone.
+    ebpf: Option<Ebpf>,
+}
+
+/// A program in the kernel.
+struct LoadedProgram {
+    fd: OwnedFd,
+    id: u32,
 }
 
 impl Programs {
-    /// A program of the object.
+    /// The descriptor of a program.
     ///
     /// # Panics
-    /// If the object has no classifier of this name, which the loader has seen to.
-    pub fn get(&mut self, name: &str) -> &mut SchedClassifier {
-        let program = self.ebpf.program_mut(name).expect("the loader has seen every program");
-        program.try_into().expect("every program of the object is a classifier")
+    /// If the object has no program of this name.
+    #[must_use]
+    pub fn fd(&self, name: &str) -> BorrowedFd<'_> {
+        self.loaded.get(name).expect("the names are those of the object").fd.as_fd()
+    }
+
+    /// The program as aya knows it, `None` after [`Self::forget_object`].
+    pub fn classifier(&mut self, name: &str) -> Option<&mut SchedClassifier> {
+        self.ebpf.as_mut()?.program_mut(name)?.try_into().ok()
+    }
+
+    /// Drops what only clsact needs.
+    pub fn forget_object(&mut self) {
+        self.ebpf = None;
     }
 
     /// Another descriptor of a program, for running it.
     ///
     /// # Errors
     /// If no more descriptors can be had.
-    pub fn duplicate(&mut self, name: &str) -> Result<OwnedFd, LoadError> {
+    pub fn duplicate(&self, name: &str) -> Result<OwnedFd, LoadError> {
         let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
-        let fd = self.get(name).fd().map_err(|e| fail(e.to_string()))?;
-        fd.as_fd().try_clone_to_owned().map_err(|e| fail(e.to_string()))
+        self.fd(name).try_clone_to_owned().map_err(|e| fail(e.to_string()))
     }
 
     /// The kernel's id of a program.
     #[must_use]
     pub fn id(&self, name: &str) -> Option<u32> {
-        self.ids.get(name).copied()
+        self.loaded.get(name).map(|program| program.id)
     }
 
     /// Whether a kernel program id is one of ours.
     #[must_use]
     pub fn is_ours(&self, id: u32) -> bool {
-        self.ids.values().any(|ours| *ours == id)
+        self.loaded.values().any(|program| program.id == id)
     }
 }
 
@@ -154,6 +170,8 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let groups = index::groups(options.max_flows);
     let mask = groups - 1;
     let mut ebpf = EbpfLoader::new()
+        // Nothing is relocated against the kernel's types, and parsing them costs megabytes.
+        .btf(None)
         .override_global("SEED", &seed, true)
         .override_global("GROUP_MASK", &mask, true)
         .override_global("FAULT_BYTES", &options.fault_bytes, true)
@@ -166,7 +184,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         .load(object::bytes())?;
     let map_bytes = super::memory::map_bytes(&ebpf);
     // Programs first: they refer to maps by descriptors, which taking a map may close.
-    let ids = load_programs(&mut ebpf)?;
+    let loaded = load_programs(&mut ebpf)?;
     let mut take = |name: &'static str| {
         ebpf.take_map(name).ok_or(LoadError::Map { name, message: "missing".to_owned() })
     };
@@ -185,7 +203,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let clock = typed("CLOCK", take("CLOCK")?)?;
     fill_free_list(&mut table.free, options.max_flows)?;
     Ok(Loaded {
-        programs: Programs { ebpf, ids },
+        programs: Programs { loaded, ebpf: Some(ebpf) },
         table,
         events,
         packets,
@@ -233,8 +251,8 @@ fn fill_free_list(free: &mut Stack<MapData, u32>, lines: u32) -> Result<(), Load
     Ok(())
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<String, u32>, LoadError> {
-    let mut ids = HashMap::new();
+fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<String, LoadedProgram>, LoadError> {
+    let mut loaded = HashMap::new();
     for (name, program) in ebpf.programs_mut() {
         let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
         let program: &mut SchedClassifier =
@@ -243,10 +261,12 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<String, u32>, LoadError> {
             tracing::debug!(program = name, error = %e, "the kernel refused a program");
             fail(ends_of(&e.to_string()))
         })?;
-        let info = program.info().map_err(|e| fail(e.to_string()))?;
-        ids.insert(name.to_owned(), info.id());
+        let id = program.info().map_err(|e| fail(e.to_string()))?.id();
+        let fd = program.fd().map_err(|e| fail(e.to_string()))?.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|e| fail(e.to_string()))?;
+        loaded.insert(name.to_owned(), LoadedProgram { fd, id });
     }
-    Ok(ids)
+    Ok(loaded)
 }
 
 /// The first and the last lines of a text that may hold a whole verifier log.

@@ -6,17 +6,23 @@
 use std::ffi::c_void;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// An array map of `T`, mapped.
+/// The kernel maps every page of an array at once, and each then counts as ours. So an array is
+/// mapped in windows of this many bytes, when the first value of a window is needed: a table made
+/// for many flows costs an idle agent next to nothing.
+const WINDOW_BYTES: usize = 256 * 1024;
+
+/// An array map of `T`, mapped as far as it is needed.
 #[derive(Debug)]
 pub struct Mapping<T> {
-    base: NonNull<c_void>,
-    len: u32,
+    map: OwnedFd,
+    windows: Vec<NonNull<c_void>>,
+    count: u32,
     _values: PhantomData<T>,
 }
 
@@ -27,45 +33,66 @@ unsafe impl<T: Send> Send for Mapping<T> {}
 unsafe impl<T: Sync> Sync for Mapping<T> {}
 
 impl<T: Copy> Mapping<T> {
-    /// Maps an array map of `len` values of `T` made with BPF_F_MMAPABLE.
+    const PER_WINDOW: usize = WINDOW_BYTES / size_of::<T>();
+
+    /// Takes an array map of `count` values of `T` made with BPF_F_MMAPABLE.
+    ///
+    /// # Errors
+    /// If no more descriptors can be had.
+    pub fn new(map: impl AsFd, count: u32) -> io::Result<Self> {
+        // The kernel rounds array values up to 8 bytes.
+        const { assert!(size_of::<T>().is_power_of_two() && size_of::<T>() >= 8) };
+        let map = map.as_fd().try_clone_to_owned()?;
+        Ok(Self { map, windows: Vec::new(), count, _values: PhantomData })
+    }
+
+    /// Maps what is needed to reach the first `count` values.
     ///
     /// # Errors
     /// What mmap says; EINVAL or EPERM if the map is another one.
-    pub fn new(map: impl AsFd, len: u32) -> io::Result<Self> {
-        // The kernel rounds array values up to 8 bytes.
-        assert!(
-            size_of::<T>().is_multiple_of(8) && size_of::<T>() > 0,
-            "array values are multiples of 8"
-        );
+    pub fn reach(&mut self, count: u32) -> io::Result<()> {
+        let wanted = (count.min(self.count) as usize).div_ceil(Self::PER_WINDOW);
+        while self.windows.len() < wanted {
+            let offset = self.windows.len() * WINDOW_BYTES;
+            let window = Self::map_window(&self.map, offset, self.window_bytes(offset))?;
+            self.windows.push(window);
+        }
+        Ok(())
+    }
+
+    fn map_window(map: &OwnedFd, offset: usize, bytes: usize) -> io::Result<NonNull<c_void>> {
         // SAFETY: a new shared mapping at an address of the kernel's choice.
         let base = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
-                Self::bytes(len),
+                bytes,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
                 map,
-                0,
+                offset as u64,
             )?
         };
-        let base = NonNull::new(base).ok_or_else(|| io::Error::other("mmap gave no address"))?;
-        Ok(Self { base, len, _values: PhantomData })
+        NonNull::new(base).ok_or_else(|| io::Error::other("mmap gave no address"))
     }
 
-    fn bytes(len: u32) -> usize {
-        len as usize * size_of::<T>()
+    /// Bytes of the window that begins at an offset: the last one is shorter.
+    fn window_bytes(&self, offset: usize) -> usize {
+        (self.count as usize * size_of::<T>() - offset).min(WINDOW_BYTES)
     }
 
-    /// Number of values.
+    /// Number of values of the map.
     #[must_use]
     pub const fn count(&self) -> u32 {
-        self.len
+        self.count
     }
 
     fn at(&self, index: u32) -> *mut T {
-        assert!(index < self.len, "index {index} is not below {}", self.len);
-        // SAFETY: within the mapping.
-        unsafe { self.base.cast::<T>().as_ptr().add(index as usize) }
+        let index = index as usize;
+        assert!(index < self.count as usize, "value {index} of {}", self.count);
+        let window = self.windows[index / Self::PER_WINDOW].cast::<T>();
+        // SAFETY: within the window, as every window but the last is full and the last ends at
+        // `count`.
+        unsafe { window.as_ptr().add(index % Self::PER_WINDOW) }
     }
 
     /// A copy of a value, word by word; programs may write meanwhile.
@@ -87,7 +114,7 @@ impl<T: Copy> Mapping<T> {
 
     /// A 32-bit word of a value, at a byte offset.
     pub fn word32(&self, index: u32, offset: usize) -> &AtomicU32 {
-        assert!(
+        debug_assert!(
             offset.is_multiple_of(4) && offset + 4 <= size_of::<T>(),
             "offset {offset} is in the value"
         );
@@ -108,9 +135,12 @@ impl<T: Copy> Mapping<T> {
 
 impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        let bytes = self.len as usize * size_of::<T>();
-        // SAFETY: our own mapping, and nothing refers into it any more. A failure leaves it
-        // mapped, which harms nothing.
-        let _unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr(), bytes) };
+        let bytes = self.count as usize * size_of::<T>();
+        for (at, window) in self.windows.iter().enumerate() {
+            let length = (bytes - at * WINDOW_BYTES).min(WINDOW_BYTES);
+            // SAFETY: our own mapping, and nothing refers into it any more. A failure leaves it
+            // mapped, which harms nothing.
+            let _unmapped = unsafe { rustix::mm::munmap(window.as_ptr(), length) };
+        }
     }
 }

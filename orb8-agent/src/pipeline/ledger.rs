@@ -270,12 +270,11 @@ impl Ledger {
         let settled = self.accounted(&report.after);
         if is_quiet(&self.last, report) {
             self.packet_suspect = false;
-            self.packets_balance = balance(gap(seen(&report.after), settled));
+            self.packets_balance = balance(gap(most_seen(&report.after, &report.after), settled));
             return;
         }
-        let shortfall = gap(surely_seen(&self.last.before, &report.after), settled);
-        let excess =
-            gap(possibly_seen(&report.after, &report.before), self.accounted(&report.before));
+        let shortfall = gap(least_seen(&self.last.before, &report.after), settled);
+        let excess = gap(most_seen(&report.after, &report.before), self.accounted(&report.before));
         let missing = (shortfall.0.max(0), shortfall.1.max(0));
         let surplus = (excess.0.min(0), excess.1.min(0));
         let found = if missing == (0, 0) { surplus } else { missing };
@@ -315,39 +314,30 @@ fn is_quiet(last: &DrainReport, report: &DrainReport) -> bool {
 }
 
 fn seen(counters: &Counters) -> Volume {
-    possibly_seen(counters, counters)
+    let (packets, bytes) = most_seen(counters, counters);
+    let whole = |value: i128| u64::try_from(value.max(0)).unwrap_or(u64::MAX);
+    Volume { packets: whole(packets), bytes: whole(bytes) }
 }
 
-/// The most that can have been seen when `late` was read: `early` is what was read before it.
-fn possibly_seen(late: &Counters, early: &Counters) -> Volume {
-    seen_with(late, early)
+/// The most packets and bytes that can have been seen when `late` was read, `early` before it.
+fn most_seen(late: &Counters, early: &Counters) -> (i128, i128) {
+    (i128::from(late.0[SEEN_PACKETS]) - excess(late).min(excess(early)), bytes(late, early))
 }
 
-/// The least that was seen when `early` was read: `late` is what was read after it.
-fn surely_seen(early: &Counters, late: &Counters) -> Volume {
-    let (late_excess, early_excess) = (late.0[SEGMENT_EXCESS], early.0[SEGMENT_EXCESS]);
-    let mut sure = seen_with(early, late);
-    // The correction wraps in both directions: the lesser of both readings is certain.
-    let packets = [late_excess, early_excess]
-        .map(|excess| early.0[SEEN_PACKETS].wrapping_sub(excess))
-        .into_iter()
-        .min();
-    sure.packets = packets.unwrap_or(sure.packets);
-    sure
+/// The least packets and bytes that were seen when `early` was read, `late` after it.
+fn least_seen(early: &Counters, late: &Counters) -> (i128, i128) {
+    (i128::from(early.0[SEEN_PACKETS]) - excess(late).max(excess(early)), bytes(early, late))
 }
 
-/// Packets and bytes seen, what adds taken from one reading and what subtracts from another.
-fn seen_with(adding: &Counters, subtracting: &Counters) -> Volume {
-    let packets = [adding, subtracting]
-        .map(|counters| adding.0[SEEN_PACKETS].wrapping_sub(counters.0[SEGMENT_EXCESS]))
-        .into_iter()
-        .max();
-    Volume {
-        packets: packets.unwrap_or(0),
-        bytes: adding.0[SEEN_BYTES]
-            .wrapping_add(adding.0[GSO_HEADER_BYTES])
-            .wrapping_sub(subtracting.0[PADDING_BYTES]),
-    }
+/// Bytes seen, what adds taken from one reading and what subtracts from another.
+fn bytes(adding: &Counters, subtracting: &Counters) -> i128 {
+    i128::from(adding.0[SEEN_BYTES]) + i128::from(adding.0[GSO_HEADER_BYTES])
+        - i128::from(subtracting.0[PADDING_BYTES])
+}
+
+/// The correction of the number of segments, which goes in both directions.
+fn excess(counters: &Counters) -> i128 {
+    counters.0[SEGMENT_EXCESS].cast_signed().into()
 }
 
 fn pair(counters: &Counters, index: usize) -> Volume {
@@ -377,11 +367,8 @@ fn source_losses(report: &DrainReport) -> Vec<LossRecord> {
     found
 }
 
-fn gap(expected: Volume, found: Volume) -> (i128, i128) {
-    (
-        i128::from(expected.packets) - i128::from(found.packets),
-        i128::from(expected.bytes) - i128::from(found.bytes),
-    )
+fn gap((packets, bytes): (i128, i128), found: Volume) -> (i128, i128) {
+    (packets - i128::from(found.packets), bytes - i128::from(found.bytes))
 }
 
 fn balance((packets, bytes): (i128, i128)) -> Balance {

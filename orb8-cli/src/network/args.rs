@@ -9,7 +9,7 @@ use orb8_proto::v1::sort::Field as SortField;
 use orb8_proto::v1::{QueryFlowsRequest, Sort, StreamEventsRequest};
 use orb8_util::time::{self, TimeError, When};
 
-use crate::args::positive_duration;
+use crate::args::{AgentArgs, positive_duration};
 use crate::error::CliError;
 
 use super::filter_args::FilterArgs;
@@ -71,6 +71,8 @@ pub struct FlowsArgs {
     /// Time between updates of a flow while following [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = milliseconds, requires = "follow")]
     pub interval: Option<u32>,
+    #[command(flatten)]
+    agents: AgentArgs,
 }
 
 /// `orb8 trace network`.
@@ -92,6 +94,8 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", requires = "packets")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub rate_limit: Option<u32>,
+    #[command(flatten)]
+    agents: AgentArgs,
 }
 
 impl FlowsArgs {

@@ -4,7 +4,6 @@
 
 use orb8_proto::v1::{AnswerContext, Loss, NodeStatus, QueryFlowsRequest};
 use orb8_query::FlowAnswer;
-use orb8_query::file::FileAnswer;
 use orb8_util::{format, time};
 
 use super::args::FlowsArgs;
@@ -20,7 +19,7 @@ pub fn contexts(
 ) {
     for (node, context) in &answer.contexts {
         if answer.flows.is_empty() {
-            let why = why_empty(context, args, terminal);
+            let why = why_empty(context, args, request, terminal);
             terminal.note(format!("no flows on {node}: {why}"));
         }
         let asked_from = if request.start_time_ns != 0 {
@@ -41,7 +40,12 @@ pub fn contexts(
     }
 }
 
-fn why_empty(context: &AnswerContext, args: &FlowsArgs, terminal: &Terminal<'_>) -> String {
+fn why_empty(
+    context: &AnswerContext,
+    args: &FlowsArgs,
+    request: &QueryFlowsRequest,
+    terminal: &Terminal<'_>,
+) -> String {
     let AnswerContext { flows_held, packets_seen, interfaces_attached, .. } = context;
     let health = context.health_message.trim();
     if *interfaces_attached == 0 {
@@ -60,58 +64,57 @@ fn why_empty(context: &AnswerContext, args: &FlowsArgs, terminal: &Terminal<'_>)
         let since = time::rfc3339(context.held_since_ns, &terminal.zone);
         return format!("{packets} seen, but no flow is held since {since}; watch with --follow");
     }
-    none_match(*flows_held, args)
+    none_match(*flows_held, args, request, terminal)
 }
 
-/// Explains an empty or broken-off file.
-pub fn file(path: &str, read: &FileAnswer, args: &FlowsArgs, terminal: &mut Terminal<'_>) {
-    if let Some(line) = read.cut_off_at_line {
-        terminal.warn(format!("file {path} breaks off in line {line}; this is what precedes it"));
-    }
-    if read.flows.is_empty() {
-        let why = if read.held == 0 {
-            "the file has none".to_owned()
-        } else {
-            none_match(read.held, args)
-        };
-        terminal.note(format!("no flows in {path}: {why}"));
-    }
+/// Explains an empty answer of a file that holds `held` flows.
+pub fn file(
+    name: &str,
+    held: u64,
+    args: &FlowsArgs,
+    request: &QueryFlowsRequest,
+    terminal: &mut Terminal<'_>,
+) {
+    let why = if held == 0 {
+        "the file has none".to_owned()
+    } else {
+        none_match(held, args, request, terminal)
+    };
+    terminal.note(format!("no flows in {name}: {why}"));
 }
 
 /// The node entry that makes a file that breaks off an answer that is not whole.
 #[must_use]
-pub fn cut_off_node(path: &str) -> NodeStatus {
+pub fn cut_off_node(path: &str, line: usize) -> NodeStatus {
     NodeStatus {
         node_name: path.to_owned(),
         state: "partial".to_owned(),
         complete: false,
-        message: "the file breaks off".to_owned(),
+        message: format!("the file breaks off in line {line}, this is what precedes it"),
     }
 }
 
-fn none_match(held: u64, args: &FlowsArgs) -> String {
+fn none_match(
+    held: u64,
+    args: &FlowsArgs,
+    request: &QueryFlowsRequest,
+    terminal: &Terminal<'_>,
+) -> String {
     let held = counted(held, "flow");
-    let asked = asked(args);
-    if asked.is_empty() {
+    let mut words = Vec::new();
+    if request.filter.is_some() {
+        words.push(args.filter.describe());
+    }
+    for (flag, time_ns) in [("--since", request.start_time_ns), ("--until", request.end_time_ns)] {
+        if time_ns != 0 {
+            words.push(format!("{flag} {}", time::rfc3339(time_ns, &terminal.zone)));
+        }
+    }
+    if words.is_empty() {
         format!("{held} held, but none given out; see `orb8 status`")
     } else {
-        format!("{held} held, none matches {asked}")
+        format!("{held} held, none matches {}", words.join(" "))
     }
-}
-
-fn asked(args: &FlowsArgs) -> String {
-    let mut words = Vec::new();
-    let filter = args.filter.describe();
-    if !filter.is_empty() {
-        words.push(filter);
-    }
-    if args.since.is_some() {
-        words.push("--since".to_owned());
-    }
-    if args.until.is_some() {
-        words.push("--until".to_owned());
-    }
-    words.join(" ")
 }
 
 /// Says that more flows match than are shown.

@@ -64,7 +64,8 @@ fn from_file(
     request: &QueryFlowsRequest,
     terminal: &mut Terminal<'_>,
 ) -> Result<FlowAnswer, CliError> {
-    let failed = |cause: FileError| CliError::File { path: path.to_owned(), cause };
+    let name = if path == "-" { "stdin" } else { path };
+    let failed = |cause: FileError| CliError::File { path: name.to_owned(), cause };
     let read = if path == "-" {
         file::query(&mut terminal.input, request)
     } else {
@@ -72,11 +73,11 @@ fn from_file(
         file::query(opened, request)
     };
     let read = read.map_err(failed)?;
-    explain::file(path, &read, args, terminal);
-    let mut nodes = read.nodes;
-    if read.cut_off_at_line.is_some() {
-        nodes.push(explain::cut_off_node(path));
+    if read.flows.is_empty() {
+        explain::file(name, read.held, args, request, terminal);
     }
+    let mut nodes = read.nodes;
+    nodes.extend(read.cut_off_at_line.map(|line| explain::cut_off_node(name, line)));
     Ok(FlowAnswer {
         flows: read.flows,
         nodes,

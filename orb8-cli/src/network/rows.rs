@@ -156,7 +156,14 @@ impl<'a> Line<'a> {
 
     fn cell(&self, column: &str, look: &Look) -> Cell {
         let flow = self.flow;
+        let packet = self.event.is_some_and(|event| event.kind == "packet");
         match column {
+            // One packet has neither a rate nor a life.
+            "rate" | "packet_rate" | "duration" | "age" | "last" if packet => Cell::new(""),
+            "state" if packet => {
+                let flags = flow.tcp.as_ref().map(|tcp| tcp.flags.join(","));
+                Cell::new(flags.unwrap_or_default())
+            }
             "time" => {
                 let time_ns = self.event.and_then(|event| event.time_ns);
                 Cell::new(time_ns.map(|ns| time::clock(ns, &look.zone)).unwrap_or_default())
@@ -179,7 +186,7 @@ impl<'a> Line<'a> {
             "packets_per_second" => Cell::new(format::packet_rate(flow.packets_per_second)),
             "first_seen_ns" => Cell::new(shown(flow.first_seen_ns, look)),
             "last_seen_ns" => Cell::new(shown(flow.last_seen_ns, look)),
-            "state" => state_cell(flow, self.event),
+            "state" => state_cell(flow),
             path => Cell::new(plain(fields::at(self.json(), path))),
         }
     }
@@ -279,11 +286,8 @@ fn event_cell(kind: &str) -> Cell {
     Cell::new(kind.strip_prefix("flow_").unwrap_or(kind)).style(style)
 }
 
-/// `active`, or `ended:` and why; for a packet its TCP flags.
-fn state_cell(flow: &NetworkFlow, event: Option<&EventRecord>) -> Cell {
-    if event.is_some_and(|event| event.kind == "packet") {
-        return Cell::new(flow.tcp.as_ref().map(|tcp| tcp.flags.join(",")).unwrap_or_default());
-    }
+/// `active`, or `ended:` and why.
+fn state_cell(flow: &NetworkFlow) -> Cell {
     match (flow.state.as_str(), flow.end_reason.as_str()) {
         ("active", _) => {
             Cell::new("active").style(Style::new().fg_color(Some(AnsiColor::Green.into())))

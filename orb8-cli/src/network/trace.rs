@@ -4,6 +4,7 @@
 //! Holds nothing back: what has arrived is written before waiting for more.
 
 use std::future::Future;
+use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -131,22 +132,28 @@ async fn pump(
     printer: &mut Printer<'_>,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
-    let never: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(std::future::pending());
-    let interrupt = std::mem::replace(&mut terminal.interrupt, never);
+    let interrupt = std::mem::replace(&mut terminal.interrupt, Box::pin(std::future::pending()));
+    let unread = std::mem::replace(&mut terminal.unread, Box::pin(std::future::pending()));
     let mut stop = pin!(async {
         tokio::select! {
-            () = interrupt => {}
-            () = deadline => {}
+            () = interrupt => Ok(()),
+            () = deadline => Ok(()),
+            () = unread => Err(CliError::Output(io::ErrorKind::BrokenPipe.into())),
         }
     });
     loop {
+        // Asked for before each item: a stream that never pauses must not outlive its end, and the
+        // interrupt is waited for before anything is printed.
+        if let Some(stopped) = (&mut stop).now_or_never() {
+            return stopped;
+        }
         let item = match stream.next().now_or_never() {
             Some(item) => item,
             None => {
                 terminal.out.flush()?;
                 tokio::select! {
                     biased;
-                    () = &mut stop => return Ok(()),
+                    stopped = &mut stop => return stopped,
                     item = stream.next() => item,
                 }
             }
@@ -164,10 +171,6 @@ async fn pump(
                 tally.count(&event);
                 printer.event(&event, terminal)?;
             }
-        }
-        // A stream that never pauses must not outlive its end.
-        if (&mut stop).now_or_never().is_some() {
-            return Ok(());
         }
     }
 }
@@ -235,9 +238,8 @@ impl Tally {
         if *packets > 0 {
             sum += &format!(", {}", counted(*packets, "packet"));
         }
-        if losses.is_empty() {
-            terminal.note(format!("{sum}; nothing lost"));
-            return;
+        if self.is_complete() {
+            sum += "; nothing lost";
         }
         terminal.note(sum);
         for loss in losses {
@@ -366,9 +368,14 @@ fn usual_width(column: &str) -> usize {
         "proto" => 6,
         "direction" => 7,
         "interface" => 8,
-        "bytes" => 9,
+        "bytes" | "scope" => 9,
         "rate" => 11,
         "state" => 10,
+        "packet_rate" | "duration" => 8,
+        "first_seen_ns" | "last_seen_ns" => 24,
+        "tcp.state" => 7,
+        "tcp.flags" => 15,
+        "process" => 16,
         _ => 0,
     }
 }

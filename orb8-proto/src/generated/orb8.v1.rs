@@ -178,19 +178,21 @@ pub struct IcmpInfo {
     #[prost(uint32, tag = "2")]
     pub code: u32,
 }
-/// Conditions that all must hold.
+/// Conditions that all must hold; none means every flow.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FlowFilter {
     #[prost(message, repeated, tag = "1")]
     pub all: ::prost::alloc::vec::Vec<Condition>,
 }
-/// One condition: the field's value is among the listed ones.
+/// One condition: the field's value is among the listed ones. A condition without a field, without
+/// values or with a value that cannot be read is INVALID_ARGUMENT, never ignored.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Condition {
-    /// For conditions on one end (ip, port); ignored by the others.
+    /// For conditions on one end (ip, port); ignored by the others. Either needs one of the ends.
     #[prost(enumeration = "condition::Side", tag = "1")]
     pub side: i32,
-    /// Holds if the condition does not.
+    /// Holds exactly where the condition would not. A field whose value is not known holds no condition,
+    /// and so every negated one.
     #[prost(bool, tag = "2")]
     pub negate: bool,
     #[prost(oneof = "condition::Field", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
@@ -239,30 +241,33 @@ pub mod condition {
     }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Field {
-        /// Addresses or prefixes, such as 10.0.0.0/8 or fd00::1.
+        /// Addresses or prefixes, such as 10.0.0.0/8 or fd00::1; bits behind the prefix length do not
+        /// matter. IPv4 and IPv6 never match each other, also not as ::ffff:10.0.0.1.
         #[prost(message, tag = "3")]
         Ip(super::Strings),
+        /// Only flows of TCP, UDP and SCTP have ports, and later fragments have none.
         #[prost(message, tag = "4")]
         Port(super::Ports),
-        /// tcp, udp, icmp, icmpv6, sctp or numbers.
+        /// tcp, udp, icmp, icmpv6, sctp, in any case, or numbers.
         #[prost(message, tag = "5")]
         Protocol(super::Strings),
-        /// Interface names or globs.
+        /// Globs over the whole interface name, in its case: * ? \[ab\] {eth,ens}*.
         #[prost(message, tag = "6")]
         Interface(super::Strings),
-        /// ingress or egress.
+        /// ingress or egress, in any case.
         #[prost(message, tag = "7")]
         Direction(super::Strings),
-        /// local, unclaimed, forwarded or tunnel.
+        /// local, unclaimed, forwarded or tunnel, in any case.
         #[prost(message, tag = "8")]
         Scope(super::Strings),
-        /// active or ended.
+        /// active or ended, in any case.
         #[prost(message, tag = "9")]
         State(super::Strings),
-        /// A process name (comm).
+        /// The whole name (comm) of the process at either end, in its case. The kernel keeps 15 bytes of a
+        /// name; of a longer value only those are compared.
         #[prost(message, tag = "10")]
         Process(super::Strings),
-        /// A prefix of the cgroup path.
+        /// A prefix, by character, of the cgroup path at either end; a leading / is optional.
         #[prost(message, tag = "11")]
         Cgroup(super::Strings),
         /// 4 or 6.

@@ -4,14 +4,23 @@ use orb8_proto::v1::{Endpoint, IcmpInfo, NetworkFlow, Process, TcpInfo};
 use proptest::option;
 use proptest::prelude::*;
 
-/// Any text, often empty, often a word that means something.
+/// Any text, often empty, often a word that means something, at times what a terminal would act upon.
 pub(crate) fn text(words: &'static [&'static str]) -> BoxedStrategy<String> {
     prop_oneof![
         1 => Just(String::new()),
         4 => proptest::sample::select(words).prop_map(str::to_owned),
-        1 => any::<String>(),
+        1 => any_text(),
+        1 => proptest::sample::select(vec![
+            "\u{1b}[2J", "\u{9b}31m", "a\nb", "\r", "\t", "\u{7f}", "\u{202e}txt", "\u{2028}", "\u{feff}",
+            "- a", "a: b", "# a", "\"", "'", "a,b", "null", "1e3", "~", " a ", "\\", "{}", "|", "\u{10ffff}",
+        ]).prop_map(str::to_owned),
     ]
     .boxed()
+}
+
+/// Any characters; the usual strategy for text leaves control characters out.
+fn any_text() -> BoxedStrategy<String> {
+    proptest::collection::vec(any::<char>(), 0..8).prop_map(String::from_iter).boxed()
 }
 
 /// Any flow whose rates are numbers. Boxed throughout: unboxed, the state of so many strategies in

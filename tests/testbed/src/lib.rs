@@ -4,7 +4,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`need`] | what a test needs from the machine, and how it skips |
+//! | [`need`](mod@need) | what a test needs from the machine, and how it skips |
 //! | [`netns`] | namespaces that end with their handle |
 //! | [`link`] | veth pairs, bridges, tun devices |
 //! | [`offload`] | segmentation and checksum offload switches |

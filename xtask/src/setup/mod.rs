@@ -161,7 +161,7 @@ fn print(needs: &[Need]) {
     for Need { name, why, state } in needs {
         match state {
             State::Ready(what) => println!("ready    {name}: {what}"),
-            State::Missing { what, .. } => println!("missing  {name}: {what} ({why})"),
+            State::Missing { what, .. } => println!("missing  {name}: {what}; {why}"),
         }
     }
 }

@@ -1,1 +1,216 @@
+use std::time::Duration;
 
+use orb8_proto::v1::event::Payload;
+
+use super::*;
+use crate::event::{FlowRecord, Notice, PacketRecord, Severity};
+use crate::export::feed::PacketAsk;
+use crate::network::table::blank;
+use crate::testing::udp;
+
+/// Wants flows of odd numbers; numbers its messages by flow id.
+struct Odd;
+
+impl Wants for Odd {
+    fn wants(&mut self, told: &Told) -> bool {
+        match told {
+            Told::FlowStart(flow) | Told::FlowEnd(flow) => flow.flow_id % 2 == 1,
+            _ => true,
+        }
+    }
+}
+
+impl View for Odd {
+    fn event(&self, told: &Told) -> Option<v1::Event> {
+        let payload = match told {
+            Told::FlowStart(flow) => return Some(event(flow.flow_id.cast_signed(), None)),
+            Told::Packet(record) => return Some(event(record.packet.time_ns.cast_signed(), None)),
+            Told::Loss(loss) => Payload::Loss(crate::export::wire::loss(loss)),
+            other => panic!("{other:?}"),
+        };
+        Some(event(0, Some(payload)))
+    }
+
+    /// Three parts of two updates each.
+    fn updates(&mut self, cursor: &mut Cursor, out: &mut Vec<v1::Event>) {
+        for _ in 0..2 {
+            out.push(event(1_000 + i64::try_from(cursor.row).unwrap(), None));
+            cursor.row += 1;
+        }
+        cursor.done = cursor.row == 6;
+    }
+}
+
+fn event(time_ns: i64, payload: Option<Payload>) -> v1::Event {
+    v1::Event { node_name: String::new(), time_ns, payload }
+}
+
+fn start(flow_id: u64) -> Told {
+    Told::FlowStart(FlowRecord { flow_id, ..blank(udp(1)) })
+}
+
+fn packet(time_ns: u64, packets: u32) -> Told {
+    let packet = orb8_common::network::PacketEvent { time_ns, packets, ..Default::default() };
+    Told::Packet(Box::new(PacketRecord { packet, flow: blank(udp(1)) }))
+}
+
+fn mark(epoch: u32, time_ns: u64) -> Told {
+    Told::Drained(DrainMark { time_ns, epoch, lines_in_use: 0 })
+}
+
+fn subscribe(hub: &Arc<Hub>, queue: usize, packet_rate: Option<u32>) -> Subscription {
+    let packets = packet_rate.map(|rate| PacketAsk { filter: Default::default(), rate });
+    let selected = Selected { wants: Box::new(Odd), view: Box::new(Odd), packets };
+    let terms = Terms { peer: "test".to_owned(), queue, interval_ns: 1_000 };
+    hub.subscribe(selected, terms, None).unwrap()
+}
+
+/// Takes messages until none is ready: numbers, and losses as text.
+async fn take(subscription: &mut Subscription) -> Vec<String> {
+    let mut taken = Vec::new();
+    loop {
+        let next = tokio::time::timeout(Duration::ZERO, subscription.next());
+        let Ok(Some(event)) = next.await else { return taken };
+        taken.push(match event.payload {
+            Some(Payload::Loss(loss)) => {
+                format!("{} {} {}e {}p", loss.stage, loss.reason, loss.events, loss.packets)
+            }
+            _ => event.time_ns.to_string(),
+        });
+    }
+}
+
+fn books(hub: &Hub) -> (u64, u64, u64, u64, u64) {
+    let summary = &hub.summaries()[0];
+    let SubscriberSummary { offered, delivered, filtered, lost, queued, .. } = *summary;
+    assert_eq!(offered, delivered + filtered + lost + queued);
+    (offered, delivered, filtered, lost, queued)
+}
+
+#[tokio::test]
+async fn a_subscriber_gets_what_it_wants_in_order() {
+    let hub = Hub::shared();
+    let mut subscription = subscribe(&hub, 16, None);
+    hub.exporter().export(&[start(1), start(2), start(3)]);
+    assert_eq!(books(&hub), (3, 0, 1, 0, 2));
+    assert_eq!(take(&mut subscription).await, ["1", "3"]);
+    assert_eq!(books(&hub), (3, 2, 1, 0, 0));
+}
+
+#[tokio::test]
+async fn a_slow_subscriber_loses_its_own_and_is_told_first() {
+    let hub = Hub::shared();
+    let mut slow = subscribe(&hub, 2, None);
+    let mut quick = subscribe(&hub, 16, None);
+    hub.exporter().export(&[start(1), start(3), start(5), start(7)]);
+    assert_eq!(books(&hub), (4, 0, 0, 2, 2));
+    assert_eq!(take(&mut slow).await, ["subscriber queue_full 2e 0p", "1", "3"]);
+    assert_eq!(take(&mut quick).await, ["1", "3", "5", "7"]);
+    assert_eq!(hub.lost(), 2);
+    drop(slow);
+    assert_eq!(hub.lost(), 2, "it is remembered");
+    assert_eq!(hub.summaries().len(), 1);
+}
+
+#[tokio::test]
+async fn updates_come_after_what_was_told_before_and_in_parts() {
+    let hub = Hub::shared();
+    let mut subscription = subscribe(&hub, 16, None);
+    hub.exporter().export(&[start(1), mark(1, 10_000), start(3)]);
+    let mut taken = Vec::new();
+    while taken.len() < 8 {
+        let next = tokio::time::timeout(Duration::from_secs(20), subscription.next()).await;
+        taken.push(next.unwrap().unwrap().time_ns);
+    }
+    assert_eq!(taken, [1, 1000, 1001, 1002, 1003, 1004, 1005, 3]);
+    assert_eq!(books(&hub), (8, 8, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn ticks_come_at_the_subscribers_interval() {
+    let hub = Hub::shared();
+    let _subscription = subscribe(&hub, 16, None);
+    let mut exporter = hub.exporter();
+    let mut ticks = |times: &[u64]| {
+        exporter.export(&times.iter().map(|time| mark(1, *time)).collect::<Vec<_>>());
+        let subscribers = hub.lock();
+        let queue = &subscribers.list[0].queue;
+        queue.max_capacity() - queue.capacity()
+    };
+    assert_eq!(ticks(&[10_000]), 1);
+    assert_eq!(ticks(&[10_500, 10_899]), 1, "too early");
+    assert_eq!(ticks(&[10_950]), 2, "a little early is in time");
+}
+
+#[tokio::test]
+async fn packets_go_only_to_who_asked_and_only_at_its_rate() {
+    let hub = Hub::shared();
+    let mut plain = subscribe(&hub, 16, None);
+    let mut watching = subscribe(&hub, 16, Some(2));
+    let second = SECOND_NS;
+    hub.exporter().export(&[packet(1, 1), packet(2, 1), packet(3, 4), packet(second + 1, 1)]);
+    assert_eq!(take(&mut watching).await, ["packet_view rate_limit 0e 4p", "1", "2", "1000000001"]);
+    assert!(take(&mut plain).await.is_empty());
+    assert_eq!(books(&hub), (0, 0, 0, 0, 0));
+    let summary = &hub.summaries()[1];
+    assert_eq!((summary.offered, summary.delivered, summary.filtered), (4, 3, 1));
+}
+
+#[tokio::test]
+async fn the_kernels_skipped_packets_are_told_at_the_next_drain() {
+    struct Skipping(Arc<AtomicU64>);
+    impl PacketWatch for Skipping {
+        fn skipped(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+    let hub = Hub::shared();
+    let skipped = Arc::new(AtomicU64::new(0));
+    let packets = Some(PacketAsk { filter: Default::default(), rate: 9 });
+    let selected = Selected { wants: Box::new(Odd), view: Box::new(Odd), packets };
+    let terms = Terms { peer: String::new(), queue: 16, interval_ns: 1 };
+    let watch = Box::new(Skipping(Arc::clone(&skipped)));
+    let mut subscription = hub.subscribe(selected, terms, Some(watch)).unwrap();
+    let mut told = Vec::new();
+    for (drain, total) in [(1, 5), (2, 5), (3, 9)] {
+        skipped.store(total, Ordering::Relaxed);
+        hub.exporter().export(&[mark(drain, 1_000_000 * u64::from(drain))]);
+        for _ in 0..6 {
+            let event = subscription.next().await.unwrap();
+            if let Some(Payload::Loss(loss)) = event.payload {
+                told.push(loss.packets);
+                subscription.next().await.unwrap();
+            }
+        }
+    }
+    assert_eq!(told, [5, 4]);
+}
+
+#[tokio::test]
+async fn places_are_bounded_and_a_closed_hub_ends_its_streams() {
+    let hub = Hub::shared();
+    let mut held: Vec<_> = (0..MAX_SUBSCRIBERS).map(|_| subscribe(&hub, 4, None)).collect();
+    let full = || {
+        let selected = Selected { wants: Box::new(Odd), view: Box::new(Odd), packets: None };
+        let terms = Terms { peer: String::new(), queue: 4, interval_ns: 1 };
+        hub.subscribe(selected, terms, None).unwrap_err()
+    };
+    assert_eq!(full(), SubscribeError::Full);
+    held.truncate(1);
+    let mut exporter = hub.exporter();
+    exporter.export(&[start(1)]);
+    exporter.finish(Instant::now());
+    assert_eq!(held[0].next().await.unwrap().time_ns, 1, "what was queued is delivered");
+    assert!(held[0].next().await.is_none());
+    assert_eq!(full(), SubscribeError::Closed);
+}
+
+#[test]
+fn notices_and_losses_concern_everybody() {
+    let hub = Hub::shared();
+    let _subscription = subscribe(&hub, 16, None);
+    let notice = Notice { severity: Severity::Info, code: "test", message: String::new() };
+    let loss = losses::of_events("ring", "ring_full", 1);
+    hub.exporter().export(&[Told::Notice(notice), Told::Loss(loss)]);
+    assert_eq!(books(&hub), (2, 0, 0, 0, 2));
+}

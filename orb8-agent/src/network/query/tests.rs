@@ -1,1 +1,178 @@
+use std::time::Duration;
 
+use orb8_proto::v1::{Condition, FlowFilter, Ports, Strings, condition};
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::{DrainReport, Event};
+use crate::network::keys;
+use crate::network::table::{FlowProcessor, Limits};
+use crate::pipeline::enricher::EnrichedEvent;
+use crate::pipeline::processor::{EventProcessor, Output};
+use crate::testing::{count, udp};
+
+const OFFSET: i64 = 1_000_000_000_000;
+
+fn table(events: impl IntoIterator<Item = Event>) -> SharedTable {
+    let table = FlowTable::shared(
+        Limits {
+            max_flows: 1_000,
+            history: Duration::from_secs(300),
+            idle: Duration::from_secs(30),
+            drain_interval: Duration::from_secs(1),
+        },
+        0,
+    );
+    let events: Vec<_> = events.into_iter().map(EnrichedEvent::plain).collect();
+    FlowProcessor::new(Arc::clone(&table)).process(&events, &mut Output::default());
+    table
+}
+
+fn run(table: &SharedTable, request: &QueryFlowsRequest) -> Found {
+    FlowQuery::compile(request, 10_000, OFFSET).unwrap().run(&read(table))
+}
+
+fn sorted(field: Field, ascending: bool, limit: u32) -> QueryFlowsRequest {
+    let sort = Some(Sort { field: field.into(), ascending });
+    QueryFlowsRequest { sort, limit, ..QueryFlowsRequest::default() }
+}
+
+fn ids(found: &Found) -> Vec<u64> {
+    found.flows.iter().map(|flow| flow.flow_id).collect()
+}
+
+#[test]
+fn the_best_come_first_in_the_order_asked_for() {
+    let table = table([
+        count(udp(1), 9, 100, 50),
+        count(udp(2), 1, 300, 10),
+        count(udp(3), 5, 200, 90),
+        count(udp(1), 0, 0, 60),
+        Event::Drained(Box::new(DrainReport { time_ns: 1_000_000_000, ..DrainReport::default() })),
+        count(udp(2), 1, 1, 40),
+    ]);
+    let check = |field, ascending, limit, expected: &[u64]| {
+        let found = run(&table, &sorted(field, ascending, limit));
+        assert_eq!(ids(&found), expected, "{field:?} {ascending}");
+        assert_eq!(found.matched, 3);
+    };
+    check(Field::Bytes, false, 0, &[2, 3, 1]);
+    check(Field::Bytes, false, 2, &[2, 3]);
+    check(Field::Bytes, true, 2, &[1, 3]);
+    check(Field::Packets, false, 1, &[1]);
+    check(Field::FirstSeen, true, 3, &[2, 1, 3]);
+    check(Field::LastSeen, false, 3, &[3, 1, 2]);
+    check(Field::Duration, false, 1, &[2]);
+    check(Field::BytesPerSecond, false, 3, &[3, 1, 2]);
+    check(Field::PacketsPerSecond, false, 3, &[1, 3, 2]);
+}
+
+#[test]
+fn equal_flows_come_in_the_order_of_their_ids() {
+    let table = table((1..=20).map(|n| count(udp(n), 1, 60, 5)));
+    assert_eq!(ids(&run(&table, &sorted(Field::Bytes, false, 3))), [1, 2, 3]);
+    assert_eq!(ids(&run(&table, &sorted(Field::Bytes, true, 3))), [1, 2, 3]);
+}
+
+#[test]
+fn an_interval_selects_the_flows_that_were_seen_in_it() {
+    let table = table([
+        count(udp(1), 1, 60, 100),
+        count(udp(2), 1, 60, 200),
+        count(udp(2), 1, 60, 300),
+        count(udp(3), 1, 60, 400),
+    ]);
+    let check = |start, end, expected: &[u64]| {
+        let unix = |time: i64| if time == 0 { 0 } else { time + OFFSET };
+        let request = QueryFlowsRequest {
+            start_time_ns: unix(start),
+            end_time_ns: unix(end),
+            ..sorted(Field::FirstSeen, true, 0)
+        };
+        assert_eq!(ids(&run(&table, &request)), expected, "{start} {end}");
+    };
+    check(0, 0, &[1, 2, 3]);
+    check(101, 0, &[2, 3]);
+    check(0, 199, &[1]);
+    check(250, 350, &[2]);
+    check(301, 399, &[]);
+}
+
+#[test]
+fn a_request_that_cannot_be_answered_is_refused_with_the_value() {
+    let check = |request: QueryFlowsRequest, expected: &str| {
+        let error = FlowQuery::compile(&request, 500, 0).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    let plain = QueryFlowsRequest::default;
+    check(
+        QueryFlowsRequest { limit: 501, ..plain() },
+        "limit 501 is above this agent's maximum of 500",
+    );
+    check(QueryFlowsRequest { start_time_ns: -1, ..plain() }, "start_time_ns -1");
+    check(QueryFlowsRequest { end_time_ns: -2, ..plain() }, "end_time_ns -2");
+    check(
+        QueryFlowsRequest { start_time_ns: 9, end_time_ns: 8, ..plain() },
+        "end_time_ns 8 is before start_time_ns 9",
+    );
+    let sort = Some(Sort { field: 99, ascending: false });
+    check(QueryFlowsRequest { sort, ..plain() }, "unknown sort field 99");
+    let field = Some(condition::Field::Ip(Strings { values: vec!["nowhere".to_owned()] }));
+    let all = vec![Condition { side: 0, negate: false, field }];
+    check(QueryFlowsRequest { filter: Some(FlowFilter { all }), ..plain() }, "nowhere");
+}
+
+proptest! {
+    /// The heap gives what sorting everything and cutting would give.
+    #[test]
+    fn the_top_is_the_top_of_a_full_sort(
+        flows in prop::collection::vec((1_u64..9, 1_u64..9, 1_u64..9), 1..60),
+        field in 0_i32..7,
+        ascending: bool,
+        limit in 1_u32..70,
+    ) {
+        let events = flows.iter().enumerate().map(|(n, (packets, bytes, time))| {
+            count(udp(u32::try_from(n).unwrap()), *packets, *bytes, *time)
+        });
+        let table = table(events);
+        let field = Field::try_from(field).unwrap();
+        let request = sorted(field, ascending, limit);
+        let query = FlowQuery::compile(&request, 10_000, 0).unwrap();
+        let mut all: Vec<_> = {
+            let table = read(&table);
+            let slots = 0..table.used_rows();
+            slots.filter_map(|slot| table.row(slot)).map(|flow| {
+                (std::cmp::Reverse(query.rank(&table, flow)), flow.flow_id)
+            }).collect()
+        };
+        all.sort_unstable();
+        all.truncate(limit as usize);
+        let expected: Vec<_> = all.into_iter().map(|(_, id)| id).collect();
+        prop_assert_eq!(ids(&run(&table, &request)), expected);
+    }
+
+    #[test]
+    fn matched_counts_all_and_the_limit_cuts(
+        ports in prop::collection::vec(1_u16..6, 0..50),
+        first in 1_u32..6,
+        limit in 1_u32..20,
+    ) {
+        let events = ports.iter().enumerate().map(|(n, port)| {
+            let mut id = udp(u32::try_from(n).unwrap());
+            id.key.dst_port = port.to_be_bytes();
+            count(id, 1, 60, 1)
+        });
+        let table = table(events);
+        let range = orb8_proto::v1::PortRange { first, last: first };
+        let field = Some(condition::Field::Port(Ports { ranges: vec![range] }));
+        let side = condition::Side::Destination.into();
+        let filter = Some(FlowFilter { all: vec![Condition { side, negate: false, field }] });
+        let found = run(&table, &QueryFlowsRequest { filter, limit, ..Default::default() });
+        let expected = ports.iter().filter(|port| u32::from(**port) == first).count();
+        prop_assert_eq!(found.matched, expected as u64);
+        prop_assert_eq!(found.flows.len(), expected.min(limit as usize));
+        for flow in &found.flows {
+            prop_assert_eq!(u32::from(keys::ports(&flow.id.key).unwrap().1), first);
+        }
+    }
+}

@@ -1,4 +1,3 @@
-use orb8_common::counter::COUNT;
 use proptest::prelude::*;
 
 use super::*;
@@ -6,7 +5,7 @@ use super::*;
 /// A hook on one CPU: counts a packet as seen first and where it went last.
 #[derive(Default)]
 struct Kernel {
-    counters: [u64; COUNT],
+    counters: Counters,
     line: Volume,
     in_flight: Vec<Step>,
 }
@@ -22,14 +21,14 @@ impl Kernel {
     fn see(&mut self, step: Step) {
         let bytes = match step {
             Step::Count { bytes, gso, padding } => {
-                self.counters[GSO_HEADER_BYTES] += gso;
-                self.counters[PADDING_BYTES] += padding;
+                self.counters.0[GSO_HEADER_BYTES] += gso;
+                self.counters.0[PADDING_BYTES] += padding;
                 bytes + padding - gso
             }
             Step::Reject { bytes } | Step::Lose { bytes } => bytes,
         };
-        self.counters[SEEN_PACKETS] += 1;
-        self.counters[SEEN_BYTES] += bytes;
+        self.counters.0[SEEN_PACKETS] += 1;
+        self.counters.0[SEEN_BYTES] += bytes;
         self.in_flight.push(step);
     }
 
@@ -39,20 +38,20 @@ impl Kernel {
                 Step::Count { bytes, .. } => self.line.add(Volume { packets: 1, bytes }),
                 Step::Reject { bytes } => {
                     let index = REJECTED + 2 * Reject::Truncated as usize;
-                    self.counters[index] += 1;
-                    self.counters[index + 1] += bytes;
+                    self.counters.0[index] += 1;
+                    self.counters.0[index + 1] += bytes;
                 }
                 Step::Lose { bytes } => {
                     let index = LOST + 2 * Lost::FlowTableFull as usize;
-                    self.counters[index] += 1;
-                    self.counters[index + 1] += bytes;
+                    self.counters.0[index] += 1;
+                    self.counters.0[index + 1] += bytes;
                 }
             }
         }
     }
 
     fn read(&self) -> Counters {
-        Counters(self.counters)
+        self.counters
     }
 }
 
@@ -103,12 +102,16 @@ fn rounds() -> impl Strategy<Value = Vec<[Vec<Step>; 3]>> {
     prop::collection::vec([traffic(), traffic(), traffic()], 1..12)
 }
 
+fn fresh() -> (Kernel, Ledger, Volume) {
+    Default::default()
+}
+
 const SILENCE: [Vec<Step>; 3] = [Vec::new(), Vec::new(), Vec::new()];
 
 proptest! {
     #[test]
     fn any_interleaving_of_traffic_and_drains_balances(rounds in rounds()) {
-        let (mut kernel, mut ledger, mut drained) = Default::default();
+        let (mut kernel, mut ledger, mut drained) = fresh();
         for traffic in &rounds {
             drain(&mut kernel, &mut ledger, &mut drained, traffic, 0);
             prop_assert_eq!(ledger.packets().balance, Balance::Balanced);
@@ -129,7 +132,7 @@ proptest! {
 
     #[test]
     fn one_removed_packet_turns_the_ledger_red(rounds in rounds(), at in any::<prop::sample::Index>()) {
-        let (mut kernel, mut ledger, mut drained) = Default::default();
+        let (mut kernel, mut ledger, mut drained) = fresh();
         let at = at.index(rounds.len());
         for (number, traffic) in rounds.iter().enumerate() {
             if number == at {

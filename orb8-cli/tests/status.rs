@@ -1,0 +1,96 @@
+//! `orb8 status` as people and programs see it.
+
+mod support;
+
+use insta::assert_snapshot;
+use orb8_cli::error::Exit;
+use orb8_proto::v1::AgentStatus;
+use support::fake_agent::{FakeAgent, Script};
+use support::{NOW, Run, orb8, sample};
+use tonic::Status;
+
+fn agent(status: AgentStatus) -> FakeAgent {
+    FakeAgent::start(Script { status: Ok(status), ..Script::default() })
+}
+
+fn status(words: &[&str]) -> Run {
+    let words: Vec<&str> = ["status"].iter().chain(words).copied().collect();
+    orb8(&words, &[&agent(sample::status(NOW))], b"")
+}
+
+fn unwell(words: &[&str]) -> Run {
+    let words: Vec<&str> = ["status"].iter().chain(words).copied().collect();
+    orb8(&words, &[&agent(sample::unwell(NOW))], b"")
+}
+
+#[test]
+fn the_page_of_a_well_agent() {
+    assert_snapshot!(status(&[]).page());
+}
+
+#[test]
+fn the_wide_page_adds_the_checks_that_passed() {
+    assert_snapshot!(status(&["-o", "wide"]).page());
+}
+
+#[test]
+fn the_page_of_an_unwell_agent_shows_remedies_and_what_does_not_balance() {
+    assert_snapshot!(unwell(&[]).page());
+}
+
+#[test]
+fn what_is_wrong_is_red() {
+    assert_snapshot!(unwell(&["--color", "always"]).out.replace('\u{1b}', "^"));
+}
+
+#[test]
+fn json_has_the_keys_of_the_status_at_top_level() {
+    assert_snapshot!(status(&["-o", "json"]).page());
+}
+
+#[test]
+fn other_formats_hold_the_same() {
+    assert_snapshot!("jsonl", unwell(&["-o", "jsonl"]).page());
+    assert_snapshot!("yaml", unwell(&["-o", "yaml"]).page());
+    assert_snapshot!("csv", unwell(&["-o", "csv"]).page());
+}
+
+#[test]
+fn fields_choose_columns_and_keys() {
+    let fields = ["--fields", "node_name,packet_ledger.seen,memory.map_bytes"];
+    assert_snapshot!("fields_table", status(&fields).page());
+    let run = status(&[&fields[..], &["-o", "json"]].concat());
+    assert_snapshot!("fields_json", run.page());
+    let unknown = status(&["--fields", "packets"]);
+    assert_eq!((unknown.exit, unknown.out.as_str()), (Exit::Usage, ""));
+}
+
+#[test]
+fn several_agents_are_pages_or_one_document() {
+    let second = AgentStatus { node_name: "node-b".to_owned(), ..AgentStatus::default() };
+    let agents = [agent(sample::status(NOW)), agent(second)];
+    let agents = [&agents[0], &agents[1]];
+    assert_snapshot!("several_table", orb8(&["status"], &agents, b"").page());
+    let words = ["status", "-o", "json", "--fields", "node_name,healthy"];
+    assert_snapshot!("several_json", orb8(&words, &agents, b"").page());
+    let words = ["status", "-o", "csv", "--fields", "node_name,healthy"];
+    assert_snapshot!("several_csv", orb8(&words, &agents, b"").page());
+}
+
+#[test]
+fn a_missing_agent_is_named_and_exits_with_3() {
+    let dead = FakeAgent::start(Script {
+        status: Err(Status::internal("no memory")),
+        ..Script::default()
+    });
+    let well = agent(sample::status(NOW));
+    let words = ["status", "-o", "json", "--fields", "node_name"];
+    assert_snapshot!(orb8(&words, &[&dead, &well], b"").page());
+    assert_eq!(orb8(&["status", "--allow-partial"], &[&dead, &well], b"").exit, Exit::Done);
+}
+
+#[test]
+fn an_old_agent_that_says_little_gives_a_short_page() {
+    let little = AgentStatus { node_name: "node-a".to_owned(), ..AgentStatus::default() };
+    assert_snapshot!(orb8(&["status"], &[&agent(little)], b"").page());
+}

@@ -1,0 +1,133 @@
+//! `orb8 trace network` as people and programs see it.
+
+mod support;
+
+use insta::assert_snapshot;
+use orb8_cli::error::Exit;
+use orb8_proto::v1::event::Payload;
+use orb8_proto::v1::{Event, Loss};
+use support::fake_agent::{End, FakeAgent, Script};
+use support::{NOW, Run, orb8, orb8_until, sample};
+use tonic::Status;
+
+fn agent(events: Vec<Event>, end: End) -> FakeAgent {
+    FakeAgent::start(Script { events, end, ..Script::default() })
+}
+
+/// Watches the sample events until the last of them, a line that says `last`.
+fn trace_until(last: &str, words: &[&str]) -> Run {
+    let words: Vec<&str> = ["trace", "network"].iter().chain(words).copied().collect();
+    orb8_until(&words, &[&agent(sample::events(NOW), End::Open)], last)
+}
+
+fn trace(words: &[&str]) -> Run {
+    trace_until("flow_end", words)
+}
+
+#[test]
+fn table_has_a_line_an_event_and_tells_notices_on_stderr() {
+    assert_snapshot!(trace_until(" end ", &[]).page());
+}
+
+#[test]
+fn wide_adds_columns() {
+    assert_snapshot!(trace_until(" end ", &["-o", "wide"]).page());
+}
+
+#[test]
+fn json_is_one_object_a_line_with_type_and_the_keys_at_top_level() {
+    let run = trace(&["-o", "json"]);
+    assert_snapshot!("json", run.page());
+    assert_eq!(trace(&["-o", "jsonl"]).out, run.out);
+}
+
+#[test]
+fn yaml_is_one_document_an_event() {
+    assert_snapshot!("yaml", trace(&["-o", "yaml", "--fields", "src_ip,state,tcp_flags"]).page());
+}
+
+#[test]
+fn csv_has_the_columns_of_events() {
+    assert_snapshot!("csv", trace(&["-o", "csv"]).page());
+}
+
+#[test]
+fn fields_choose_columns_and_keys() {
+    let run = trace_until(" end ", &["--fields", "time,event,src,bytes,tcp_flags"]);
+    assert_snapshot!("fields_table", run.page());
+    assert_snapshot!("fields_json", trace(&["-o", "json", "--fields", "src_ip,bytes"]).page());
+}
+
+#[test]
+fn the_subscription_carries_filter_interval_and_packets() {
+    let agent = agent(Vec::new(), End::Close);
+    let words = "trace network --protocol icmp --packets --rate-limit 50 --interval 2s";
+    let words: Vec<&str> = words.split(' ').collect();
+    orb8(&words, &[&agent], b"");
+    let asked = agent.asked().streams.remove(0);
+    assert_eq!(asked.update_interval_ms, 2000);
+    assert!(asked.packets);
+    assert_eq!(asked.packet_rate_limit, 50);
+    assert_eq!(asked.filter.unwrap().all.len(), 1);
+}
+
+#[test]
+fn loss_is_told_as_it_happens_and_summed_up_and_exits_with_3() {
+    let lost = |events| Loss {
+        stage: "subscriber".to_owned(),
+        reason: "queue_full".to_owned(),
+        events,
+        ..Loss::default()
+    };
+    let events = vec![
+        sample::event(NOW, Payload::Loss(lost(5))),
+        sample::event(NOW, Payload::Loss(lost(1))),
+        sample::event(NOW, Payload::Loss(sample::loss())),
+    ];
+    let run = |words: &[&str]| {
+        let words: Vec<&str> = ["trace", "network"].iter().chain(words).copied().collect();
+        orb8_until(&words, &[&agent(events.clone(), End::Open)], "flow_table_full")
+    };
+    assert_snapshot!("loss_table", run(&[]).page());
+    assert_snapshot!("loss_json", run(&["-o", "json"]).page());
+    assert_eq!(run(&["--allow-partial"]).exit, Exit::Done);
+}
+
+#[test]
+fn an_agent_that_ends_its_stream_is_told_and_exits_with_3() {
+    let stopping = || agent(Vec::new(), End::Close);
+    assert_snapshot!("ended_table", orb8(&["trace", "network"], &[&stopping()], b"").page());
+    let run = orb8(&["trace", "network", "-o", "json"], &[&stopping()], b"");
+    assert_snapshot!("ended_json", run.page().replace(&NOW.to_string(), "NOW"));
+    let failing = agent(Vec::new(), End::Fail(Status::internal("out of order")));
+    assert_snapshot!("failed_table", orb8(&["trace", "network"], &[&failing], b"").page());
+}
+
+#[test]
+fn a_missing_agent_is_named_while_the_others_are_watched() {
+    let silent = FakeAgent::start(Script { silent: true, ..Script::default() });
+    let well = agent(sample::events(NOW), End::Open);
+    let words = "trace network --timeout 2s -o csv --fields type,node_name";
+    let words: Vec<&str> = words.split(' ').collect();
+    assert_snapshot!(orb8_until(&words, &[&silent, &well], "flow_end").page());
+}
+
+#[test]
+fn a_duration_ends_a_quiet_trace() {
+    let quiet = agent(Vec::new(), End::Open);
+    for verb in ["trace network", "flows --follow"] {
+        let words: Vec<&str> = verb.split(' ').chain(["--duration", "50ms"]).collect();
+        let run = orb8(&words, &[&quiet], b"");
+        assert_eq!(run.err, "note: 0 flows started, 0 ended, 0 updates; nothing lost\n");
+        assert_eq!(run.exit, Exit::Done);
+    }
+}
+
+#[test]
+fn a_stream_that_never_pauses_still_ends() {
+    // More events than one poll takes, so that the end must be looked for between them.
+    let events = sample::events(NOW).into_iter().cycle().take(50_000).collect();
+    let busy = agent(events, End::Open);
+    let words = ["trace", "network", "-o", "csv", "--fields", "type", "--duration", "1ms"];
+    assert_eq!(orb8(&words, &[&busy], b"").exit, Exit::Done);
+}
