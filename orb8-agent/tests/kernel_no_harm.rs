@@ -108,7 +108,8 @@ fn check_foreign(before: bool, verdict: i32) {
     observed.traffic("eth0", Egress).assert_equals(&sent, "leaving");
     observed.traffic("peer0", Ingress).assert_equals(&sent, "arriving");
     observed.assert_complete();
-    assert_eq!(foreign.map(|program| program.runs()), [25, 25], "the foreign programs run");
+    let runs = foreign.each_ref().map(Foreign::runs);
+    assert_eq!(runs, [25, 25], "the foreign programs run");
     let named = |interface: &Interface| interface.after.iter().any(|n| n.contains("foreign"));
     let status = watch
         .wait_status("the neighbours to be named", |status| status.interfaces.iter().all(named));
