@@ -62,7 +62,10 @@ fn flood_for(cable: &Veth, flows: u16, time: Duration) -> Traffic {
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| flood(cable, flows, &stop));
         // The length of the flood is the point, not a condition that it waits for.
-        std::thread::park_timeout(time);
+        let end = Instant::now() + time;
+        while let Some(rest) = end.checked_duration_since(Instant::now()) {
+            std::thread::park_timeout(rest);
+        }
         stop.store(true, Ordering::Relaxed);
         sender.join().expect("the flood ends")
     })
@@ -190,9 +193,7 @@ fn second_agent_on_the_same_port_ends_with_2_and_names_the_port() {
     let veth = Veth::addressed(VethOptions::default());
     let netns = &veth.near.netns;
     let watch = Watch::start(netns, "eth0", 1);
-    let mut second = support::options("eth0").spawn(netns);
-    let status = second.wait();
-    let (_, log) = second.stop();
+    let (status, log) = support::options("eth0").spawn(netns).finish();
     assert_eq!(status.code(), Some(2), "{log}");
     assert!(log.contains("9090"), "{log}");
     // The first one goes on as if nothing had happened.

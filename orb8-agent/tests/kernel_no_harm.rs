@@ -2,6 +2,7 @@
 
 mod support;
 
+use orb8_proto::v1::Interface;
 use orb8_testbed::agent::Signal;
 use orb8_testbed::bpf::{self, Foreign, Hook, Place, attached};
 use orb8_testbed::flow::Traffic;
@@ -107,12 +108,14 @@ fn check_foreign(before: bool, verdict: i32) {
     observed.traffic("eth0", Egress).assert_equals(&sent, "leaving");
     observed.traffic("peer0", Ingress).assert_equals(&sent, "arriving");
     observed.assert_complete();
-    assert_eq!(foreign.map(|program| program.runs()), [25, 25], "the foreign programs run");
-    for interface in &observed.status.interfaces {
+    let runs = foreign.each_ref().map(Foreign::runs);
+    assert_eq!(runs, [25, 25], "the foreign programs run");
+    let named = |interface: &Interface| interface.after.iter().any(|n| n.contains("foreign"));
+    let status = watch
+        .wait_status("the neighbours to be named", |status| status.interfaces.iter().all(named));
+    for interface in &status.interfaces {
         assert_eq!(interface.attach, "tcx");
         assert!(interface.before.is_empty(), "we are first: {interface:?}");
-        let named = interface.after.iter().any(|name| name.contains("foreign"));
-        assert!(named, "status names the neighbour: {interface:?}");
     }
 }
 

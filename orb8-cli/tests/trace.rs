@@ -131,3 +131,19 @@ fn a_stream_that_never_pauses_still_ends() {
     let words = ["trace", "network", "-o", "csv", "--fields", "type", "--duration", "1ms"];
     assert_eq!(orb8(&words, &[&busy], b"").exit, Exit::Done);
 }
+
+#[test]
+fn a_start_that_is_told_before_it_is_counted_shows_no_numbers() {
+    let mut events = sample::events(NOW);
+    events.truncate(1);
+    if let Some(Payload::Flow(told)) = &mut events[0].payload {
+        let flow = told.flow.as_mut().unwrap();
+        (flow.packets, flow.bytes) = (0, 0);
+    }
+    let words = ["trace", "network", "--fields", "event,packets,bytes,rate"];
+    let run = orb8_until(&words, &[&agent(events, End::Open)], "start");
+    assert_eq!(
+        run.out.lines().last().unwrap().split_whitespace().collect::<Vec<_>>(),
+        ["start", "-", "-", "-"]
+    );
+}

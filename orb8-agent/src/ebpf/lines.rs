@@ -96,7 +96,8 @@ impl LineSource {
         times: LineTimes,
         side: Arc<SideChannel>,
     ) -> Self {
-        let slots = vec![Slot::default(); table.lines.count() as usize];
+        // Reserved now, touched as lines come into use.
+        let slots = Vec::with_capacity(table.lines.count() as usize);
         Self {
             table,
             clock,
@@ -126,6 +127,9 @@ impl LineSource {
     }
 
     fn reach(&mut self, lines: u32) -> Result<(), SourceError> {
+        if self.slots.len() < lines as usize {
+            self.slots.resize(lines as usize, Slot::default());
+        }
         let Table { lines: all, meta, .. } = &mut self.table;
         all.reach(lines).and_then(|()| meta.reach(lines)).map_err(|e| failed(&e))
     }

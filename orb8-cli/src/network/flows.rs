@@ -89,7 +89,7 @@ fn from_file(
 
 fn check_fields(global: &GlobalArgs) -> Result<(), CliError> {
     let composed = if global.output.is_table() { &COMPOSED[..] } else { &[] };
-    fields::check(&global.fields, &LEAVES, composed)
+    fields::check(&global.fields, &LEAVES, composed, &COMPOSED)
 }
 
 /// The document of `-o json` and `-o yaml`.

@@ -157,7 +157,10 @@ impl<'a> Line<'a> {
     fn cell(&self, column: &str, look: &Look) -> Cell {
         let flow = self.flow;
         let packet = self.event.is_some_and(|event| event.kind == "packet");
+        // A start may be told before anything was counted.
+        let uncounted = flow.packets == 0 && self.event.is_some();
         match column {
+            "packets" | "bytes" | "rate" | "packet_rate" if uncounted => Cell::new(""),
             // One packet has neither a rate nor a life.
             "rate" | "packet_rate" | "duration" | "age" | "last" if packet => Cell::new(""),
             "state" if packet => {

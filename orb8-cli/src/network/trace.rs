@@ -64,12 +64,12 @@ pub async fn follow(
 }
 
 fn check_fields(global: &GlobalArgs) -> Result<(), CliError> {
+    let in_tables = [&COMPOSED[..], &EVENT_COLUMNS].concat();
     let mut extra = EVENT_LEAVES.to_vec();
     if global.output.is_table() {
-        extra.extend(COMPOSED);
-        extra.extend(EVENT_COLUMNS);
+        extra.extend(&in_tables);
     }
-    fields::check(&global.fields, &LEAVES, &extra)
+    fields::check(&global.fields, &LEAVES, &extra, &in_tables)
 }
 
 async fn watch(
@@ -365,7 +365,7 @@ fn usual_width(column: &str) -> usize {
         "time" => 12,
         "event" => 6,
         "src" | "dst" => 21,
-        "proto" => 6,
+        "proto" => 17,
         "direction" => 7,
         "interface" => 8,
         "bytes" | "scope" => 9,

@@ -39,23 +39,29 @@ fn copy(from: &Value, to: &mut Value, path: &str) {
     }
 }
 
-/// Checks that each field is a leaf of `leaves` or an object that holds some, or is in `extra`.
+/// Checks that each field is a leaf of `leaves`, an object that holds some, or one of `extra`.
+/// Of `in_tables`, which other formats do not have, it says so.
 ///
 /// # Errors
-/// A usage error that names the field and the closest ones.
-pub fn check(fields: &[String], leaves: &[&str], extra: &[&str]) -> Result<(), CliError> {
+/// A usage error that names the field and those that there are.
+pub fn check(
+    fields: &[String],
+    leaves: &[&str],
+    extra: &[&str],
+    in_tables: &[&str],
+) -> Result<(), CliError> {
     let known = |field: &str| {
-        extra.contains(&field)
-            || leaves.iter().any(|leaf| {
-                leaf.strip_prefix(field)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            })
+        let part_of = |leaf: &&str| {
+            leaf.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        extra.contains(&field) || leaves.iter().any(part_of)
     };
-    match fields.iter().find(|field| !known(field)) {
-        None => Ok(()),
-        Some(field) => {
-            let all = leaves.iter().chain(extra).copied().collect::<Vec<_>>().join(" ");
-            Err(CliError::Usage(format!("unknown field {field:?} in --fields, use some of: {all}")))
-        }
-    }
+    let Some(field) = fields.iter().find(|field| !known(field)) else { return Ok(()) };
+    let problem = if in_tables.contains(&field.as_str()) {
+        format!("field {field:?} of --fields exists in tables only")
+    } else {
+        format!("unknown field {field:?} in --fields")
+    };
+    let all = leaves.iter().chain(extra).copied().collect::<Vec<_>>().join(" ");
+    Err(CliError::Usage(format!("{problem}, use some of: {all}")))
 }

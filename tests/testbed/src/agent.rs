@@ -175,8 +175,16 @@ impl AgentProcess {
     ///
     /// # Panics
     /// If it does not end in time.
-    pub fn stop(mut self) -> (ExitStatus, String) {
+    pub fn stop(self) -> (ExitStatus, String) {
         self.signal(Signal::Terminate);
+        self.finish()
+    }
+
+    /// Waits until it has ended by itself; its exit status and log.
+    ///
+    /// # Panics
+    /// If it does not end in time.
+    pub fn finish(mut self) -> (ExitStatus, String) {
         let status = self.wait();
         (status, self.stderr.finish())
     }
@@ -184,19 +192,22 @@ impl AgentProcess {
 
 impl Drop for AgentProcess {
     fn drop(&mut self) {
+        let ended = self.child.try_wait().ok().flatten();
         // It may have ended already; then there is nothing to kill.
         drop(self.child.kill());
         drop(self.child.wait());
         if std::thread::panicking() {
             // Shown by the test harness beside the failed assertion.
-            report(&self.stderr.finish());
+            report(ended, &self.stderr.finish());
         }
     }
 }
 
 #[expect(clippy::print_stderr, reason = "the log of the agent explains a failed test")]
-fn report(stderr: &str) {
-    eprintln!("--- the agent's stderr ---\n{stderr}--- end ---");
+fn report(ended: Option<ExitStatus>, stderr: &str) {
+    let state =
+        ended.map_or("it was running".to_owned(), |status| format!("it had ended: {status}"));
+    eprintln!("--- the agent's stderr ({state}) ---\n{stderr}--- end ---");
 }
 
 /// Signals that tests send.

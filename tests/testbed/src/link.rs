@@ -177,6 +177,9 @@ impl Veth {
             offload::checksums(netns, ifname, segmentation);
             netns.run(&format!("ip link set {ifname} up"));
         }
+        for (netns, ifname) in [(near, &names[0]), (far, &names[1])] {
+            wait_operational(netns, ifname);
+        }
         let port = |netns: &Netns, side: u8| Port {
             netns: netns.clone(),
             ifname: names[usize::from(side) - 1].clone(),
@@ -187,6 +190,16 @@ impl Veth {
         };
         Self { near: port(near, 1), far: port(far, 2) }
     }
+}
+
+/// Waits until the kernel has noticed that a link that is up works: until then its queue is a hole
+/// that takes packets and drops them.
+pub(crate) fn wait_operational(netns: &Netns, ifname: &str) {
+    wait_until(Duration::from_secs(10), "a link that carries packets", || {
+        let shown = netns.run(&format!("ip -o link show dev {ifname}"));
+        // A tun device does not know whether it works, and is told as `UNKNOWN`.
+        !shown.contains("state DOWN") && !shown.contains("qdisc noop ")
+    });
 }
 
 fn disable_ipv6(netns: &Netns) {

@@ -59,8 +59,8 @@ impl Netns {
         })
     }
 
-    /// A command that will run inside, without the remounted `/sys` of `ip netns exec`, and that
-    /// dies with the thread that starts it.
+    /// A command that will run inside, without the remounted `/sys` of `ip netns exec`, that dies
+    /// with the thread that starts it, and that gets every signal, whatever this process blocks.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
@@ -68,6 +68,7 @@ impl Netns {
         let parent = rustix::process::getpid();
         let enter = move || {
             join(file.as_fd())?;
+            unblock_signals()?;
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
             // The parent may have died before the signal was asked for.
             if rustix::process::getppid() == Some(parent) {
@@ -175,6 +176,17 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 fn unshare_net() -> io::Result<()> {
     // SAFETY: NEWNET alone touches no memory or descriptors that other threads share.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
+}
+
+fn unblock_signals() -> io::Result<()> {
+    // SAFETY: a signal set is plain data, filled by the next call.
+    let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `none` outlives both calls, which only change this thread's mask.
+    let result = unsafe {
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn join(netns: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {

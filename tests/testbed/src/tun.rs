@@ -43,6 +43,7 @@ impl Tun {
             .enter(|| open(ifname))
             .unwrap_or_else(|error| panic!("tun device {ifname}: {error}"));
         netns.run(&format!("ip link set {ifname} up"));
+        crate::link::wait_operational(netns, ifname);
         let ifindex = crate::link::ifindex(netns, ifname);
         Self { file, ifname: ifname.to_owned(), ifindex, netns: netns.clone() }
     }

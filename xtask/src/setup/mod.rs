@@ -32,14 +32,11 @@ enum State {
 }
 
 /// Commands that are called, the package that has them, and what for.
-const COMMANDS: [(&str, &str, &str); 7] = [
+const COMMANDS: [(&str, &str, &str); 4] = [
     ("cc", "gcc", "links every Rust program"),
     ("c++", "g++", "bpf-linker links LLVM's C++ libraries"),
-    ("ip", "iproute2", "the tests and the demo make namespaces and links"),
-    ("tc", "iproute2", "the tests look at the attached programs"),
-    ("nsenter", "util-linux", "the tests run commands inside namespaces"),
-    ("ethtool", "ethtool", "the tests turn offloads on and off"),
-    ("ping", "iputils-ping", "the demo sends ICMP"),
+    ("ip", "iproute2", "the tests and the demo make links and addresses"),
+    ("tc", "iproute2", "the tests look at attached filters and make foreign ones"),
 ];
 
 const COMPONENTS_WHY: &str = "`make lint` runs them";

@@ -34,6 +34,27 @@ fn links(text: &str) -> Vec<String> {
         .collect()
 }
 
+/// What stands before a fenced block that repeats lines of a golden file.
+const GOLDEN: &str = "<!-- golden: ";
+
+/// Lines of the document's examples that the golden files they come from do not have, in order.
+fn invented(document: &str, text: &str, read: impl Fn(&str) -> String) -> Vec<String> {
+    let mut found = vec![];
+    for example in text.split(GOLDEN).skip(1) {
+        let (path, rest) = example.split_once(" -->").unwrap_or_default();
+        let block = rest.split("```").nth(1).unwrap_or_default();
+        let golden = read(path);
+        let mut lines = golden.lines();
+        // The first line of a block is its language.
+        for line in block.lines().skip(1) {
+            if !lines.any(|golden| golden == line) {
+                found.push(format!("{document}: not in {path}: {line}"));
+            }
+        }
+    }
+    found
+}
+
 fn absent(document: &str, named: Vec<String>, exists: impl Fn(&str) -> bool) -> Vec<String> {
     named
         .into_iter()
@@ -66,6 +87,17 @@ fn links_between_documents_lead_somewhere() {
 }
 
 #[test]
+fn examples_are_what_is_really_printed() {
+    let mut examples = 0;
+    for document in source::files(".md") {
+        let text = read(&document);
+        examples += text.matches(GOLDEN).count();
+        assert_none(&invented(&document, &text, read));
+    }
+    assert!(examples >= 2, "only {examples} examples");
+}
+
+#[test]
 fn every_target_of_the_makefile_says_what_it_does() {
     let silent: Vec<String> = read("Makefile")
         .lines()
@@ -74,6 +106,16 @@ fn every_target_of_the_makefile_says_what_it_does() {
         .map(str::to_owned)
         .collect();
     assert_none(&silent);
+}
+
+#[test]
+fn invented_examples_are_found() {
+    let text = format!("{GOLDEN}x.snap -->\n\n```text\na\nc\n```\n{GOLDEN}y -->\n```text\nd\n```");
+    let found =
+        invented("doc", &text, |path| if path == "y" { "e" } else { "a\nb\nc\n" }.to_owned());
+    assert_found(&found, &["not in y: d"]);
+    let swapped = text.replace("a\nc", "c\na");
+    assert_found(&invented("doc", &swapped, |_| "a\nb\nc\nd".to_owned()), &["not in x.snap: a"]);
 }
 
 #[test]

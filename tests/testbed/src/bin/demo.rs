@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use orb8_testbed::agent::{AgentOptions, Cli};
+use orb8_testbed::bpf::{Hook, attached};
 use orb8_testbed::flow::{self, L4, Total, Traffic};
 use orb8_testbed::link::{Family, Port, Veth, VethOptions};
 use orb8_testbed::need::KERNEL;
@@ -28,9 +29,9 @@ Two hosts made of network namespaces, an agent on one of them, real traffic, and
 ";
 
 /// How long the live trace runs.
-const TRACE_SECONDS: u64 = 6;
-/// Pause between rounds of traffic, so that a person can follow the trace.
-const PACE: Duration = Duration::from_millis(700);
+const TRACE_SECONDS: u64 = 5;
+/// Pause after a round of traffic, so that a person can follow the trace.
+const PACE: Duration = Duration::from_millis(1500);
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -110,7 +111,7 @@ fn end_on_signals() {
     // SAFETY: a signal set is plain data that the next call fills.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `set` is ours. Threads started from here on inherit the mask; programs do not, since
-    // the standard library starts them with an empty one.
+    // the testbed starts them with an empty one.
     unsafe {
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGINT);
@@ -142,7 +143,7 @@ fn run(programs: &Programs) -> anyhow::Result<()> {
         .env("RUST_LOG", "warn")
         .start(&alpha.netns);
     let cli = Cli::of(&programs.cli, &alpha.netns);
-    wait_until(DEADLINE, "the agent to attach", || attached(&cli, &alpha.ifname));
+    wait_until(DEADLINE, "the agent to be ready", || ready(&cli, &alpha.ifname));
     show(&cli, "status")?;
 
     heading(&format!("A live trace of {TRACE_SECONDS} s, while both hosts talk"));
@@ -153,16 +154,17 @@ fn run(programs: &Programs) -> anyhow::Result<()> {
         answered(&cli).is_ok_and(|traffic| traffic.total().packets >= sent.total().packets)
     });
     show(&cli, "flows --sort bytes --limit 24")?;
-    heading("Only IPv6, only what beta sends, as JSON");
-    show(
-        &cli,
-        "flows -6 --from-ip fd77::2 --protocol tcp -o json --fields src_ip,src_port,dst_ip,dst_port,packets,bytes",
-    )?;
+    heading("Only what beta sends over IPv6 and TCP, as JSON");
+    show(&cli, "flows -6 --from-ip fd77::2 --protocol tcp -o json --fields src_ip,dst_ip,bytes")?;
 
     heading("Is it right?");
     check(&cli, &sent)?;
     let (status, log) = agent.stop();
     ensure!(status.success(), "the agent ended with {status}:\n{log}");
+    for hook in [Hook::Ingress, Hook::Egress] {
+        let left = attached(&alpha.netns, &alpha.ifname, hook);
+        ensure!(left.is_empty(), "the agent has stopped, but left programs: {left:?}");
+    }
     println!("  The agent has stopped; nothing of it is left in the kernel.\n");
     Ok(())
 }
@@ -179,14 +181,15 @@ fn show(cli: &Cli, line: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn attached(cli: &Cli, ifname: &str) -> bool {
+fn ready(cli: &Cli, ifname: &str) -> bool {
     let answer = cli.run("status -o json");
     if answer.code != Some(0) {
         return false;
     }
     let status = answer.json();
     let interfaces = status["interfaces"].as_array().cloned().unwrap_or_default();
-    interfaces.iter().any(|i| i["name"] == ifname && i["state"] == "attached")
+    let interface = interfaces.iter().any(|i| i["name"] == ifname && i["state"] == "attached");
+    interface && status["healthy"] == true
 }
 
 /// Traces while traffic flows; returns what was sent.
@@ -211,8 +214,8 @@ fn trace(cli: &Cli, alpha: &Port, beta: &Port) -> anyhow::Result<Traffic> {
             && answer.json()["subscribers"].as_array().is_some_and(|s| !s.is_empty())
     });
     let mut sent = Traffic::new();
-    for _ in 0..3 {
-        talk(alpha, beta, &mut sent);
+    for family in Family::ALL {
+        talk(alpha, beta, family, &mut sent);
         std::thread::sleep(PACE);
     }
     let status = child.wait().context("waiting for orb8 trace")?;
@@ -225,19 +228,16 @@ fn trace(cli: &Cli, alpha: &Port, beta: &Port) -> anyhow::Result<Traffic> {
     Ok(sent)
 }
 
-/// One round of traffic in both directions, both families.
-fn talk(alpha: &Port, beta: &Port, sent: &mut Traffic) {
-    for family in Family::ALL {
-        for part in [
-            traffic::echo(alpha, beta, family, 2, 56),
-            traffic::udp(alpha, beta, family, 20, 500),
-            traffic::udp(beta, alpha, family, 5, 1200),
-            traffic::tcp(alpha, beta, family, 2_000, 300_000).traffic,
-            traffic::tcp(beta, alpha, family, 50_000, 100).traffic,
-        ] {
-            for (&flow, total) in part.iter() {
-                sent.add(flow, total.packets, total.bytes);
-            }
+/// One round of traffic in both directions.
+fn talk(alpha: &Port, beta: &Port, family: Family, sent: &mut Traffic) {
+    for part in [
+        traffic::echo(alpha, beta, family, 3, 56),
+        traffic::udp(alpha, beta, family, 20, 500),
+        traffic::udp(beta, alpha, family, 5, 1200),
+        traffic::tcp(alpha, beta, family, 2_000, 3_000_000).traffic,
+    ] {
+        for (&flow, total) in part.iter() {
+            sent.add(flow, total.packets, total.bytes);
         }
     }
 }
@@ -282,6 +282,7 @@ fn check(cli: &Cli, sent: &Traffic) -> anyhow::Result<()> {
     ensure!(wrong.is_empty(), "orb8 and the senders do not agree:\n{wrong}");
     println!("  {} flows, {}: exactly what was sent.", found.len(), found.total());
     let status = cli.run("status -o json").json();
+    ensure!(status["healthy"] == true, "the agent is not healthy: {}", status["health_message"]);
     let ledger = &status["packet_ledger"];
     ensure!(ledger["state"] == "balanced", "the packet ledger is not balanced: {ledger}");
     println!("  Packets seen by the probes: {}, all accounted for.", ledger["seen"]["packets"]);
