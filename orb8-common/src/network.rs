@@ -201,6 +201,10 @@ pub struct ClockPair {
     pub monotonic_ns: u64,
 }
 
+/// The rate of the packet view is held over 64 ticks of the kernel (64 to 640 ms), so that a short
+/// burst passes whole.
+pub const RATE_WINDOW_SHIFT: u32 = 6;
+
 /// Which packets the packet view wants; zero in a field means any.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -215,8 +219,8 @@ pub struct PacketFilter {
     pub protocol: u8,
     /// [`flag::IPV6`] if [`Self::address`] is IPv6.
     pub flags: u8,
-    /// Packets a CPU may pass on in each tick of the kernel.
-    pub per_tick: u32,
+    /// Packets a CPU may pass on in each window of [`RATE_WINDOW_SHIFT`].
+    pub per_window: u32,
 }
 
 /// Indices of the counters of the packet view.
@@ -227,8 +231,8 @@ pub mod packet_counter {
     pub const RATE_LIMITED: usize = 1;
     /// Not passed on because the ring was full.
     pub const RING_FULL: usize = 2;
-    /// Working state: the tick in which [`TICK_COUNT`] counts.
-    pub const TICK: usize = 3;
-    /// Working state: packets passed on in this tick.
-    pub const TICK_COUNT: usize = 4;
+    /// Working state: the window in which [`WINDOW_COUNT`] counts.
+    pub const WINDOW: usize = 3;
+    /// Working state: packets passed on in this window.
+    pub const WINDOW_COUNT: usize = 4;
 }

@@ -2,7 +2,9 @@
 
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
-use orb8_common::network::{FlowKey, PacketEvent, PacketFilter, flag, packet_counter};
+use orb8_common::network::{
+    FlowKey, PacketEvent, PacketFilter, RATE_WINDOW_SHIFT, flag, packet_counter,
+};
 use orb8_common::parse::Parsed;
 
 use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS};
@@ -78,17 +80,17 @@ fn within(filter: &PacketFilter, address: &[u32; 4]) -> bool {
 fn within_rate(filter: &PacketFilter, counters: *mut [u64; 8]) -> bool {
     // SAFETY: this CPU's counters, bottom halves are off; the helper may be called.
     unsafe {
-        let now = bpf_jiffies64();
+        let now = bpf_jiffies64() >> RATE_WINDOW_SHIFT;
         (*counters)[packet_counter::MATCHED] += 1;
-        if (*counters)[packet_counter::TICK] != now {
-            (*counters)[packet_counter::TICK] = now;
-            (*counters)[packet_counter::TICK_COUNT] = 0;
+        if (*counters)[packet_counter::WINDOW] != now {
+            (*counters)[packet_counter::WINDOW] = now;
+            (*counters)[packet_counter::WINDOW_COUNT] = 0;
         }
-        if (*counters)[packet_counter::TICK_COUNT] >= filter.per_tick as u64 {
+        if (*counters)[packet_counter::WINDOW_COUNT] >= filter.per_window as u64 {
             (*counters)[packet_counter::RATE_LIMITED] += 1;
             return false;
         }
-        (*counters)[packet_counter::TICK_COUNT] += 1;
+        (*counters)[packet_counter::WINDOW_COUNT] += 1;
     }
     true
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, MapData, PerCpuArray};
 use globset::GlobSet;
-use orb8_common::network::{PacketFilter, packet_counter};
+use orb8_common::network::{PacketFilter, RATE_WINDOW_SHIFT, packet_counter};
 
 use super::attach::{AttachOptions, AttachState, Attacher};
 use super::chain::ChainPolicy;
@@ -189,9 +189,8 @@ impl Kernel {
         self.map_bytes
     }
 
-    /// Opens the packet view for packets that pass a filter, about `rate` a second and at least one
-    /// a tick on each CPU; returns when the programs are attached. `per_tick` of the filter is set
-    /// here.
+    /// Opens the packet view for packets that pass a filter, at most `rate` a second on each CPU;
+    /// returns when the programs are attached. `per_window` of the filter is set here.
     ///
     /// # Errors
     /// What writing the filter says.
@@ -200,10 +199,9 @@ impl Kernel {
         mut filter: PacketFilter,
         rate: u32,
     ) -> Result<(), aya::maps::MapError> {
-        let ticks = 1_000_000_000 / self.tick_ns.max(1);
-        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        let per_tick = u64::from(rate).div_ceil(ticks.saturating_mul(cpus).max(1));
-        filter.per_tick = u32::try_from(per_tick).unwrap_or(u32::MAX);
+        let window_ns = self.tick_ns << RATE_WINDOW_SHIFT;
+        let per_window = (u64::from(rate) * window_ns).div_ceil(1_000_000_000);
+        filter.per_window = u32::try_from(per_window).unwrap_or(u32::MAX);
         lock(&self.view).filter.set(0, PodBytes(bytes_of(filter)), 0)?;
         lock(&self.attacher).open_packets();
         Ok(())
