@@ -92,7 +92,6 @@ mod tests {
     use orb8_testbed::need::{Need, met};
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "whether a test may be skipped")]
     fn a_grace_period_passes() {
         if !met("a_grace_period_passes", &[Need::Root, Need::Bpf]) {
             return;
