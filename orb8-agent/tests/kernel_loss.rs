@@ -126,7 +126,7 @@ fn stalled_subscriber_loses_its_own_events_and_slows_nobody() {
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("our own child");
     let mut sent = Traffic::new();
     // Enough for every buffer between the agent and the stopped process.
-    for round in 0..20 {
+    for round in 0..5 {
         let socket = RawSocket::open(&cable.near, cable.far.mac);
         let packets: Vec<_> = (0..2000).map(|i| flow(round * 2000 + i)).collect();
         for (&flow, total) in socket.send(&packets).iter() {
@@ -148,10 +148,7 @@ fn stalled_subscriber_loses_its_own_events_and_slows_nobody() {
     let mut stderr = Captured::follow(stalled.stderr.take().expect("piped"));
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("our own child");
     wait_until(DEADLINE, "the loss to reach the subscriber", || {
-        stdout
-            .text()
-            .lines()
-            .any(|line| line.contains("\"type\":\"loss\"") || line.contains("\"type\": \"loss\""))
+        stdout.contains("\"type\":\"loss\"")
     });
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("our own child");
     let end = stalled.wait().expect("it ends");

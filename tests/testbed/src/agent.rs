@@ -257,6 +257,12 @@ impl Captured {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether a text has come, without a copy of everything that has.
+    #[must_use]
+    pub fn contains(&self, text: &str) -> bool {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).contains(text)
+    }
+
     /// Everything, once the writer has ended.
     pub fn finish(&mut self) -> String {
         if let Some(reader) = self.reader.take() {

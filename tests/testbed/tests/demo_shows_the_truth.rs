@@ -40,7 +40,7 @@ fn interrupted_demo_takes_its_agent_with_it() {
             demo().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the demo starts");
         let stdout = Captured::follow(child.stdout.take().expect("piped"));
         let mut stderr = Captured::follow(child.stderr.take().expect("piped"));
-        wait_until(DEADLINE, "the live trace", || stdout.text().contains("orb8 trace network"));
+        wait_until(DEADLINE, "the live trace", || stdout.contains("orb8 trace network"));
         let children = children_of(child.id());
         assert!(!children.is_empty(), "the agent is a child of the demo");
         let pid = rustix::process::Pid::from_child(&child);
