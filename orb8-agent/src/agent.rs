@@ -252,6 +252,8 @@ impl Agent {
             .local_addr()
             .map_err(|source| AgentError::Listen { address: settings.grpc_address(), source })?;
         let shared = Shared::new(settings, parts.clock);
+        // Before the first event, so that none of our own is taken for traffic.
+        shared.facts.update(|facts| facts.add_listening(address));
         let memberships = memberships(settings, &shared.clock);
         let Kernel { sources, datapath } =
             start_kernel(settings, parts.start, &parts.checks, &shared).await?;

@@ -24,7 +24,7 @@ const RING_BUFFER: std::ops::RangeInclusive<u32> = 64 * KIB..=32 * MIB;
 ///
 /// Each setting is a flag and an environment variable; the flag wins.
 #[derive(Parser, Clone, Debug, PartialEq, Eq)]
-#[command(name = "orb8-agent", version, about, long_about = None, max_term_width = 100)]
+#[command(name = "orb8-agent", version, max_term_width = 100)]
 pub struct Settings {
     /// Flows held, active and ended together; what does not fit is counted as lost.
     #[arg(long, env = "ORB8_MAX_FLOWS", default_value_t = 100_000, value_name = "FLOWS",
@@ -48,7 +48,7 @@ pub struct Settings {
 
     /// The most flows in one answer.
     #[arg(long, env = "ORB8_MAX_QUERY_LIMIT", default_value_t = 10_000, value_name = "FLOWS",
-        value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_query_limit: u32,
 
     /// Events that wait for one subscriber; what does not fit is that subscriber's own loss.
@@ -222,7 +222,7 @@ const SETTINGS: [Known; 18] = [
         range: "1 to 60",
         show: |s| s.expiration_interval_secs.to_string(),
     },
-    Known { id: "max_query_limit", range: "1 to 100000", show: |s| s.max_query_limit.to_string() },
+    Known { id: "max_query_limit", range: "1 to 1000000", show: |s| s.max_query_limit.to_string() },
     Known {
         id: "broadcast_channel_size",
         range: "16 to 1048576",

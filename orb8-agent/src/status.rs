@@ -106,6 +106,10 @@ impl Status {
         self.healthy.send_if_modified(|known| std::mem::replace(known, healthy) != healthy);
     }
 
+    fn has(&self, cause: Cause) -> bool {
+        held(&self.causes).contains_key(&cause)
+    }
+
     /// The reasons for not being healthy in one text; empty if healthy.
     #[must_use]
     pub fn health_message(&self) -> String {
@@ -197,7 +201,13 @@ impl EventExporter for StatusExporter {
                     self.judge_sources();
                     self.status.check_interfaces();
                 }
-                Told::Drained(_) => self.judge_ledgers(),
+                Told::Drained(_) => {
+                    self.judge_ledgers();
+                    // Attaching is told by notices, but not that there was nothing to attach to.
+                    if self.status.has(Cause::Interfaces) {
+                        self.status.check_interfaces();
+                    }
+                }
                 Told::FlowStart(_) | Told::FlowEnd(_) | Told::Packet(_) | Told::Loss(_) => {}
             }
         }

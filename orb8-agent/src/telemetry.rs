@@ -3,15 +3,24 @@
 use std::io::{IsTerminal, stderr};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 /// The filter cannot be understood.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "RUST_LOG {filter:?} is no log filter, give one such as info or orb8_agent=debug: {source}"
-)]
-pub struct FilterError {
-    filter: String,
-    source: tracing_subscriber::filter::ParseError,
+pub enum FilterError {
+    /// Its syntax is wrong.
+    #[error(
+        "RUST_LOG {filter:?} is no log filter, give one such as info or orb8_agent=debug: {source}"
+    )]
+    Syntax {
+        /// What was given.
+        filter: String,
+        /// What is wrong.
+        source: ParseError,
+    },
+    /// It has letters that no module name has.
+    #[error("RUST_LOG {0:?} is no log filter, give one such as info or orb8_agent=debug")]
+    NotAscii(String),
 }
 
 /// Checks a filter.
@@ -19,7 +28,11 @@ pub struct FilterError {
 /// # Errors
 /// See [`FilterError`].
 pub fn filter(text: &str) -> Result<EnvFilter, FilterError> {
-    let bad = |source| FilterError { filter: text.to_owned(), source };
+    // tracing-subscriber 0.3.23 panics on some texts that are not ASCII (` a\u{1a60}=`).
+    if !text.is_ascii() {
+        return Err(FilterError::NotAscii(text.to_owned()));
+    }
+    let bad = |source| FilterError::Syntax { filter: text.to_owned(), source };
     EnvFilter::builder().parse(text).map_err(bad)
 }
 
@@ -43,6 +56,7 @@ mod tests {
         for good in ["info", "orb8_agent=debug,warn", ""] {
             assert!(filter(good).is_ok(), "{good}");
         }
+        assert!(filter(" a\u{1a60}=").is_err());
         let error = filter("orb8=loud").unwrap_err().to_string();
         assert!(error.starts_with("RUST_LOG \"orb8=loud\" is no log filter"), "{error}");
     }

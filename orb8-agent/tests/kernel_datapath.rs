@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use orb8_agent::datapath::AttachRoute;
 use orb8_agent::ebpf::chain::ChainPolicy;
 use orb8_agent::ebpf::kernel::KernelOptions;
 use orb8_agent::ebpf::lines::LineTimes;
@@ -83,6 +84,21 @@ fn panic_leaves_nothing_attached() {
     for hook in [Hook::Ingress, Hook::Egress] {
         assert_eq!(attached(&netns, "eth0", hook), []);
     }
+}
+
+#[test]
+fn panic_leaves_no_filter_and_no_qdisc() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Tool("tc"));
+    let (netns, _cable) = cable("panic");
+    let options = KernelOptions { route: Some(AttachRoute::Clsact), ..direct::options("eth0") };
+    let result = std::panic::catch_unwind(|| {
+        let watch = Direct::with(&options, &netns, 1);
+        assert!(netns.run("tc filter show dev eth0 egress").contains("orb8_"));
+        assert_eq!(watch.attached().len(), 2, "this is the panic of the test");
+    });
+    assert!(result.is_err());
+    assert_eq!(netns.run("tc filter show dev eth0 egress"), "");
+    assert!(!netns.run("tc qdisc show dev eth0").contains("clsact"));
 }
 
 #[test]

@@ -298,6 +298,20 @@ fn cleanup_removes_the_filters_of_dead_agents_only() {
 }
 
 #[test]
+fn cleanup_removes_the_qdisc_that_a_dead_agent_had_made() {
+    need!(@check CLSACT);
+    let veth = Veth::addressed(VethOptions::default());
+    killed_on_clsact(&veth);
+    assert!(has_clsact(&veth.near));
+    let netns = &veth.near.netns;
+    netns.run(&format!("{} --cleanup", env!("CARGO_BIN_EXE_orb8-agent")));
+    assert_eq!(our_filters(&veth.near), 0);
+    assert!(!has_clsact(&veth.near), "nobody else uses it");
+    // There is nothing left to do, and that is no error.
+    netns.run(&format!("{} --cleanup", env!("CARGO_BIN_EXE_orb8-agent")));
+}
+
+#[test]
 fn two_hundred_interfaces_come_and_go_under_traffic() {
     need!();
     let netns = Netns::new("churn");

@@ -221,6 +221,12 @@ fn not_in_first_group(ctx: &TcContext, packet: &Packet) -> u64 {
 fn start(ctx: &TcContext, packet: &Packet) -> u64 {
     let Some(counters) = Counters::of_this_cpu() else { return 1 };
     let (packets, bytes) = (packet.packets as u64, packet.bytes);
+    // First, because a flow without a cell would take a line with every packet.
+    let cell = free_cell(packet.hash);
+    if cell == NO_CELL {
+        counters.lose(Lost::IndexFull, packets, bytes);
+        return 1;
+    }
     let slot = match FREE.pop() {
         Ok(Some(slot)) => slot,
         Ok(None) => {
@@ -250,39 +256,49 @@ fn start(ctx: &TcContext, packet: &Packet) -> u64 {
     }
     mark_tcp_flags(meta, packet.tcp_flags);
     add(slot, packet.packets, packet.bytes);
-    publish(packet.hash, slot);
+    publish(cell, slot);
     tell(counters, &event);
     0
 }
 
-/// Puts a line's number into a free cell of either group. Without one the line still counts: user
-/// space finds it, and only the flow's next packets take another line.
+/// A free cell of either group: the group in the high bits, the cell in the low ones; or
+/// [`NO_CELL`].
 #[inline(always)]
-fn publish(hash: u64, slot: u32) {
+fn free_cell(hash: u64) -> u32 {
     let mask = group_mask();
-    if !publish_in(index::first_group(hash, mask), hash, slot) {
-        publish_in(index::second_group(hash, mask), hash, slot);
+    match free_cell_in(index::first_group(hash, mask), hash) {
+        NO_CELL => free_cell_in(index::second_group(hash, mask), hash),
+        cell => cell,
     }
 }
 
+/// No group has a number as high as this one would need.
+const NO_CELL: u32 = u32::MAX;
+
 #[inline(always)]
-fn publish_in(group: u32, hash: u64, slot: u32) -> bool {
-    let Some(cells) = INDEX.get_ptr_mut(group) else { return false };
+fn free_cell_in(group: u32, hash: u64) -> u32 {
+    let Some(cells) = INDEX.get_ptr(group) else { return NO_CELL };
     let cells = cells.cast::<u32>();
     let first = index::first_cell(hash);
     for i in 0..GROUP_CELLS as u32 {
         let at = (first + i) % GROUP_CELLS as u32;
-        // SAFETY: `at` is below the number of cells. Two CPUs may fill one cell at once: the later
-        // store wins, and the other line is found by user space alone.
-        unsafe {
-            let cell = cells.add(at as usize);
-            if core::ptr::read_volatile(cell) == EMPTY_CELL {
-                core::ptr::write_volatile(cell, slot + 1);
-                return true;
-            }
+        // SAFETY: `at` is below the number of cells.
+        if unsafe { core::ptr::read_volatile(cells.add(at as usize)) } == EMPTY_CELL {
+            return group * GROUP_CELLS as u32 + at;
         }
     }
-    false
+    NO_CELL
+}
+
+/// Puts a line's number into a cell that was free. Two CPUs may fill one cell at once: the later
+/// store wins, the other line counts all the same, found by user space alone, and its flow's next
+/// packet takes another line.
+#[inline(always)]
+fn publish(cell: u32, slot: u32) {
+    let Some(cells) = INDEX.get_ptr_mut(cell / GROUP_CELLS as u32) else { return };
+    let at = (cell % GROUP_CELLS as u32) as usize;
+    // SAFETY: `at` is below the number of cells.
+    unsafe { core::ptr::write_volatile(cells.cast::<u32>().add(at), slot + 1) };
 }
 
 /// What is asked once a flow, and the event that tells it.

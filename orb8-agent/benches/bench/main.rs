@@ -5,6 +5,7 @@
     missing_docs,
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
+    clippy::disallowed_methods,
     clippy::print_stdout,
     reason = "a program that prints figures"
 )]

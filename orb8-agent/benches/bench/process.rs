@@ -28,6 +28,9 @@ const LIVE_FLOWS: u32 = 100_000;
 const FIRST_PORT: u16 = 20_000;
 const MIB: f64 = 1024.0 * 1024.0;
 
+/// One measurement; an error is a row too.
+type Part = fn() -> anyhow::Result<Vec<Row>>;
+
 /// Measures everything here; a part that fails says so in its rows.
 pub(crate) fn run(rows: &mut Vec<Row>) {
     if !met("bench", &[Need::Root, Need::Bpf]) {
@@ -36,7 +39,7 @@ pub(crate) fn run(rows: &mut Vec<Row>) {
         }
         return;
     }
-    let parts: [(&str, fn() -> anyhow::Result<Vec<Row>>); 4] =
+    let parts: [(&str, Part); 4] =
         [("idle", idle), ("live", live), ("latency", latency), ("events", events)];
     for (name, part) in parts {
         match part() {

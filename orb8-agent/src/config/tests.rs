@@ -1,3 +1,5 @@
+//! Tests of the settings: the reference, bounds, bad values.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -49,7 +51,7 @@ fn every_bad_setting_is_refused_with_its_name_and_what_is_allowed() {
     check("--flow-timeout-secs", "0", "1..=86400");
     check("--flow-history-secs", "86401", "0..=86400");
     check("--expiration-interval-secs", "61", "1..=60");
-    check("--max-query-limit", "0", "1..=100000");
+    check("--max-query-limit", "0", "1..=1000000");
     check("--broadcast-channel-size", "8", "16..=1048576");
     check("--ring-buffer-size", "100000", "100000 bytes are no power of two, use 65536 or 131072");
     check("--ring-buffer-size", "32KiB", "64KiB to 32MiB");

@@ -149,7 +149,6 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let local = listener.local_addr()?;
-    facts.update(|facts| facts.add_listening(local));
     let (reporter, health) = tonic_health::server::health_reporter();
     let reporting = tokio::spawn(report_health(reporter, healthy));
     let incoming = TcpListenerStream::new(listener)

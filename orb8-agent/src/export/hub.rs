@@ -163,6 +163,7 @@ impl Hub {
         terms: Terms,
         watch: Option<Box<dyn PacketWatch>>,
     ) -> Result<Subscription, SubscribeError> {
+        let watch = watch.map(|watch| OpenWatch(Some(watch)));
         let (queue, items) = channel(terms.queue.max(1));
         let counters = Arc::new(Counters::default());
         let mut subscribers = self.lock();
@@ -322,6 +323,18 @@ impl EventExporter for HubExporter {
     }
 }
 
+/// A packet view that is closed where waiting for the kernel harms nobody.
+struct OpenWatch(Option<Box<dyn PacketWatch>>);
+
+impl Drop for OpenWatch {
+    fn drop(&mut self) {
+        let watch = self.0.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(watch));
+        }
+    }
+}
+
 /// The subscriber's side; unsubscribes when it is dropped.
 pub struct Subscription {
     hub: Arc<Hub>,
@@ -334,7 +347,7 @@ pub struct Subscription {
     /// The last drain whose updates were asked for.
     seen_epoch: Option<u32>,
     ready: VecDeque<v1::Event>,
-    watch: Option<Box<dyn PacketWatch>>,
+    watch: Option<OpenWatch>,
     /// Of the kernel's skipped packets, those that were told.
     skipped: u64,
 }
@@ -384,7 +397,7 @@ impl Subscription {
         let (until, time_ns) = (mark.epoch, mark.time_ns);
         self.cursor = Some(Cursor { row: 0, since, until, time_ns, done: false });
         if let Some(watch) = &self.watch {
-            let skipped = watch.skipped();
+            let skipped = watch.0.as_ref().map_or(0, |watch| watch.skipped());
             bump(&self.counters.over_rate, skipped.saturating_sub(self.skipped));
             self.skipped = skipped;
         }

@@ -2,7 +2,8 @@
 //!
 //! Pure functions over kernel layouts; who an address belongs to is not decided here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use orb8_common::network::{FlowKey, flag, scope};
 use orb8_util::protocol;
@@ -17,6 +18,24 @@ const ICMPV6: u8 = 58;
 const UDP_LITE: u8 = 136;
 /// IPv4 in IP, IPv6 in IP, GRE.
 const ENCAPSULATIONS: [u8; 3] = [4, 41, 47];
+
+impl fmt::Display for FlowId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (source, destination) = (source(&self.key), destination(&self.key));
+        let protocol = protocol::name(self.key.protocol);
+        let direction = if is_egress(&self.key) { "egress" } else { "ingress" };
+        match ports(&self.key) {
+            Some((from, to)) => {
+                let (source, destination) =
+                    (SocketAddr::new(source, from), SocketAddr::new(destination, to));
+                write!(out, "{protocol} {source} > {destination} {direction} at {}", self.owner)
+            }
+            None => {
+                write!(out, "{protocol} {source} > {destination} {direction} at {}", self.owner)
+            }
+        }
+    }
+}
 
 /// The sender's address.
 #[must_use]
@@ -169,6 +188,17 @@ mod tests {
         };
         check(flag::EGRESS, "10.0.0.1");
         check(0, "10.0.0.2");
+    }
+
+    #[test]
+    fn a_flow_is_shown_in_a_line() {
+        let shown = |key| FlowId { key, owner: 3 }.to_string();
+        let web = key("fd00::1", "fd00::2", TCP, flag::EGRESS);
+        assert_eq!(shown(web), "tcp [fd00::1]:1234 > [fd00::2]:80 egress at 3");
+        assert_eq!(
+            shown(key("10.0.0.1", "10.0.0.2", 47, 0)),
+            "47 10.0.0.1 > 10.0.0.2 ingress at 3"
+        );
     }
 
     #[test]

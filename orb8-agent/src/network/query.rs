@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use orb8_proto::v1::sort::Field;
-use orb8_proto::v1::{AnswerContext, NodeStatus, QueryFlowsRequest, QueryFlowsResponse, Sort};
+use orb8_proto::v1::{AnswerContext, NodeStatus, QueryFlowsRequest, QueryFlowsResponse};
 
 use crate::clock::{self, Clock};
 use crate::event::FlowRecord;
@@ -108,7 +108,7 @@ impl FlowQuery {
         if end != 0 && end < start {
             return Err(QueryError::Interval { start, end });
         }
-        let sort = request.sort.unwrap_or(Sort::default());
+        let sort = request.sort.unwrap_or_default();
         let field = Field::try_from(sort.field).map_err(|_unknown| QueryError::Sort(sort.field))?;
         Ok(Self {
             matcher,

@@ -21,7 +21,11 @@ use crate::pipeline::enricher::EnrichedEvent;
 use crate::pipeline::losses;
 use crate::pipeline::processor::{EventProcessor, Output};
 
-const NONE: u32 = u32::MAX;
+mod rows;
+
+pub use rows::blank;
+use rows::{List, NONE, Row};
+
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// The table, shared between the pipeline, which writes, and queries.
@@ -44,58 +48,6 @@ pub struct Limits {
     pub idle: Duration,
     /// Time between drains, until two of them have shown it.
     pub drain_interval: Duration,
-}
-
-/// One flow. Its rates hold the sums of the drain `changed_epoch` until the record leaves the
-/// table; `flow_id` 0 marks a free row.
-#[derive(Debug)]
-struct Row {
-    flow: FlowRecord,
-    /// The drain in progress when the flow was told.
-    start_epoch: u32,
-    /// While active, the kernel lines that it holds; then the second (CLOCK_MONOTONIC) of its
-    /// end, rounded up.
-    lines_or_end_s: u32,
-    previous: u32,
-    next: u32,
-}
-
-const _: () = assert!(size_of::<Row>() <= 144, "with the index, a flow takes 160 bytes at most");
-
-/// Rows in an order, linked through [`Row::previous`] and [`Row::next`].
-#[derive(Debug)]
-struct List {
-    head: u32,
-    tail: u32,
-    length: u32,
-}
-
-impl List {
-    const EMPTY: Self = Self { head: NONE, tail: NONE, length: 0 };
-
-    fn push(&mut self, rows: &mut [Row], slot: u32) {
-        let row = &mut rows[slot as usize];
-        (row.previous, row.next) = (self.tail, NONE);
-        match self.tail {
-            NONE => self.head = slot,
-            tail => rows[tail as usize].next = slot,
-        }
-        self.tail = slot;
-        self.length += 1;
-    }
-
-    fn remove(&mut self, rows: &mut [Row], slot: u32) {
-        let (previous, next) = (rows[slot as usize].previous, rows[slot as usize].next);
-        match previous {
-            NONE => self.head = next,
-            previous => rows[previous as usize].next = next,
-        }
-        match next {
-            NONE => self.tail = previous,
-            next => rows[next as usize].previous = previous,
-        }
-        self.length -= 1;
-    }
 }
 
 /// The table of flows.
@@ -451,29 +403,6 @@ impl FlowTable {
         row.flow.interface = None;
         row.next = self.free;
         self.free = slot;
-    }
-}
-
-/// A flow of which nothing is known yet.
-#[must_use]
-pub fn blank(id: FlowId) -> FlowRecord {
-    FlowRecord {
-        id,
-        flow_id: 0,
-        packets: 0,
-        bytes: 0,
-        first_seen_ns: 0,
-        last_seen_ns: 0,
-        cookie: 0,
-        membership: None,
-        interface: None,
-        byte_rate: 0.0,
-        packet_rate: 0.0,
-        changed_epoch: 0,
-        tcp_seen: 0,
-        established: false,
-        scope: crate::event::Scope::Unknown,
-        state: FlowState::Active,
     }
 }
 

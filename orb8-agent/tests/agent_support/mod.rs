@@ -1,22 +1,32 @@
 //! An agent with a scripted kernel side, for the tests that run it in their own process.
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses a part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses a part, and a test may panic"
+)]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orb8_agent::agent::{Agent, AgentError, Parts};
-use orb8_agent::clock::{Clock, SystemClock};
+use orb8_agent::clock::Clock;
 use orb8_agent::config::{self, Settings};
+use orb8_agent::datapath::Start;
 use orb8_agent::event::{Counters, DrainReport, Event};
-use orb8_agent::testing::{Script, ScriptedDatapath};
+use orb8_agent::testing::{ManualClock, Script, ScriptedDatapath};
 use orb8_common::counter;
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
-use orb8_proto::v1::{AgentStatus, GetStatusRequest, QueryFlowsRequest, QueryFlowsResponse};
+use orb8_proto::v1::{
+    self, AgentStatus, GetStatusRequest, QueryFlowsRequest, QueryFlowsResponse, StreamEventsRequest,
+};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Status, Streaming};
 
 pub type Client = OrbitAgentServiceClient<Channel>;
 
@@ -42,14 +52,26 @@ pub struct TestAgent {
 }
 
 impl TestAgent {
+    /// An agent whose clock stands at 1 ns after the boot and after 1970.
     pub async fn start() -> Self {
-        Self::with(&[], SystemClock::shared()).await
+        Self::with(&[], ManualClock::at(1, 0)).await
     }
 
     pub async fn with(flags: &[&str], clock: Arc<dyn Clock>) -> Self {
         let (script, source) = Script::new("script");
         let datapath = ScriptedDatapath::attached("eth0", 2);
         let start = datapath.start(vec![Box::new(source)], local());
+        Self::made_of(flags, clock, start, script, datapath).await
+    }
+
+    /// An agent whose kernel side is started by `start`.
+    pub async fn made_of(
+        flags: &[&str],
+        clock: Arc<dyn Clock>,
+        start: Start,
+        script: Script,
+        datapath: Arc<ScriptedDatapath>,
+    ) -> Self {
         let parts = Parts { start, checks: Vec::new(), clock };
         let agent = Agent::start(&settings(flags), parts).await.unwrap();
         let address = agent.address();
@@ -95,10 +117,25 @@ impl TestAgent {
         }
     }
 
+    /// Subscribes; returns once the agent knows it.
+    pub async fn subscribe(&self, request: StreamEventsRequest) -> Streaming<v1::Event> {
+        let before = self.wait_for_status("a status", |_| true).await.subscribers.len();
+        let mut client = self.client().await;
+        let stream = client.stream_events(request).await.unwrap().into_inner();
+        self.wait_for_status("the subscriber", |status| status.subscribers.len() > before).await;
+        stream
+    }
+
     /// Stops the agent in order.
     pub async fn stop(self) {
         self.stop.send(()).unwrap();
         self.running.await.unwrap().unwrap();
+    }
+
+    /// Asks the agent to stop and gives what it ends with.
+    pub fn ask_to_stop(self) -> JoinHandle<Result<(), AgentError>> {
+        self.stop.send(()).unwrap();
+        self.running
     }
 }
 
@@ -134,4 +171,33 @@ pub fn drained_with(time_ns: u64, counters: Counters) -> Event {
         after: counters,
         ..DrainReport::default()
     }))
+}
+
+/// The next message of a stream.
+pub async fn next(stream: &mut Streaming<v1::Event>) -> v1::Event {
+    let next = tokio::time::timeout(DEADLINE, stream.message()).await;
+    next.expect("a message before the deadline").unwrap().expect("the stream goes on")
+}
+
+/// A message in a word or two: what a test compares.
+pub fn word(event: &v1::Event) -> String {
+    use v1::event::Payload;
+    use v1::flow_event::Type;
+    match event.payload.as_ref().unwrap() {
+        Payload::Flow(event) => {
+            let flow = event.flow.as_ref().unwrap();
+            let kind = match event.r#type() {
+                Type::Unspecified => "unspecified",
+                Type::Start => "start",
+                Type::Update => "update",
+                Type::End => "end",
+            };
+            format!("{kind} {} {}p {}", flow.flow_id, flow.packets, flow.end_reason)
+        }
+        Payload::Loss(loss) => {
+            format!("loss {} {} {}p {}e", loss.stage, loss.reason, loss.packets, loss.events)
+        }
+        Payload::Notice(notice) => format!("notice {}", notice.code),
+        Payload::Packet(packet) => format!("packet {}", packet.dst_port),
+    }
 }

@@ -1,3 +1,5 @@
+//! Tests of the subscribers' books, order and losses.
+
 use std::time::Duration;
 
 use orb8_proto::v1::event::Payload;

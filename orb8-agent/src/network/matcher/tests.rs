@@ -1,3 +1,5 @@
+//! Tests of filters: meaning, errors, agreement with the client's evaluator.
+
 use std::sync::Arc;
 
 use orb8_proto::v1::{PortRange, condition};

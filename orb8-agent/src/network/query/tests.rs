@@ -1,6 +1,8 @@
+//! Tests of queries: order, intervals, limits.
+
 use std::time::Duration;
 
-use orb8_proto::v1::{Condition, FlowFilter, Ports, Strings, condition};
+use orb8_proto::v1::{Condition, FlowFilter, Ports, Sort, Strings, condition};
 use proptest::prelude::*;
 
 use super::*;

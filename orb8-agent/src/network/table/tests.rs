@@ -1,3 +1,5 @@
+//! Tests of the flow table: told once, bounded, conserving.
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;

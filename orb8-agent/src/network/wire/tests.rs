@@ -1,3 +1,5 @@
+//! Tests of the shape of messages.
+
 use orb8_common::network::FlowKey;
 
 use super::*;

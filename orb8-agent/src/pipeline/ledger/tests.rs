@@ -1,3 +1,5 @@
+//! Tests of the ledgers against a simulated kernel.
+
 use proptest::prelude::*;
 
 use super::*;

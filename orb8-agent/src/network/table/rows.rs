@@ -1,0 +1,83 @@
+//! The rows of the flow table and the orders in which they are linked.
+//!
+//! Knows nothing of what a row means; slots are checked by their users.
+
+use crate::event::{FlowId, FlowRecord, FlowState, Scope};
+
+/// No row.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// One flow. Its rates hold the sums of the drain `changed_epoch` until the record leaves the
+/// table; `flow_id` 0 marks a free row.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) flow: FlowRecord,
+    /// The drain in progress when the flow was told.
+    pub(super) start_epoch: u32,
+    /// While active, the kernel lines that it holds; then the second (CLOCK_MONOTONIC) of its
+    /// end, rounded up.
+    pub(super) lines_or_end_s: u32,
+    pub(super) previous: u32,
+    pub(super) next: u32,
+}
+
+const _: () = assert!(size_of::<Row>() <= 144, "with the index, a flow takes 160 bytes at most");
+
+/// Rows in an order, linked through [`Row::previous`] and [`Row::next`].
+#[derive(Debug)]
+pub(super) struct List {
+    pub(super) head: u32,
+    pub(super) tail: u32,
+    pub(super) length: u32,
+}
+
+impl List {
+    pub(super) const EMPTY: Self = Self { head: NONE, tail: NONE, length: 0 };
+
+    pub(super) fn push(&mut self, rows: &mut [Row], slot: u32) {
+        let row = &mut rows[slot as usize];
+        (row.previous, row.next) = (self.tail, NONE);
+        match self.tail {
+            NONE => self.head = slot,
+            tail => rows[tail as usize].next = slot,
+        }
+        self.tail = slot;
+        self.length += 1;
+    }
+
+    pub(super) fn remove(&mut self, rows: &mut [Row], slot: u32) {
+        let (previous, next) = (rows[slot as usize].previous, rows[slot as usize].next);
+        match previous {
+            NONE => self.head = next,
+            previous => rows[previous as usize].next = next,
+        }
+        match next {
+            NONE => self.tail = previous,
+            next => rows[next as usize].previous = previous,
+        }
+        self.length -= 1;
+    }
+}
+
+/// A flow of which nothing is known yet.
+#[must_use]
+pub fn blank(id: FlowId) -> FlowRecord {
+    FlowRecord {
+        id,
+        flow_id: 0,
+        packets: 0,
+        bytes: 0,
+        first_seen_ns: 0,
+        last_seen_ns: 0,
+        cookie: 0,
+        membership: None,
+        interface: None,
+        byte_rate: 0.0,
+        packet_rate: 0.0,
+        changed_epoch: 0,
+        tcp_seen: 0,
+        established: false,
+        scope: Scope::Unknown,
+        state: FlowState::Active,
+    }
+}
