@@ -14,6 +14,7 @@
 //! | [`tun`] | devices without a link header |
 //! | [`ring`] | a packet ring that sends frames whose headers are not linear |
 //! | [`traffic`] | real sockets with exact byte counts |
+//! | [`python`] | the Python environment of `make setup` |
 //! | [`scapy`] | frames made by scapy, an independent opinion |
 //! | [`counters`] | what the kernel itself says it carried |
 //! | [`bpf`] | foreign tcx programs and questions about attached ones |
@@ -35,6 +36,7 @@ pub mod need;
 pub mod netns;
 pub mod offload;
 pub mod packet;
+pub mod python;
 pub mod raw;
 pub mod ring;
 pub mod scapy;
