@@ -6,7 +6,7 @@ use super::{
 };
 use crate::network::{FlowKey, flag};
 
-/// Reads the form that nearly every packet has; `None` means: ask [`any_form`].
+/// Reads the form that nearly every packet has; `None` means: ask [`super::any_form`].
 #[inline(always)]
 pub fn common_form<D: Direct>(bytes: &D, frame: &Frame) -> Option<Parsed> {
     let ip = match frame.link {
