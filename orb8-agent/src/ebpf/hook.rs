@@ -1,7 +1,7 @@
 //! One program on one hook of one interface, by tcx or clsact.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::programs::TcAttachType;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
@@ -190,7 +190,11 @@ fn forgotten() -> io::Error {
 /// Detaches. An interface that has gone has taken its programs with it.
 pub fn detach(programs: &mut Programs, hook: Hook) {
     match hook {
-        Hook::Tcx(link) => drop(link),
+        Hook::Tcx(link) => {
+            if let Err(error) = sys::link_detach(link.as_fd()) {
+                tracing::debug!(%error, "a link was already gone");
+            }
+        }
         Hook::Clsact { program, link } => {
             let detached = programs.classifier(program).map(|classifier| classifier.detach(link));
             if let Some(Err(error)) = detached {

@@ -18,6 +18,7 @@
 //! | [`scapy`] | frames made by scapy, an independent opinion |
 //! | [`counters`] | what the kernel itself says it carried |
 //! | [`bpf`] | foreign tcx programs and questions about attached ones |
+//! | [`fork`] | a copy of this process that holds its descriptors |
 //! | [`agent`] | `orb8-agent` and `orb8` as processes |
 //! | [`wait`] | conditions with a deadline |
 //!
@@ -31,6 +32,7 @@ pub mod agent;
 pub mod bpf;
 pub mod counters;
 pub mod flow;
+pub mod fork;
 pub mod link;
 pub mod need;
 pub mod netns;
