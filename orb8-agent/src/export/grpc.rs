@@ -83,10 +83,7 @@ impl OrbitAgentService for Service {
             .feed
             .select(&request)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let watch = match selected.packets {
-            Some(ask) => Some(self.watch_packets(ask).await?),
-            None => None,
-        };
+        let packets = selected.packets;
         let interval_ms = match request.update_interval_ms {
             0 => DEFAULT_UPDATE_INTERVAL_MS,
             interval_ms => interval_ms,
@@ -96,11 +93,15 @@ impl OrbitAgentService for Service {
             queue: self.queue,
             interval_ns: u64::from(interval_ms) * 1_000_000,
         };
-        let subscription =
-            self.hub.subscribe(selected, terms, watch).map_err(|error| match error {
+        let mut subscription =
+            self.hub.subscribe(selected, terms, None).map_err(|error| match error {
                 SubscribeError::Full => Status::resource_exhausted(error.to_string()),
                 SubscribeError::Closed => Status::unavailable(error.to_string()),
             })?;
+        // Second, so that every packet that the kernel tells has somebody to be told to.
+        if let Some(ask) = packets {
+            subscription.attend(self.watch_packets(ask).await?);
+        }
         let events = unfold(subscription, |mut subscription| async move {
             subscription.next().await.map(|event| (Ok(event), subscription))
         });

@@ -365,6 +365,11 @@ impl Drop for Subscription {
 }
 
 impl Subscription {
+    /// Keeps a packet view open for as long as this subscription lives.
+    pub fn attend(&mut self, watch: Box<dyn PacketWatch>) {
+        self.watch = Some(OpenWatch(Some(watch)));
+    }
+
     /// The next message; none when the agent stops.
     pub async fn next(&mut self) -> Option<v1::Event> {
         loop {
