@@ -323,11 +323,13 @@ impl Agent {
     /// Ends pipeline and kernel side off the executor, because both may wait.
     async fn end_pipeline(&mut self) -> Result<(), AgentError> {
         let deadline = Instant::now() + self.shutdown_timeout;
+        // Detaching may take all the time it gets; the last counts need some too.
+        let detach_by = Instant::now() + self.shutdown_timeout.mul_f32(0.75);
         let Some(pipeline) = self.pipeline.take() else { return Ok(()) };
         let datapath = self.datapath.take();
         let ended = tokio::task::spawn_blocking(move || {
             // First, so that what the pipeline reads last is final.
-            if datapath.is_some_and(|datapath| !datapath.stop(deadline)) {
+            if datapath.is_some_and(|datapath| !datapath.stop(detach_by)) {
                 warn!(
                     "The programs were not detached by the shutdown deadline; the kernel detaches tcx programs with the process."
                 );

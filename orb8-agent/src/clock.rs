@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -21,15 +22,37 @@ pub trait Clock: Send + Sync + Debug {
     fn instant(&self) -> Instant;
 }
 
+/// Two readings of an unchanged offset differ by less, steps of the clock are larger. Slewing does
+/// not count: it changes the pace of both clocks.
+const READING_ERROR_NS: u64 = 1_000_000;
+
 /// The kernel's clocks.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct SystemClock;
+#[derive(Debug)]
+pub struct SystemClock {
+    /// The offset that was read first since the last step of the clock.
+    offset_ns: AtomicI64,
+}
 
 impl SystemClock {
     /// A shared one.
     #[must_use]
     pub fn shared() -> Arc<dyn Clock> {
-        Arc::new(Self)
+        Arc::new(Self::new())
+    }
+
+    fn new() -> Self {
+        Self { offset_ns: AtomicI64::new(read_offset_ns()) }
+    }
+
+    /// The held offset, unless a reading shows that the clock was stepped. With a fresh reading each
+    /// time, the same flow would have begun at another nanosecond in every answer.
+    fn hold(&self, read_ns: i64) -> i64 {
+        let held_ns = self.offset_ns.load(Ordering::Relaxed);
+        if held_ns.abs_diff(read_ns) < READING_ERROR_NS {
+            return held_ns;
+        }
+        self.offset_ns.store(read_ns, Ordering::Relaxed);
+        read_ns
     }
 }
 
@@ -39,17 +62,21 @@ impl Clock for SystemClock {
     }
 
     fn unix_offset_ns(&self) -> i64 {
-        // The two readings are not of one moment: the smallest of three differences is the one
-        // that was interrupted least.
-        (0..3)
-            .map(|_| nanoseconds(ClockId::Realtime) - nanoseconds(ClockId::Monotonic))
-            .min()
-            .unwrap_or(0)
+        self.hold(read_offset_ns())
     }
 
     fn instant(&self) -> Instant {
         Instant::now()
     }
+}
+
+fn read_offset_ns() -> i64 {
+    // The two readings are not of one moment: the monotonic one comes second, so an interruption
+    // makes the difference smaller, and the largest of three was interrupted least.
+    (0..3)
+        .map(|_| nanoseconds(ClockId::Realtime) - nanoseconds(ClockId::Monotonic))
+        .max()
+        .unwrap_or(0)
 }
 
 fn nanoseconds(id: ClockId) -> i64 {
@@ -90,8 +117,24 @@ mod tests {
     }
 
     #[test]
+    fn offset_stays_the_same_until_the_clock_is_stepped() {
+        let clock = SystemClock { offset_ns: AtomicI64::new(5_000_000_000) };
+        for (read_ns, told_ns) in [
+            (5_000_000_090, 5_000_000_000),
+            (4_999_100_000, 5_000_000_000),
+            // A step of a second forward, then of two milliseconds back.
+            (6_000_000_000, 6_000_000_000),
+            (6_000_000_700, 6_000_000_000),
+            (5_998_000_000, 5_998_000_000),
+            (-7, -7),
+        ] {
+            assert_eq!(clock.hold(read_ns), told_ns, "{read_ns}");
+        }
+    }
+
+    #[test]
     fn monotonic_time_agrees_with_instants() {
-        let clock = SystemClock;
+        let clock = SystemClock::new();
         let before = clock.monotonic_ns();
         let start = clock.instant();
         let elapsed = start.elapsed();

@@ -13,6 +13,7 @@ use orb8_agent::ebpf::kernel::KernelOptions;
 use orb8_agent::ebpf::lines::LineTimes;
 use orb8_testbed::bpf::{Foreign, Hook, Place, attached};
 use orb8_testbed::flow::{Total, Traffic};
+use orb8_testbed::fork::while_descriptors_are_held;
 use orb8_testbed::link::{Veth, VethOptions};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
@@ -73,6 +74,20 @@ fn detaching_ends_the_counting_and_reads_the_rest() {
 }
 
 #[test]
+fn detaching_needs_nobody_else_to_close_a_descriptor() {
+    need!(@check TCX);
+    let (netns, _cable) = cable("held");
+    let watch = Direct::start(&netns, "eth0", 1);
+    // As when some library forks in the moment in which the agent lets go of an interface.
+    while_descriptors_are_held(|| {
+        drop(watch.stop());
+        for hook in [Hook::Ingress, Hook::Egress] {
+            assert_eq!(attached(&netns, "eth0", hook), []);
+        }
+    });
+}
+
+#[test]
 fn panic_leaves_nothing_attached() {
     need!(@check TCX);
     let (netns, _cable) = cable("panic");
@@ -115,12 +130,20 @@ fn two_foreign_programs_and_ours_never_move_more_often_than_allowed() {
     let mut watch = Direct::with(&options, &netns, 1);
     let first = || attached(&port.netns, &port.ifname, Hook::Egress)[0].name.clone();
     let push_ahead = || Foreign::attach(&netns, "eth0", Hook::Egress, Place::First, 0);
+    let mut wait_first = |what: &str| {
+        wait_until(DEADLINE, what, || {
+            watch.drain();
+            let notices = &watch.observed().notices;
+            assert!(!notices.iter().any(|notice| notice.code == "move_failed"), "{notices:?}");
+            first() != "foreign"
+        });
+    };
     assert_ne!(first(), "foreign");
     let _one = push_ahead();
-    wait_until(DEADLINE, "the first move", || first() != "foreign");
+    wait_first("the first move");
     let moved = Instant::now();
     let _two = push_ahead();
-    wait_until(DEADLINE, "the second move", || first() != "foreign");
+    wait_first("the second move");
     let rested = moved.elapsed();
     assert!(rested > Duration::from_millis(1500), "moved again after {rested:?}");
     // Two moves are all: the third time we stay behind, and say so.

@@ -304,16 +304,14 @@ fn publish(cell: u32, slot: u32) {
 /// What is asked once a flow, and the event that tells it.
 #[inline(always)]
 fn first_facts(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
-    let skb = ctx.skb.skb;
-    // SAFETY: helpers that a classifier may call.
-    let (time_ns, cgroup_id, cookie) =
-        unsafe { (bpf_ktime_get_ns(), bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast())) };
-    let scope = if cookie != 0 {
-        scope::SOCKET
-    } else if packet.key.flags & flag::EGRESS != 0 {
-        scope::NO_SOCKET
+    // SAFETY: a helper that a classifier may call.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    // A packet that comes over a veth still carries the sender's socket, which says nothing of
+    // who receives it.
+    let (cgroup_id, cookie, scope) = if packet.key.flags & flag::EGRESS != 0 {
+        sender_facts(ctx)
     } else {
-        receiver_scope(ctx, &packet.key)
+        (0, 0, receiver_scope(ctx, &packet.key))
     };
     FlowEvent {
         key: packet.key,
@@ -328,6 +326,16 @@ fn first_facts(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
         reserved: 0,
         bytes: packet.bytes,
     }
+}
+
+/// cgroup, cookie and scope of the socket that a packet comes from.
+#[inline(always)]
+fn sender_facts(ctx: &TcContext) -> (u64, u64, u8) {
+    let skb = ctx.skb.skb;
+    // SAFETY: helpers that a classifier may call.
+    let (cgroup_id, cookie) =
+        unsafe { (bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast())) };
+    (cgroup_id, cookie, if cookie != 0 { scope::SOCKET } else { scope::NO_SOCKET })
 }
 
 /// Whether a local socket would receive the packet.

@@ -2,7 +2,7 @@
 //! RCU grace period of the kernel. Here is what others see of it; `worker` does the work.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ use super::load::Programs;
 use super::netlink::{self, Netlink};
 use super::side_channel::SideChannel;
 use super::worker::Worker;
-use crate::datapath::{AttachRoute, InterfaceStatus};
+use crate::datapath::{self, AttachRoute, InterfaceStatus};
+use crate::event::{Notice, Severity};
 use crate::host::HostFacts;
 
 /// What the attacher is told to do.
@@ -42,14 +43,13 @@ pub enum Request {
     Wake,
     /// Attach or detach the packet view; answered when done if somebody waits.
     Packets(bool, Option<SyncSender<()>>),
-    /// Detach everything, answer and end.
-    Stop(SyncSender<()>),
 }
 
 /// What the thread shares with others.
 pub(super) struct Shared {
     pub(super) side: Arc<SideChannel>,
     pub(super) changed: Arc<AtomicBool>,
+    pub(super) stopping: Arc<AtomicBool>,
     pub(super) facts: Arc<HostFacts>,
     pub(super) state: Arc<Mutex<AttachState>>,
 }
@@ -59,6 +59,9 @@ pub(super) struct Shared {
 pub struct Attacher {
     requests: SyncSender<Request>,
     thread: Option<JoinHandle<()>>,
+    /// Ends with the thread.
+    ended: Receiver<()>,
+    stopping: Arc<AtomicBool>,
     state: Arc<Mutex<AttachState>>,
 }
 
@@ -78,7 +81,10 @@ impl Attacher {
     ) -> Result<Self, netlink::NetlinkError> {
         let (requests, queue) = sync_channel(16);
         let changed = Arc::new(AtomicBool::new(true));
+        let stopping = Arc::new(AtomicBool::new(false));
         let state = Arc::new(Mutex::new(AttachState::default()));
+        let end = End { side: Arc::clone(&side), state: Arc::clone(&state) };
+        let (alive, ended) = sync_channel(0);
         let netlink = Netlink::open()?;
         // Before the first listing, so that no change in between is missed.
         let (mark, wake) = (Arc::clone(&changed), requests.clone());
@@ -87,18 +93,31 @@ impl Attacher {
             // A full queue is awake anyway, and looks at the mark.
             !matches!(wake.try_send(Request::Wake), Err(TrySendError::Disconnected(_)))
         })?;
-        let mut worker = Worker::new(
+        let worker = Worker::new(
             netlink,
             programs,
             options,
             Instance::take(seed)?,
-            Shared { side, changed, facts, state: Arc::clone(&state) },
+            Shared {
+                side,
+                changed,
+                facts,
+                stopping: Arc::clone(&stopping),
+                state: Arc::clone(&state),
+            },
         );
         let thread = std::thread::Builder::new()
             .name("attach".to_owned())
             .stack_size(512 * 1024)
-            .spawn(move || worker.run(&queue))?;
-        Ok(Self { requests, thread: Some(thread), state })
+            .spawn(move || {
+            // Dropped from the last to the first, also by a panic: hooks, word of it, sign of
+            // life.
+            let _alive: SyncSender<()> = alive;
+            let _end = end;
+            let mut worker = worker;
+            worker.run(&queue);
+        })?;
+        Ok(Self { requests, thread: Some(thread), ended, stopping, state })
     }
 
     /// What is attached, and what the thread has to say.
@@ -123,22 +142,54 @@ impl Attacher {
         }
     }
 
+    /// Asks the thread to stop as soon as it can; does not wait.
+    #[must_use]
+    pub fn stopping(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stopping)
+    }
+
     /// Detaches everything. True if that is done before the deadline: no program then runs any
     /// more. Otherwise the thread goes on, and the kernel detaches tcx links when we exit.
     pub fn stop(&mut self, deadline: Instant) -> bool {
         let Some(thread) = self.thread.take() else { return true };
-        let (done, wait) = sync_channel(1);
-        if self.requests.send(Request::Stop(done)).is_ok() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
-                return false;
-            }
+        self.stopping.store(true, Ordering::Release);
+        // A full queue is awake anyway, and looks at the flag.
+        let _awake = self.requests.try_send(Request::Wake);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if self.ended.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+            return false;
         }
         if thread.join().is_err() {
             tracing::error!("the attach thread panicked; the kernel detaches tcx links at exit");
             return false;
         }
         true
+    }
+}
+
+/// Says that the attach thread ended by a panic: its hooks are closed, and nobody looks after the
+/// interfaces any more.
+struct End {
+    side: Arc<SideChannel>,
+    state: Arc<Mutex<AttachState>>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let message = "the thread that attaches programs has ended: restart the agent";
+        self.side.notify(Notice {
+            severity: Severity::Error,
+            code: "attach_thread_ended",
+            message: message.to_owned(),
+        });
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for interface in &mut state.interfaces {
+            interface.state = datapath::AttachState::Failed;
+            message.clone_into(&mut interface.reason);
+        }
     }
 }
 

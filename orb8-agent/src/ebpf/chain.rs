@@ -4,6 +4,7 @@
 //! front, but rarely, and not for ever: two programs that both insist on being first would
 //! otherwise move for as long as both live.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::hook::Side;
@@ -33,6 +34,9 @@ impl Default for ChainPolicy {
     }
 }
 
+/// Moves longer ago than this were no fight.
+const FORGIVE: Duration = Duration::from_secs(3600);
+
 /// Programs before and after ours, `ingress NAME` or `egress NAME`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Neighbours {
@@ -47,6 +51,8 @@ pub struct Neighbours {
 pub struct Chain {
     neighbours: Neighbours,
     behind: [bool; 2],
+    /// Our program is not on the hook any more.
+    absent: bool,
     moves: u32,
     last_move: Option<Instant>,
 }
@@ -65,8 +71,12 @@ impl Chain {
     pub fn look(&mut self, interface: &str, hooks: [Vec<Entry>; 2]) -> Option<Notice> {
         let mut neighbours = Neighbours::default();
         let mut behind = [false; 2];
+        self.absent = false;
         for (at, (side, chain)) in Side::BOTH.into_iter().zip(hooks).enumerate() {
-            let Some(place) = chain.iter().position(|entry| entry.ours) else { continue };
+            let Some(place) = chain.iter().position(|entry| entry.ours) else {
+                self.absent = true;
+                continue;
+            };
             let foreign = |entries: &[Entry]| -> Vec<String> {
                 let foreign = entries.iter().filter(|entry| !entry.ours);
                 foreign.map(|entry| format!("{} {}", side.name(), entry.name)).collect()
@@ -104,15 +114,25 @@ impl Chain {
         }
     }
 
+    /// Whether somebody has taken our program off a hook.
+    #[must_use]
+    pub const fn is_absent(&self) -> bool {
+        self.absent
+    }
+
     /// Whether we should move to the front now.
     #[must_use]
     pub fn should_move(&self, now: Instant, policy: &ChainPolicy) -> bool {
         let rested = self.last_move.is_none_or(|at| now.duration_since(at) >= policy.move_every);
-        self.behind.contains(&true) && rested && self.moves < policy.max_moves
+        let forgiven = self.last_move.is_some_and(|at| now.duration_since(at) >= FORGIVE);
+        self.behind.contains(&true) && rested && (forgiven || self.moves < policy.max_moves)
     }
 
     /// Notes a move.
-    pub const fn moved(&mut self, now: Instant) {
+    pub fn moved(&mut self, now: Instant) {
+        if self.last_move.is_some_and(|at| now.duration_since(at) >= FORGIVE) {
+            self.moves = 0;
+        }
         self.moves += 1;
         self.last_move = Some(now);
     }
@@ -132,15 +152,17 @@ impl Chain {
     }
 }
 
-/// The programs of a tcx hook; none if the interface has gone.
-#[must_use]
-pub fn tcx_entries(ifindex: u32, side: Side, programs: &Programs) -> Vec<Entry> {
-    let chain = sys::tcx_chain(ifindex, side.tcx()).unwrap_or_default();
+/// The programs of a tcx hook.
+///
+/// # Errors
+/// ENODEV if the interface has gone, EINVAL before kernel 6.6.
+pub fn tcx_entries(ifindex: u32, side: Side, programs: &Programs) -> io::Result<Vec<Entry>> {
+    let chain = sys::tcx_chain(ifindex, side.tcx())?;
     let entry = |id: u32| match programs.is_ours(id) {
         true => Entry { name: String::new(), ours: true },
         false => Entry { name: name_of(id), ours: false },
     };
-    chain.into_iter().map(entry).collect()
+    Ok(chain.into_iter().map(entry).collect())
 }
 
 /// The filters of a clsact hook, `ours` being the handle of our own.
@@ -196,7 +218,8 @@ mod tests {
             assert!(chain.should_move(now, &policy));
             chain.moved(now);
         }
-        assert!(!chain.should_move(start + Duration::from_secs(6000), &policy));
+        assert!(!chain.should_move(start + Duration::from_secs(600), &policy));
+        assert!(chain.should_move(start + Duration::from_secs(6000), &policy), "forgiven");
         assert!(chain.reason(&policy).contains("after moving to the front 3 times"));
     }
 
@@ -221,6 +244,17 @@ mod tests {
         assert_eq!(message, "on eth0 others run before us and may end the chain: ingress b");
         assert!(chain.is_behind(Side::Ingress) && !chain.is_behind(Side::Egress));
         assert_eq!(chain.look("eth0", [entries(&["b", "", "a"]), entries(&[""])]), None);
+    }
+
+    #[test]
+    fn a_program_that_was_taken_off_its_hook_is_missed() {
+        let mut chain = Chain::default();
+        chain.look("eth0", [entries(&[""]), entries(&[""])]);
+        assert!(!chain.is_absent());
+        chain.look("eth0", [entries(&["a"]), entries(&[""])]);
+        assert!(chain.is_absent());
+        chain.look("eth0", [entries(&["", "a"]), entries(&[""])]);
+        assert!(!chain.is_absent());
     }
 
     #[test]

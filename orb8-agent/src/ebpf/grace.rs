@@ -41,6 +41,7 @@ pub struct Grace {
     requests: SyncSender<u64>,
     asked: u64,
     passed: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
 }
 
 /// A grace period that was asked for.
@@ -57,18 +58,22 @@ impl Grace {
         // One request is under way at most.
         let (requests, asked) = sync_channel::<u64>(1);
         let passed = Arc::new(AtomicU64::new(0));
-        let done = Arc::clone(&passed);
+        let failed = Arc::new(AtomicU64::new(0));
+        let (done, not_done) = (Arc::clone(&passed), Arc::clone(&failed));
         std::thread::Builder::new().name("grace".to_owned()).stack_size(64 * 1024).spawn(
             move || {
                 for ticket in asked {
                     match barrier.wait() {
                         Ok(()) => done.store(ticket, Ordering::Release),
-                        Err(error) => tracing::error!(%error, "waiting for programs failed"),
+                        Err(error) => {
+                            tracing::error!(%error, "waiting for programs failed");
+                            not_done.store(ticket, Ordering::Release);
+                        }
                     }
                 }
             },
         )?;
-        Ok(Self { requests, asked: 0, passed })
+        Ok(Self { requests, asked: 0, passed, failed })
     }
 
     /// Asks for a grace period; `None` if the thread has not taken the last request yet.
@@ -83,6 +88,12 @@ impl Grace {
     #[must_use]
     pub fn passed(&self, ticket: Ticket) -> bool {
         self.passed.load(Ordering::Acquire) >= ticket.0
+    }
+
+    /// Whether waiting failed: whoever asked asks again.
+    #[must_use]
+    pub fn failed(&self, ticket: Ticket) -> bool {
+        self.failed.load(Ordering::Acquire) == ticket.0
     }
 }
 

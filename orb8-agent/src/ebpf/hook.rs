@@ -1,12 +1,13 @@
 //! One program on one hook of one interface, by tcx or clsact.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::programs::TcAttachType;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
 
 use super::load::Programs;
+use super::netlink::Netlink;
 use super::sys;
 use crate::datapath::LinkKind;
 
@@ -127,13 +128,21 @@ pub fn attach_tcx(programs: &mut Programs, place: &Place<'_>) -> io::Result<Hook
 /// Adds clsact if the interface has none; true if it had none.
 ///
 /// # Errors
-/// What the kernel says.
-pub fn ensure_clsact(name: &str) -> io::Result<bool> {
+/// What the kernel says; also if the interface has the older `ingress` qdisc in its place, which
+/// has no egress hook and would take filters for egress as ingress ones.
+pub fn ensure_clsact(netlink: &Netlink, ifindex: u32, name: &str) -> io::Result<bool> {
     match tc::qdisc_add_clsact(name) {
-        Ok(()) => Ok(true),
-        Err(tc::TcError::AlreadyAttached) => Ok(false),
-        Err(tc::TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-        Err(error) => Err(io::Error::other(chain(&error))),
+        Ok(()) => return Ok(true),
+        Err(tc::TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(error) => return Err(io::Error::other(chain(&error))),
+    }
+    let kind = netlink.ingress_qdisc(ifindex).map_err(io::Error::other)?;
+    match kind.as_deref() {
+        Some("clsact") => Ok(false),
+        other => Err(io::Error::other(format!(
+            "the qdisc `{}` stands where clsact would, and has no egress hook: replace it by clsact",
+            other.unwrap_or("unknown")
+        ))),
     }
 }
 
@@ -181,7 +190,11 @@ fn forgotten() -> io::Error {
 /// Detaches. An interface that has gone has taken its programs with it.
 pub fn detach(programs: &mut Programs, hook: Hook) {
     match hook {
-        Hook::Tcx(link) => drop(link),
+        Hook::Tcx(link) => {
+            if let Err(error) = sys::link_detach(link.as_fd()) {
+                tracing::debug!(%error, "a link was already gone");
+            }
+        }
         Hook::Clsact { program, link } => {
             let detached = programs.classifier(program).map(|classifier| classifier.detach(link));
             if let Some(Err(error)) = detached {

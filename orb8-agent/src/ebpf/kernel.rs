@@ -1,5 +1,6 @@
 //! Starts the kernel side as a whole: load, sources, attach; and stops it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,7 @@ pub struct Kernel {
     tick_ns: u64,
     route: AttachRoute,
     barrier: Barrier,
+    stopping: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -112,6 +114,7 @@ pub struct Started {
 /// # Errors
 /// What is missing, in words.
 pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, StartError> {
+    raise_descriptor_limit();
     let loaded = load::load(&LoadOptions {
         max_flows: options.max_flows,
         ring_bytes: options.ring_bytes,
@@ -148,6 +151,7 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     let attacher = Attacher::start(programs, attach, number, side, facts)?;
     let kernel = Kernel {
         state: Arc::clone(attacher.state()),
+        stopping: attacher.stopping(),
         attacher: Mutex::new(attacher),
         view: Mutex::new(PacketView {
             filter: loaded.packet_filter,
@@ -159,6 +163,16 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
         barrier,
     };
     Ok(Started { sources, kernel })
+}
+
+/// Two descriptors an interface, four with the packet view: more than the usual soft limit allows
+/// on a node with many pods.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
 }
 
 /// tcx where the kernel has it.
@@ -229,6 +243,8 @@ impl Kernel {
     /// Detaches everything and waits until no program of ours runs any more, so that what the
     /// sources then read is final; false if that takes longer than until the deadline.
     pub fn stop(&self, deadline: Instant) -> bool {
+        // Before the lock, which somebody may hold who waits for the thread.
+        self.stopping.store(true, Ordering::Release);
         if !lock(&self.attacher).stop(deadline) {
             return false;
         }

@@ -19,10 +19,10 @@ use super::grace::{Grace, Ticket};
 use super::load::Table;
 use super::side_channel::SideChannel;
 use crate::event::{Counters, DrainReport, Event, FlowCount, FlowFacts, FlowId};
-use crate::pipeline::source::{EventSource, SourceError, Wakeup};
+use crate::pipeline::source::{BATCH, EventSource, SourceError, Wakeup};
 
 /// Lines looked at in one call, so that the ring is served in between.
-const LINES_A_CALL: u32 = 8192;
+const LINES_A_CALL: u32 = 2048;
 /// Lines beyond the highest one used that are looked at for new ones: programs take numbers in
 /// order, and a CPU may still be writing the line it took.
 const LOOK_AHEAD: u32 = 512;
@@ -77,6 +77,9 @@ pub struct LineSource {
     high: u32,
     in_use: u32,
     last_seen_packets: u64,
+    /// The last pass saw nothing new either. A program may stand between counting a packet as
+    /// seen and counting it on its line, so one quiet pass proves nothing.
+    was_quiet: bool,
     due: Instant,
     pass: Option<Pass>,
     /// Found idle in this pass, cells already empty.
@@ -108,6 +111,7 @@ impl LineSource {
             high: 0,
             in_use: 0,
             last_seen_packets: 0,
+            was_quiet: false,
             due: Instant::now() + times.drain_interval,
             pass: None,
             leaving: Vec::new(),
@@ -122,7 +126,8 @@ impl LineSource {
         let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
         self.reach(ahead)?;
         let quiet = before.0[counter::SEEN_PACKETS] == self.last_seen_packets;
-        let end = if quiet && self.in_use == 0 { 0 } else { ahead };
+        let end = if quiet && self.was_quiet && self.in_use == 0 { 0 } else { ahead };
+        self.was_quiet = quiet;
         Ok(Pass { cursor: 0, end, before, reference })
     }
 
@@ -273,35 +278,48 @@ impl LineSource {
         }
     }
 
-    /// Second step: after the grace period nothing is added any more.
-    fn release(&mut self, now: &Reference, out: &mut Vec<Event>) {
-        if !self.ticket.is_some_and(|t| self.grace.passed(t)) {
-            return;
-        }
-        self.ticket = None;
-        let mut free = std::mem::take(&mut self.waiting);
-        // The lowest number ends on top of the list.
-        free.sort_unstable_by(|a, b| b.cmp(a));
-        for slot in free.drain(..) {
-            self.count(slot, false, now, out);
-            let line = self.table.lines.copy(slot);
-            let id = FlowId { key: FlowKey { tag: 0, ..line.key }, owner: line.owner };
-            self.table.lines.zero(slot);
-            self.table.meta.zero(slot);
-            self.slots[slot as usize] = Slot::default();
-            self.in_use -= 1;
-            out.push(Event::Released(id));
-            if let Err(error) = self.table.free.push(slot, 0) {
-                // Cannot happen: the list has a place for every line.
-                tracing::error!(%error, slot, "a free flow line could not be given back");
+    /// Second step: after the grace period nothing is added any more. Gives back some lines; true
+    /// when none is left that could be given back now.
+    fn release(&mut self, now: &Reference, out: &mut Vec<Event>) -> bool {
+        if let Some(ticket) = self.ticket {
+            if self.grace.failed(ticket) {
+                // Asked for again at the end of the pass.
+                self.leaving.append(&mut self.waiting);
+                self.ticket = None;
+                return true;
             }
+            if !self.grace.passed(ticket) {
+                return true;
+            }
+            self.ticket = None;
+            self.waiting.sort_unstable();
         }
-        self.waiting = free;
+        // From the highest number, so that the lowest ends on top of the list.
+        let keep = self.waiting.len().saturating_sub(BATCH);
+        for slot in self.waiting.split_off(keep).into_iter().rev() {
+            self.give_back(slot, now, out);
+        }
+        self.waiting.is_empty()
+    }
+
+    fn give_back(&mut self, slot: u32, now: &Reference, out: &mut Vec<Event>) {
+        self.count(slot, false, now, out);
+        let line = self.table.lines.copy(slot);
+        let id = FlowId { key: FlowKey { tag: 0, ..line.key }, owner: line.owner };
+        self.table.lines.zero(slot);
+        self.table.meta.zero(slot);
+        self.slots[slot as usize] = Slot::default();
+        self.in_use -= 1;
+        out.push(Event::Released(id));
+        if let Err(error) = self.table.free.push(slot, 0) {
+            // Cannot happen: the list has a place for every line.
+            tracing::error!(%error, slot, "a free flow line could not be given back");
+        }
     }
 
     /// Lets the lines found idle wait for a grace period, if none is under way.
     fn ask_for_grace(&mut self) {
-        if self.ticket.is_none() && !self.leaving.is_empty() {
+        if self.ticket.is_none() && self.waiting.is_empty() && !self.leaving.is_empty() {
             self.ticket = self.grace.ask();
             if self.ticket.is_some() {
                 std::mem::swap(&mut self.leaving, &mut self.waiting);
@@ -312,7 +330,7 @@ impl LineSource {
     fn end(&mut self, pass: &Pass, out: &mut Vec<Event>) -> Result<(), SourceError> {
         let after = self.counters()?;
         self.last_seen_packets = pass.before.0[counter::SEEN_PACKETS];
-        out.extend(self.side.take_notices().0.into_iter().map(Event::Notice));
+        out.extend(self.side.take_notices().into_iter().map(Event::Notice));
         let (unattached_packets, unattached_bytes) = self.side.unattached();
         out.push(Event::Drained(Box::new(DrainReport {
             time_ns: pass.reference.pair.monotonic_ns,
@@ -363,11 +381,14 @@ impl EventSource for LineSource {
                 // Also after an error: the next try is one interval away.
                 self.due = now + self.times.drain_interval;
                 let pass = self.begin()?;
-                self.release(&pass.reference, out);
                 self.due = now;
                 pass
             }
         };
+        if !self.release(&pass.reference, out) {
+            self.pass = Some(pass);
+            return Ok(());
+        }
         if self.advance(&mut pass, out)? {
             self.due = now + self.times.drain_interval;
             self.ask_for_grace();

@@ -3,6 +3,7 @@
 #![allow(missing_debug_implementations, reason = "aya's typed maps have none")]
 
 pub mod attach;
+mod attached;
 pub mod chain;
 pub mod clock;
 pub mod clsact;

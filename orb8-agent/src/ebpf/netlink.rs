@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
@@ -29,6 +30,8 @@ pub struct Device {
     pub loopback: bool,
     /// Bridge or veth: carries other hosts' or pods' packets, not an uplink by itself.
     pub internal: bool,
+    /// Behind it is hardware: its counters may be older than its place in this namespace.
+    pub hardware: bool,
     /// Packets and link-layer bytes received and sent so far.
     pub carried: Carried,
 }
@@ -167,6 +170,23 @@ impl Netlink {
         Ok(found)
     }
 
+    /// The kind of the qdisc at a device's ingress hook: `clsact`, `ingress`, or none.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn ingress_qdisc(&self, ifindex: u32) -> Result<Option<String>, NetlinkError> {
+        let replies = self.handle.qdisc().get().execute();
+        let kinds = self.all("qdiscs", replies, |m| {
+            let at_ingress = m.header.parent == TcHandle::INGRESS;
+            let kind = m.attributes.iter().find_map(|attribute| match attribute {
+                TcAttribute::Kind(kind) => Some(kind.clone()),
+                _ => None,
+            });
+            kind.filter(|_| at_ingress && m.header.index == index(ifindex))
+        })?;
+        Ok(kinds.into_iter().next())
+    }
+
     /// The filters on one device's clsact hooks.
     ///
     /// # Errors
@@ -250,6 +270,7 @@ fn device(message: &LinkMessage) -> Option<Device> {
         link: link_kind(message.header.link_layer_type),
         loopback: message.header.link_layer_type == LinkLayerType::Loopback,
         internal: false,
+        hardware: false,
         carried: Carried::default(),
     };
     for attribute in &message.attributes {
@@ -260,6 +281,7 @@ fn device(message: &LinkMessage) -> Option<Device> {
                     .iter()
                     .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth | InfoKind::Bridge)));
             }
+            LinkAttribute::ParentDevName(_) => device.hardware = true,
             LinkAttribute::Stats64(stats) => {
                 device.carried = Carried {
                     rx_packets: stats.rx_packets,
@@ -328,6 +350,34 @@ fn filter(message: &TcMessage, ingress: bool) -> Option<Filter> {
 /// # Errors
 /// What opening the socket or starting the thread says.
 pub fn watch(changed: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    let mut messages = subscribe(&runtime)?;
+    std::thread::Builder::new().name("interfaces".to_owned()).stack_size(256 * 1024).spawn(
+        move || {
+            while runtime.block_on(forward(&mut messages, &changed)) {
+                // The socket broke: whatever happened meanwhile is found by a new listing.
+                messages = loop {
+                    std::thread::sleep(REOPEN);
+                    match subscribe(&runtime) {
+                        Ok(messages) => break messages,
+                        Err(error) => tracing::warn!(%error, "interfaces cannot be watched"),
+                    }
+                };
+                if !changed() {
+                    return;
+                }
+            }
+        },
+    )?;
+    Ok(())
+}
+
+/// Time until a broken socket is opened anew.
+const REOPEN: std::time::Duration = std::time::Duration::from_secs(1);
+
+type Messages = Pin<Box<dyn Stream<Item = NetlinkPayload<RouteNetlinkMessage>> + Send>>;
+
+fn subscribe(runtime: &Runtime) -> io::Result<Messages> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -335,26 +385,20 @@ pub fn watch(changed: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ];
-    let runtime = Builder::new_current_thread().enable_io().build()?;
-    let guard = runtime.enter();
-    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
-    drop(guard);
-    std::thread::Builder::new().name("interfaces".to_owned()).stack_size(256 * 1024).spawn(
-        move || {
-            runtime.block_on(async {
-                tokio::spawn(connection);
-                while let Some((message, _)) = messages.next().await {
-                    if !concerns(&message.payload) {
-                        continue;
-                    }
-                    if !changed() {
-                        return;
-                    }
-                }
-            });
-        },
-    )?;
-    Ok(())
+    let _guard = runtime.enter();
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+    runtime.spawn(connection);
+    Ok(Box::pin(messages.map(|(message, _)| message.payload)))
+}
+
+/// Tells changes until the messages end (true) or nobody wants to know (false).
+async fn forward(messages: &mut Messages, changed: &impl Fn() -> bool) -> bool {
+    while let Some(payload) = messages.next().await {
+        if concerns(&payload) && !changed() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Whether a message can change which interfaces are uplinks.

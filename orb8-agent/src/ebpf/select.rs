@@ -52,6 +52,7 @@ mod tests {
             name: name.to_owned(),
             link: LinkKind::Ethernet,
             loopback: name == "lo",
+            hardware: false,
             internal: name.starts_with("veth") || name.starts_with("cni"),
             carried: Carried::default(),
         }

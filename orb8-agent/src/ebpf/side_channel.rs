@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::event::Notice;
+use crate::event::{Notice, Severity};
 
 /// Notices beyond this many between two drains are counted, not kept.
 const MAX_NOTICES: usize = 256;
@@ -53,10 +53,39 @@ impl SideChannel {
         }
     }
 
-    /// Takes the notices left since the last call, and the number of those that did not fit since
-    /// the agent started.
-    pub fn take_notices(&self) -> (Vec<Notice>, u64) {
-        let mut notices = self.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        (std::mem::take(&mut *notices), self.notices_lost.load(Ordering::Relaxed))
+    /// Takes the notices left since the last call; the last one says how many did not fit.
+    pub fn take_notices(&self) -> Vec<Notice> {
+        let mut notices = {
+            let mut left = self.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            std::mem::take(&mut *left)
+        };
+        let lost = self.notices_lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            notices.push(Notice {
+                severity: Severity::Warning,
+                code: "notices_lost",
+                message: format!("{lost} notices did not fit between two drains"),
+            });
+        }
+        notices
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_that_do_not_fit_are_told_as_a_number() {
+        let side = SideChannel::default();
+        for n in 0..MAX_NOTICES + 3 {
+            let message = n.to_string();
+            side.notify(Notice { severity: Severity::Info, code: "test", message });
+        }
+        let notices = side.take_notices();
+        assert_eq!(notices.len(), MAX_NOTICES + 1);
+        let last = notices.last().map(|n| n.message.as_str());
+        assert_eq!(last, Some("3 notices did not fit between two drains"));
+        assert_eq!(side.take_notices(), []);
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 /// `bpf(2)` commands (include/uapi/linux/bpf.h).
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// tcx attach types (include/uapi/linux/bpf.h, kernel 6.6).
 pub const BPF_TCX_INGRESS: u32 = 46;
@@ -82,6 +83,21 @@ pub fn tcx_attach(
     let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Detaches a link at once. Closing its descriptor does so only when nobody else holds a copy,
+/// such as a child process between fork and exec.
+///
+/// # Errors
+/// What the kernel says, for instance that the interface has gone.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    /// `union bpf_attr` for BPF_LINK_DETACH (kernel 5.9).
+    #[repr(C)]
+    struct LinkDetach {
+        link_fd: u32,
+    }
+    let mut attr = LinkDetach { link_fd: link.as_raw_fd().unsigned_abs() };
+    bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
 /// Name of a loaded program of anybody.

@@ -11,27 +11,20 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::attach::{AttachOptions, Request, Shared};
-use super::chain::{self, Chain};
+use super::attached::{Attached, Failed};
+use super::chain::{self, Chain, Entry};
 use super::clsact::{self, Instance};
 use super::hook::{self, Hook, Place, Purpose, Side};
 use super::load::Programs;
 use super::netlink::{Carried, Device, Netlink};
 use super::select;
-use crate::datapath::{AttachRoute, AttachState, ChosenBy, InterfaceStatus};
+use crate::datapath::{AttachRoute, ChosenBy};
 use crate::event::{Notice, Severity};
 
+/// Devices whose counters are remembered.
+const MAX_KNOWN: usize = 16_384;
 /// Changes are let gather for so long before interfaces are listed anew.
 const GATHER: Duration = Duration::from_millis(20);
-
-/// One attached interface.
-struct Attached {
-    device: Device,
-    why: ChosenBy,
-    hooks: [Hook; 2],
-    packets: Vec<Hook>,
-    made_qdisc: bool,
-    chain: Chain,
-}
 
 pub(super) struct Worker {
     netlink: Netlink,
@@ -40,7 +33,7 @@ pub(super) struct Worker {
     instance: Instance,
     shared: Shared,
     attached: BTreeMap<u32, Attached>,
-    failed: BTreeMap<u32, (Device, ChosenBy, String)>,
+    failed: BTreeMap<u32, Failed>,
     /// What each device had carried when it was last seen unattached; `None` before the first look.
     known: Option<HashMap<u32, Carried>>,
     watching_packets: bool,
@@ -71,29 +64,41 @@ impl Worker {
         if self.options.route == AttachRoute::Clsact {
             self.remove_dead();
         }
-        let asked_to_stop = loop {
+        let mut next_look = Instant::now() + self.options.chain.look_every;
+        while !self.is_stopping() {
             if self.shared.changed.swap(false, Ordering::AcqRel) {
                 self.refresh();
             }
-            match queue.recv_timeout(self.options.chain.look_every) {
+            // However often interfaces change, the chains are looked at.
+            if Instant::now() >= next_look {
+                self.look_around();
+                next_look = Instant::now() + self.options.chain.look_every;
+            }
+            let wait = next_look.saturating_duration_since(Instant::now());
+            match queue.recv_timeout(wait) {
                 // Changes come in swarms.
                 Ok(Request::Wake) => std::thread::sleep(GATHER),
                 Ok(Request::Packets(on, waiting)) => {
                     self.watch_packets(on);
                     answer(waiting);
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.look_at_chains();
-                    if !self.failed.is_empty() {
-                        self.refresh();
-                    }
-                }
-                Ok(Request::Stop(waiting)) => break Some(waiting),
-                Err(RecvTimeoutError::Disconnected) => break None,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-        };
+        }
         self.detach_all();
-        answer(asked_to_stop);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::Acquire)
+    }
+
+    /// What is done every few seconds: our place, our presence, and what could not be attached.
+    fn look_around(&mut self) {
+        self.look_at_chains();
+        if !self.failed.is_empty() {
+            self.refresh();
+        }
     }
 
     fn remove_dead(&self) {
@@ -125,6 +130,9 @@ impl Worker {
         self.remember(&devices, &addresses);
         self.forget_others(&devices, &chosen);
         for (device, why) in chosen {
+            if self.is_stopping() {
+                return;
+            }
             if let Some(attached) = self.attached.get_mut(&device.ifindex) {
                 attached.device.name = device.name;
                 attached.why = why;
@@ -132,8 +140,7 @@ impl Worker {
                 self.attach(device, why);
             }
         }
-        let carried = devices.into_iter().map(|d| (d.ifindex, d.carried)).collect();
-        self.known = Some(carried);
+        self.know(devices);
         self.publish();
     }
 
@@ -150,6 +157,15 @@ impl Worker {
                 facts.set_interface(device.ifindex, &device.name);
             }
         });
+    }
+
+    /// Keeps what devices have carried, also of those that have gone and may come back.
+    fn know(&mut self, devices: Vec<Device>) {
+        let known = self.known.get_or_insert_default();
+        if known.len() > MAX_KNOWN {
+            known.clear();
+        }
+        known.extend(devices.into_iter().map(|d| (d.ifindex, d.carried)));
     }
 
     /// Detaches what is no longer chosen; what has gone has taken its programs with it.
@@ -176,61 +192,78 @@ impl Worker {
     fn attach(&mut self, device: Device, why: ChosenBy) {
         let before = self.carried_before(&device);
         match self.try_attach(&device) {
-            Ok((hooks, made_qdisc)) => {
+            Ok((hooks, made_qdisc)) => self.attached(device, why, hooks, made_qdisc, before),
+            Err(error) if self.is_gone(&error, &device) => {
                 self.failed.remove(&device.ifindex);
-                self.count_unattached(&device, before);
-                let message = format!("attached to {} ({})", device.name, chosen_word(why));
-                self.notice(Severity::Info, "interface_attached", message);
-                let mut attached = Attached {
-                    device,
-                    why,
-                    hooks,
-                    packets: Vec::new(),
-                    made_qdisc,
-                    chain: Chain::default(),
-                };
-                if self.watching_packets {
-                    self.attach_packets(&mut attached);
-                }
-                if let Some(notice) = self.look(&mut attached) {
-                    self.shared.side.notify(notice);
-                }
-                self.attached.insert(attached.device.ifindex, attached);
             }
-            Err(error) if is_gone(&error, &device) => {}
             Err(error) => {
+                // What passes while it cannot be attached is lost, and told as it passes.
+                let carried = self.count_unattached(&device, before).unwrap_or(before);
                 let message = format!("attach to {}: {error}", device.name);
-                if !self.failed.contains_key(&device.ifindex) {
+                let failed = Failed { device, why, reason: error.to_string(), carried };
+                if self.failed.insert(failed.device.ifindex, failed).is_none() {
                     self.notice(Severity::Error, "attach_failed", message);
                 }
-                self.failed.insert(device.ifindex, (device, why, error.to_string()));
             }
         }
     }
 
-    /// What passed a device before it could be attached does not count if it was there before us.
-    fn carried_before(&self, device: &Device) -> Carried {
-        match &self.known {
-            None => device.carried,
-            Some(known) => known.get(&device.ifindex).copied().unwrap_or_default(),
+    fn attached(
+        &mut self,
+        device: Device,
+        why: ChosenBy,
+        hooks: [Hook; 2],
+        made_qdisc: bool,
+        before: Carried,
+    ) {
+        self.failed.remove(&device.ifindex);
+        let carried = self.count_unattached(&device, before).unwrap_or(before);
+        let message = format!("attached to {} ({})", device.name, chosen_word(why));
+        self.notice(Severity::Info, "interface_attached", message);
+        let chain = Chain::default();
+        let mut attached =
+            Attached { device, why, hooks, packets: Vec::new(), made_qdisc, chain, carried };
+        if self.watching_packets {
+            self.attach_packets(&mut attached);
         }
+        if let Some(notice) = self.look(&mut attached) {
+            self.shared.side.notify(notice);
+        }
+        self.attached.insert(attached.device.ifindex, attached);
+    }
+
+    /// What a device had carried when its loss began to count: when an attach first failed; for a
+    /// device that was there before us or was no uplink until now, as of the listing that chose
+    /// it; for one that came back, when it left; for a new one, nothing.
+    fn carried_before(&self, device: &Device) -> Carried {
+        if let Some(failed) = self.failed.get(&device.ifindex) {
+            return failed.carried;
+        }
+        let Some(known) = &self.known else { return device.carried };
+        if known.contains_key(&device.ifindex) || device.hardware {
+            return device.carried;
+        }
+        Carried::default()
     }
 
     /// Counts what passed between the last look and now. Packets in the moment between attaching
     /// and reading the device's counters are in both numbers, so this says at most how many.
-    fn count_unattached(&self, device: &Device, before: Carried) {
-        let Some(now) = self.netlink.carried(device.ifindex) else { return };
+    fn count_unattached(&self, device: &Device, before: Carried) -> Option<Carried> {
+        let now = self.netlink.carried(device.ifindex)?;
         let packets = now.rx_packets.saturating_sub(before.rx_packets)
             + now.tx_packets.saturating_sub(before.tx_packets);
         let bytes = now.rx_bytes.saturating_sub(before.rx_bytes)
             + now.tx_bytes.saturating_sub(before.tx_bytes);
         self.shared.side.add_unattached(packets, bytes);
+        Some(now)
     }
 
     fn try_attach(&mut self, device: &Device) -> io::Result<([Hook; 2], bool)> {
         let made_qdisc = match self.options.route {
             AttachRoute::Tcx => false,
-            AttachRoute::Clsact => hook::ensure_clsact(&device.name)?,
+            AttachRoute::Clsact => {
+                hook::ensure_clsact(&self.netlink, device.ifindex, &device.name)?
+            }
         };
         let ingress = self.hook(device, Side::Ingress, Purpose::Flows, made_qdisc)?;
         match self.hook(device, Side::Egress, Purpose::Flows, made_qdisc) {
@@ -287,68 +320,107 @@ impl Worker {
         }
     }
 
-    /// Looks whether somebody has been put ahead of us, and moves back to the front where the
-    /// policy allows it.
+    /// Looks whether we are still on the hooks and whether somebody has been put ahead of us;
+    /// attaches again, or moves back to the front where the policy allows it.
     fn look_at_chains(&mut self) {
         let now = Instant::now();
+        let mut removed = Vec::new();
         let mut all = std::mem::take(&mut self.attached);
         for attached in all.values_mut() {
             if let Some(notice) = self.look(attached) {
                 self.shared.side.notify(notice);
             }
-            // A filter cannot move ahead of priority 1, and need not: it is tried first.
-            let can_move = self.options.route == AttachRoute::Tcx;
-            if can_move && attached.chain.should_move(now, &self.options.chain) {
+            if attached.chain.is_absent() {
+                removed.push(attached.device.ifindex);
+                continue;
+            }
+            if attached.chain.should_move(now, &self.options.chain) {
                 self.move_to_front(attached, now);
             }
+            attached.carried = self.netlink.carried(attached.device.ifindex).unwrap_or_default();
         }
         self.attached = all;
+        for ifindex in removed {
+            self.attach_again(ifindex);
+        }
         self.publish();
+    }
+
+    /// Somebody has taken our programs off an interface.
+    fn attach_again(&mut self, ifindex: u32) {
+        let Some(attached) = self.attached.remove(&ifindex) else { return };
+        let (device, why, carried) = (attached.device.clone(), attached.why, attached.carried);
+        let message = format!("our programs were taken off {}", device.name);
+        self.notice(Severity::Warning, "programs_removed", message);
+        self.detach(attached, true);
+        // What has passed since the last look may have been missed: at most so much is lost.
+        let reason = "our programs were taken off".to_owned();
+        self.failed.insert(ifindex, Failed { device: device.clone(), why, reason, carried });
+        self.attach(device, why);
     }
 
     fn move_to_front(&mut self, attached: &mut Attached, now: Instant) {
         let before = self.netlink.carried(attached.device.ifindex);
+        let mut moved = true;
         for (at, side) in Side::BOTH.into_iter().enumerate() {
             if !attached.chain.is_behind(side) {
                 continue;
             }
             // The kernel holds a program once a chain, so there is a gap, counted as unattached.
-            let Hook::Tcx(_) = &attached.hooks[at] else { continue };
-            let Err(error) = self.again(attached, at, side) else { continue };
-            let message = format!("move to the front of {}: {error}", attached.device.name);
-            self.notice(Severity::Error, "move_failed", message);
+            if let Err(error) = self.again(attached, at, side) {
+                // The next look finds it absent and attaches anew.
+                moved = false;
+                let message = format!("move to the front of {}: {error}", attached.device.name);
+                self.notice(Severity::Error, "move_failed", message);
+            }
         }
         if let Some(before) = before {
             self.count_unattached(&attached.device, before);
         }
         attached.chain.moved(now);
-        let message = format!("moved back to the front on {}", attached.device.name);
-        self.notice(Severity::Info, "moved_to_front", message);
+        if moved {
+            let message = format!("moved back to the front on {}", attached.device.name);
+            self.notice(Severity::Info, "moved_to_front", message);
+        }
         self.look(attached);
-    }
-
-    /// Reads who is on the hooks of an interface.
-    fn look(&self, attached: &mut Attached) -> Option<Notice> {
-        let ifindex = attached.device.ifindex;
-        let hooks = match self.options.route {
-            AttachRoute::Tcx => {
-                Side::BOTH.map(|side| chain::tcx_entries(ifindex, side, &self.programs))
-            }
-            AttachRoute::Clsact => {
-                let filters = self.netlink.filters(ifindex).unwrap_or_default();
-                let ours = self.instance.handle(attached.made_qdisc);
-                Side::BOTH.map(|side| chain::clsact_entries(&filters, side, ours))
-            }
-        };
-        attached.chain.look(&attached.device.name, hooks)
     }
 
     fn again(&mut self, attached: &mut Attached, at: usize, side: Side) -> io::Result<()> {
         // Closing a descriptor detaches; the slot must hold something meanwhile.
         let nothing = Hook::Tcx(std::fs::File::open("/dev/null")?.into());
         hook::detach(&mut self.programs, std::mem::replace(&mut attached.hooks[at], nothing));
-        attached.hooks[at] = self.hook(&attached.device, side, Purpose::Flows, false)?;
+        let made_qdisc = attached.made_qdisc;
+        attached.hooks[at] = self.hook(&attached.device, side, Purpose::Flows, made_qdisc)?;
         Ok(())
+    }
+
+    /// Reads who is on the hooks of an interface; an interface that cannot be read is forgotten
+    /// elsewhere.
+    fn look(&self, attached: &mut Attached) -> Option<Notice> {
+        let hooks = match self.entries(attached) {
+            Ok(hooks) => hooks,
+            Err(error) => {
+                tracing::debug!(%error, name = attached.device.name, "a chain cannot be read");
+                return None;
+            }
+        };
+        attached.chain.look(&attached.device.name, hooks)
+    }
+
+    fn entries(&self, attached: &Attached) -> io::Result<[Vec<Entry>; 2]> {
+        let ifindex = attached.device.ifindex;
+        let tcx = |side| chain::tcx_entries(ifindex, side, &self.programs);
+        if self.options.route == AttachRoute::Tcx {
+            return Ok([tcx(Side::Ingress)?, tcx(Side::Egress)?]);
+        }
+        let filters = self.netlink.filters(ifindex).map_err(io::Error::other)?;
+        let ours = self.instance.handle(attached.made_qdisc);
+        Ok(Side::BOTH.map(|side| {
+            // Where the kernel has tcx, its programs run before all filters.
+            let mut entries = tcx(side).unwrap_or_default();
+            entries.extend(chain::clsact_entries(&filters, side, ours));
+            entries
+        }))
     }
 
     fn detach(&mut self, attached: Attached, exists: bool) {
@@ -368,6 +440,12 @@ impl Worker {
         }
     }
 
+    /// Whether an attach failed because the interface has gone.
+    fn is_gone(&self, error: &io::Error, device: &Device) -> bool {
+        matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO))
+            || self.netlink.carried(device.ifindex).is_none()
+    }
+
     fn detach_all(&mut self) {
         for (_, attached) in std::mem::take(&mut self.attached) {
             self.detach(attached, true);
@@ -380,33 +458,12 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let attached = self.attached.values().map(|a| InterfaceStatus {
-            reason: a.chain.reason(&self.options.chain),
-            before: a.chain.neighbours().before.clone(),
-            after: a.chain.neighbours().after.clone(),
-            ..self.status(&a.device, a.why, AttachState::Attached)
-        });
-        let failed = self.failed.values().map(|(device, why, reason)| InterfaceStatus {
-            reason: reason.clone(),
-            ..self.status(device, *why, AttachState::Failed)
-        });
+        let (route, policy) = (self.options.route, &self.options.chain);
+        let attached = self.attached.values().map(|a| a.status(route, policy));
+        let failed = self.failed.values().map(|f| f.status(route));
         let mut interfaces: Vec<_> = attached.chain(failed).collect();
         interfaces.sort_by_key(|i| i.ifindex);
         lock(&self.shared.state).interfaces = interfaces;
-    }
-
-    fn status(&self, device: &Device, why: ChosenBy, state: AttachState) -> InterfaceStatus {
-        InterfaceStatus {
-            name: device.name.clone(),
-            ifindex: device.ifindex,
-            state,
-            route: Some(self.options.route),
-            reason: String::new(),
-            before: Vec::new(),
-            after: Vec::new(),
-            link: device.link,
-            chosen_by: why,
-        }
     }
 }
 
@@ -417,17 +474,6 @@ const fn chosen_word(why: ChosenBy) -> &'static str {
         ChosenBy::GlobalAddress => "it has a global address",
         ChosenBy::Configured => "the settings name it",
     }
-}
-
-/// Whether an attach failed because the interface has gone, by its number or by its name.
-fn is_gone(error: &io::Error, device: &Device) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) || !exists(device.ifindex)
-}
-
-fn exists(ifindex: u32) -> bool {
-    let mut name = [0; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the size that the function asks for.
-    !unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) }.is_null()
 }
 
 /// Whoever asked may have given up waiting.

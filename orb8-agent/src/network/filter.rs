@@ -47,11 +47,13 @@ impl EventFilter for SelfTraffic {
     }
 }
 
+/// The agent listens on TCP alone; the same port of another protocol is somebody else's.
 fn is_own_listener(facts: &Facts, key: &FlowKey) -> bool {
-    keys::ports(key).is_some_and(|(source, destination)| {
-        facts.is_own_listener(keys::source(key), source)
-            || facts.is_own_listener(keys::destination(key), destination)
-    })
+    key.protocol == keys::TCP
+        && keys::ports(key).is_some_and(|(source, destination)| {
+            facts.is_own_listener(keys::source(key), source)
+                || facts.is_own_listener(keys::destination(key), destination)
+        })
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ const BPF_MAP_GET_FD_BY_ID: u32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
 const BPF_LINK_CREATE: u32 = 28;
+const BPF_LINK_DETACH: u32 = 34;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -63,7 +64,15 @@ pub struct Attached {
 pub struct Foreign {
     map: OwnedFd,
     _program: OwnedFd,
-    _link: OwnedFd,
+    link: OwnedFd,
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // Closing is not enough while a child of another test is between fork and exec.
+        // SAFETY: the attributes hold no pointers.
+        drop(unsafe { bpf(BPF_LINK_DETACH, &raw(&self.link)) });
+    }
 }
 
 impl Foreign {
@@ -81,7 +90,7 @@ impl Foreign {
         let link = netns
             .enter(|| link_create(&program, ifindex, hook, place))
             .unwrap_or_else(|error| panic!("tcx link on {ifname}: {error}"));
-        Self { map, _program: program, _link: link }
+        Self { map, _program: program, link }
     }
 
     /// How often it ran.

@@ -14,9 +14,11 @@
 //! | [`tun`] | devices without a link header |
 //! | [`ring`] | a packet ring that sends frames whose headers are not linear |
 //! | [`traffic`] | real sockets with exact byte counts |
+//! | [`python`] | the Python environment of `make setup` |
 //! | [`scapy`] | frames made by scapy, an independent opinion |
 //! | [`counters`] | what the kernel itself says it carried |
 //! | [`bpf`] | foreign tcx programs and questions about attached ones |
+//! | [`fork`] | a copy of this process that holds its descriptors |
 //! | [`agent`] | `orb8-agent` and `orb8` as processes |
 //! | [`wait`] | conditions with a deadline |
 //!
@@ -30,11 +32,13 @@ pub mod agent;
 pub mod bpf;
 pub mod counters;
 pub mod flow;
+pub mod fork;
 pub mod link;
 pub mod need;
 pub mod netns;
 pub mod offload;
 pub mod packet;
+pub mod python;
 pub mod raw;
 pub mod ring;
 pub mod scapy;

@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use crate::{bpf, netns, scapy};
+use crate::{bpf, netns, python, scapy};
 
 /// Something that not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Need {
     Tool(&'static str),
     /// The Python environment with scapy that `make setup` makes.
     Scapy,
+    /// The same environment with a gRPC client.
+    Grpc,
     /// A program of this repository, already built.
     Binary(&'static str),
     /// `/dev/net/tun`.
@@ -37,6 +39,7 @@ impl Need {
                 format!("{name} is not in PATH: install the package that has it (`make setup`)")
             }),
             Self::Scapy => scapy::python().err(),
+            Self::Grpc => python::interpreter(GRPC).err(),
             Self::Binary(name) => binary(name).is_none().then(|| {
                 format!("{name} is not built: run `cargo build -p {name}` (or `make build`)")
             }),
@@ -45,6 +48,9 @@ impl Need {
         }
     }
 }
+
+/// What a Python client of gRPC imports.
+pub const GRPC: &[&str] = &["grpc", "grpc_tools", "grpc_reflection"];
 
 /// The needs of every test that puts probes into the kernel.
 pub const KERNEL: &[Need] = &[Need::Root, Need::Bpf, Need::Tool("ip")];

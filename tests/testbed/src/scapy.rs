@@ -2,10 +2,11 @@
 //! packets, which also says, from its own fields, what each one is and how many IP bytes it has.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::flow::{Flow, L4};
+use crate::python;
 
 /// The catalogue; it stays readable by somebody who knows only scapy.
 const CATALOGUE: &str = include_str!("../scapy/frames.py");
@@ -35,16 +36,7 @@ pub enum Expect {
 /// # Errors
 /// A sentence that names what is missing and the next step.
 pub fn python() -> Result<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let python = root.join(".tools/venv/bin/python3");
-    let works = Command::new(&python)
-        .args(["-c", "import scapy.all"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if works { Ok(python) } else { Err("no scapy in .tools/venv: run `make setup`".to_owned()) }
+    python::interpreter(&["scapy.all"])
 }
 
 /// All frames of the catalogue.
