@@ -1,5 +1,5 @@
 # The menu. Each target is one line that calls cargo or a task of xtask; the logic is there, in Rust.
-# ORB8_REQUIRE=all turns every skipped test into a failure.
+# ORB8_REQUIRE=all turns every skipped test of `make test` into a failure.
 
 .DEFAULT_GOAL := help
 XTASK := cargo xtask
@@ -41,7 +41,7 @@ bench: setup build ## Measure cost and speed; writes target/bench.json
 	cargo bench --quiet --package orb8-agent --bench bench
 
 .PHONY: lint
-lint: setup ## Formatting, clippy, documentation, licences and advisories
+lint: setup ## Formatting, clippy, documentation; cargo-deny where it is installed
 	@$(XTASK) lint
 
 .PHONY: clippy
@@ -64,5 +64,8 @@ run-agent: setup build ## Run the agent on this host, in the foreground
 fuzz: ## Fuzz the header parser for a minute; needs rustup's nightly and cargo-fuzz
 	@$(XTASK) fuzz
 
-.PHONY: magic magic-local
-magic magic-local: demo ## The same as demo
+.PHONY: magic
+magic: demo ## The same as demo
+
+.PHONY: magic-local
+magic-local: demo ## The same as demo

@@ -18,6 +18,9 @@ const PROGRAMS: [&str; 2] = ["orb8-probes", "bench-probes"];
 /// Newest and oldest LLVM that the pinned bpf-linker can be built for.
 pub(crate) const LLVM_VERSIONS: std::ops::RangeInclusive<u32> = 21..=23;
 
+/// Oldest Rust for the programs: the workspace's, because they share `orb8-common` with it.
+pub(crate) const OLDEST_RUST: (u32, u32) = (1, 95);
+
 /// Why the programs could not be built, with the next step.
 #[derive(Debug)]
 pub(crate) struct Failed(String);
@@ -94,9 +97,10 @@ impl Compiler {
 /// Finds a compiler for the BPF target; an error names what to install.
 pub(crate) fn compiler() -> Result<Compiler, Failed> {
     distribution_compiler().or_else(nightly_compiler).ok_or_else(|| {
+        let (major, minor) = OLDEST_RUST;
         Failed(format!(
             "no Rust compiler here has a `core` for {TARGET}; run `make setup`, or install one of: \
-             a distribution's rustc of version 1.91 or newer with its BPF library \
+             a distribution's rustc of version {major}.{minor} or newer with its BPF library \
              (apt-get install rustc-web libstd-rust-web-dev-bpf, or rustc libstd-rust-dev-bpf), \
              rustup's nightly with its source \
              (rustup toolchain install nightly --profile minimal --component rust-src)"
@@ -112,8 +116,8 @@ fn distribution_compiler() -> Option<Compiler> {
         .ok()?
         .filter_map(Result::ok)
         .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"));
-    let llvm = llvm_of(&output(Command::new(&rustc).arg("-vV"))?)?;
-    (has_core && LLVM_VERSIONS.contains(&llvm)).then_some(Compiler::Distribution { rustc, llvm })
+    let llvm = fitting_llvm(&output(Command::new(&rustc).arg("-vV"))?)?;
+    has_core.then_some(Compiler::Distribution { rustc, llvm })
 }
 
 fn nightly_compiler() -> Option<Compiler> {
@@ -127,8 +131,22 @@ fn nightly_compiler() -> Option<Compiler> {
     };
     let sysroot = rustc(&["--print", "sysroot"])?;
     let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml");
-    let llvm = llvm_of(&rustc(&["-vV"])?)?;
-    (source.exists() && LLVM_VERSIONS.contains(&llvm)).then_some(Compiler::Nightly { llvm })
+    let llvm = fitting_llvm(&rustc(&["-vV"])?)?;
+    source.exists().then_some(Compiler::Nightly { llvm })
+}
+
+/// The major LLVM version of the compiler that says so, if the compiler is new enough and the
+/// linker can be built for that LLVM.
+fn fitting_llvm(verbose_version: &str) -> Option<u32> {
+    let llvm = llvm_of(verbose_version)?;
+    (rust_of(verbose_version)? >= OLDEST_RUST && LLVM_VERSIONS.contains(&llvm)).then_some(llvm)
+}
+
+/// The Rust version in the output of `rustc -vV`.
+fn rust_of(verbose_version: &str) -> Option<(u32, u32)> {
+    let release = verbose_version.lines().find_map(|line| line.strip_prefix("release: "))?;
+    let mut numbers = release.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// The major LLVM version in the output of `rustc -vV`.
@@ -236,6 +254,22 @@ mod tests {
         assert_eq!(llvm_of(text), Some(22));
         assert_eq!(llvm_of("rustc 1.96.0\n"), None);
         assert_eq!(llvm_of("LLVM version: unknown\n"), None);
+    }
+
+    #[test]
+    fn a_compiler_that_is_too_old_or_has_another_llvm_does_not_fit() {
+        let says = |rust: &str, llvm: &str| format!("release: {rust}\nLLVM version: {llvm}\n");
+        for (rust, llvm, expected) in [
+            ("1.95.0", "22.1.2", Some(22)),
+            ("1.97.0-nightly", "23.0.0", Some(23)),
+            ("2.0.0", "21.1.0", Some(21)),
+            ("1.94.1", "21.1.8", None),
+            ("1.95.0", "20.1.0", None),
+            ("1.95.0", "24.0.0", None),
+        ] {
+            assert_eq!(fitting_llvm(&says(rust, llvm)), expected, "{rust} {llvm}");
+        }
+        assert_eq!(fitting_llvm("LLVM version: 22.1.2\n"), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! `src/generated` is written by `cargo xtask gen-proto` and checked in, so that nobody who builds
 //! orb8 needs protoc. Nothing here depends on kernel layouts; `wire.rs` and `rows.rs` convert.
+#![forbid(unsafe_code)]
 
 /// Types and services of the package `orb8.v1`.
 #[allow(

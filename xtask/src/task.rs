@@ -26,7 +26,7 @@ pub(crate) enum Task {
     GenProto,
     /// Write every generated file anew
     Generate,
-    /// Check formatting, clippy, documentation, licences and advisories
+    /// Check formatting, clippy and documentation; run cargo-deny where it is installed
     Lint,
     /// Install what a build and the tests need, and say what and why
     Setup,

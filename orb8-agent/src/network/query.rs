@@ -1,7 +1,8 @@
 //! Answers `QueryFlows`: filter, sort and limit over the table in one pass.
 //!
 //! Keeps the best N in a heap, so the pass allocates nothing per row; rows are copied out under
-//! the lock, converted after it.
+//! the lock, converted after it. An answer is charged with the losses of its own interval and no
+//! others, so that what was lost long ago does not make every later answer partial.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,13 +12,14 @@ use orb8_proto::v1::sort::Field;
 use orb8_proto::v1::{AnswerContext, NodeStatus, QueryFlowsRequest, QueryFlowsResponse};
 
 use crate::clock::{self, Clock};
-use crate::event::FlowRecord;
+use crate::event::{FlowRecord, LossRecord};
 use crate::export::feed::{BadRequest, Queries};
 use crate::export::wire as shared_wire;
 use crate::network::matcher::{FilterError, Matcher};
 use crate::network::table::{FlowTable, SharedTable, read};
 use crate::network::wire::Shown;
 use crate::pipeline::ledger::Balance;
+use crate::pipeline::losses;
 use crate::pipeline::runner::{SharedLedger, lock};
 use crate::status::Status;
 
@@ -65,7 +67,8 @@ pub enum QueryError {
 #[derive(Debug)]
 pub struct FlowQuery {
     matcher: Matcher,
-    from_ns: u64,
+    /// `None`: as far back as flows are held.
+    from_ns: Option<u64>,
     to_ns: u64,
     field: Field,
     ascending: bool,
@@ -79,6 +82,9 @@ pub struct Found {
     pub flows: Vec<FlowRecord>,
     /// All that matched.
     pub matched: u64,
+    /// CLOCK_MONOTONIC nanoseconds from which on the answer claims to be complete, and from which
+    /// on a loss belongs to it.
+    pub covers_from_ns: u64,
 }
 
 type Candidate = Reverse<(u64, Reverse<u64>, usize)>;
@@ -112,7 +118,7 @@ impl FlowQuery {
         let field = Field::try_from(sort.field).map_err(|_unknown| QueryError::Sort(sort.field))?;
         Ok(Self {
             matcher,
-            from_ns: if start == 0 { 0 } else { clock::from_unix(start, unix_offset_ns) },
+            from_ns: (start != 0).then(|| clock::from_unix(start, unix_offset_ns)),
             to_ns: if end == 0 { u64::MAX } else { clock::from_unix(end, unix_offset_ns) },
             field,
             ascending: sort.ascending,
@@ -123,16 +129,19 @@ impl FlowQuery {
     /// Runs over a table.
     pub fn run(&mut self, table: &FlowTable) -> Found {
         let mut best: BinaryHeap<Candidate> = BinaryHeap::with_capacity(self.limit + 1);
+        let from_ns = self.from_ns.unwrap_or(0);
         let mut matched = 0;
+        let mut oldest_ns = table.held_since_ns();
         for slot in 0..table.used_rows() {
             let Some(flow) = table.row(slot) else { continue };
-            if flow.last_seen_ns < self.from_ns
+            if flow.last_seen_ns < from_ns
                 || flow.first_seen_ns > self.to_ns
                 || !self.matcher.matches(flow)
             {
                 continue;
             }
             matched += 1;
+            oldest_ns = oldest_ns.min(flow.first_seen_ns);
             let candidate = Reverse((self.rank(table, flow), Reverse(flow.flow_id), slot));
             if best.len() < self.limit {
                 best.push(candidate);
@@ -144,7 +153,12 @@ impl FlowQuery {
         }
         let flows = best.into_sorted_vec();
         let flows = flows.iter().filter_map(|Reverse((_, _, slot))| table.row(*slot));
-        Found { flows: flows.map(|flow| table.record(flow)).collect(), matched }
+        Found {
+            flows: flows.map(|flow| table.record(flow)).collect(),
+            matched,
+            // Before that everything may have been forgotten, and no flow here counted anything.
+            covers_from_ns: self.from_ns.unwrap_or(oldest_ns),
+        }
     }
 
     /// Higher is better.
@@ -162,6 +176,19 @@ impl FlowQuery {
         };
         if self.ascending { !value } else { value }
     }
+}
+
+/// Why an answer is not complete; empty if it is.
+fn why_partial(balance: Balance, health: &str, loss: &[LossRecord]) -> String {
+    let mut reasons = Vec::new();
+    match balance {
+        Balance::Unbalanced { count, .. } => reasons
+            .push(format!("the packet ledger does not add up: {count} packets are unexplained")),
+        Balance::Balanced if !health.is_empty() => reasons.push(health.to_owned()),
+        Balance::Balanced => {}
+    }
+    reasons.extend(loss.iter().map(losses::describe));
+    reasons.join("; ")
 }
 
 /// Answers queries over the agent's table.
@@ -191,18 +218,13 @@ impl Queries for NetworkQueries {
         };
         let (loss, seen, balance) = {
             let ledger = lock(&self.ledger);
-            let lost = ledger.lost_between(query.from_ns, query.to_ns);
+            let lost = ledger.lost_between(found.covers_from_ns, query.to_ns);
             (lost, ledger.seen(), ledger.packets().balance)
         };
         let shown = Shown { node_name: self.status.node_name(), unix_offset_ns };
         let health = self.status.health_message();
-        let message = match balance {
-            Balance::Unbalanced { count, .. } => {
-                format!("the packet ledger does not add up: {count} packets are unexplained")
-            }
-            Balance::Balanced => health.clone(),
-        };
-        let complete = loss.is_empty() && message.is_empty();
+        let message = why_partial(balance, &health, &loss);
+        let complete = message.is_empty();
         Ok(QueryFlowsResponse {
             flows: found.flows.iter().map(|flow| shown.flow(flow)).collect(),
             nodes: vec![NodeStatus {

@@ -71,6 +71,20 @@ pub fn add(sum: &mut Vec<LossRecord>, loss: LossRecord) {
     }
 }
 
+/// A loss in words for a person: how much, where, why.
+#[must_use]
+pub fn describe(loss: &LossRecord) -> String {
+    let LossRecord { stage, reason, volume, events } = loss;
+    let mut lost = Vec::new();
+    if !volume.is_empty() {
+        lost.push(format!("{} packets ({} bytes)", volume.packets, volume.bytes));
+    }
+    if *events != 0 {
+        lost.push(format!("{events} events"));
+    }
+    format!("{stage} lost {}: {reason}", lost.join(" and "))
+}
+
 /// A loss of packets.
 #[must_use]
 pub const fn of_packets(stage: &'static str, reason: &'static str, volume: Volume) -> LossRecord {
@@ -108,6 +122,14 @@ mod tests {
         assert_eq!(events(21, 29), 0);
         assert_eq!(events(41, 50), 0);
         assert_eq!(log.between(15, 15).len(), 2);
+    }
+
+    #[test]
+    fn a_loss_is_told_with_amount_place_and_reason() {
+        let volume = Volume { packets: 3, bytes: 9 };
+        let both = LossRecord { events: 2, ..of_packets("hook", "index_full", volume) };
+        assert_eq!(describe(&both), "hook lost 3 packets (9 bytes) and 2 events: index_full");
+        assert_eq!(describe(&ring(7)), "ring lost 7 events: ring_full");
     }
 
     #[test]

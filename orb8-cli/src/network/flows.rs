@@ -180,9 +180,7 @@ fn print_table(
         // A header over nothing says less than the reason, which is on stderr.
         return Ok(());
     }
-    let first_node = answer.flows.first().map(|flow| &flow.node_name);
-    let several = answer.nodes.len() > 1
-        || answer.flows.iter().any(|flow| Some(&flow.node_name) != first_node);
+    let several = answer.nodes.len() > 1 || rows::of_several_nodes(&answer.flows);
     let columns = table_columns(global, several);
     let look = Look { now_ns: (terminal.clock)(), zone: terminal.zone.clone() };
     let cells: Vec<_> =

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use jiff::tz::TimeZone;
-use orb8_proto::v1::{Endpoint, NetworkFlow, PacketEvent, TcpInfo};
+use orb8_proto::v1::{
+    Endpoint, Event, FlowEvent, NetworkFlow, PacketEvent, TcpInfo, event, flow_event,
+};
 use orb8_query::network::filter::has_ports;
 use orb8_query::network::sort::duration_ns;
 use orb8_query::rows::{EventRecord, FlowRecord};
@@ -232,6 +234,24 @@ pub fn headings(columns: &[&str]) -> Vec<Heading> {
         Heading { title: title.to_uppercase(), right }
     };
     columns.iter().map(heading).collect()
+}
+
+/// A flow that was held already, in the shape of an event: its end, or else an update.
+#[must_use]
+pub fn held(flow: NetworkFlow) -> Event {
+    let ended = flow.state == "ended";
+    let kind = if ended { flow_event::Type::End } else { flow_event::Type::Update };
+    Event {
+        node_name: flow.node_name.clone(),
+        time_ns: flow.last_seen_ns,
+        payload: Some(event::Payload::Flow(FlowEvent { r#type: kind.into(), flow: Some(flow) })),
+    }
+}
+
+/// Whether the flows come from more than one node.
+#[must_use]
+pub fn of_several_nodes(flows: &[NetworkFlow]) -> bool {
+    flows.windows(2).any(|pair| pair[0].node_name != pair[1].node_name)
 }
 
 /// A packet in the shape of a flow, so that it fits the same columns.

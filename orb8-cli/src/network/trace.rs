@@ -111,18 +111,7 @@ async fn watch(
 
 /// Flows that were held already, as updates or ends, oldest first.
 fn held(answer: FlowAnswer) -> impl Iterator<Item = Event> {
-    answer.flows.into_iter().rev().map(|flow| {
-        let ended = flow.state == "ended";
-        let kind = if ended { flow_event::Type::End } else { flow_event::Type::Update };
-        Event {
-            node_name: flow.node_name.clone(),
-            time_ns: flow.last_seen_ns,
-            payload: Some(event::Payload::Flow(FlowEvent {
-                r#type: kind.into(),
-                flow: Some(flow),
-            })),
-        }
-    })
+    answer.flows.into_iter().rev().map(rows::held)
 }
 
 async fn pump(

@@ -681,7 +681,8 @@ pub struct ReasonCount {
     #[prost(uint64, tag = "3")]
     pub bytes: u64,
 }
-/// produced = processed + lost in the ring; offered = delivered + filtered + lost, per subscriber.
+/// produced = processed + rejected + lost in the ring; per subscriber, offered = delivered + filtered
+/// + lost + queued.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EventLedger {
     #[prost(uint64, tag = "1")]

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 
 use super::apt::{self, Package};
 use super::{Need, State, output};
-use crate::probes::build::{self, Compiler, LLVM_VERSIONS};
+use crate::probes::build::{self, Compiler, LLVM_VERSIONS, OLDEST_RUST};
 
 const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.13.0";
@@ -20,9 +20,6 @@ const LINKER_WHY: &str = "links the kernel programs and writes their BTF";
 /// newer than its own, then the names of Debian 13 and Ubuntu.
 const PAIRS: [[&str; 2]; 2] =
     [["rustc-web", "libstd-rust-web-dev-bpf"], ["rustc", "libstd-rust-dev-bpf"]];
-
-/// The first Rust with an LLVM that the linker can be built for.
-const OLDEST_RUST: (u32, u32) = (1, 91);
 
 /// Whether there is a compiler, and which packages bring one.
 pub(super) fn survey_compiler(found: Option<&Compiler>) -> Need {
@@ -173,7 +170,8 @@ mod tests {
     fn versions_are_compared_by_number() {
         for (version, expected) in [
             ("1.96.0+dfsg1-1~deb12u2", true),
-            ("1.91.1", true),
+            ("1.95.0", true),
+            ("1.94.1", false),
             ("2.0", true),
             ("1.85.0+dfsg3-1", false),
             ("1.9", false),
@@ -182,6 +180,16 @@ mod tests {
         ] {
             assert_eq!(is_new_enough(version), expected, "{version}");
         }
+    }
+
+    #[test]
+    fn the_oldest_rust_is_the_one_that_the_workspace_asks_for() {
+        let (major, minor) = OLDEST_RUST;
+        let read = |path: &str| std::fs::read_to_string(crate::root().join(path)).expect(path);
+        let version = format!("rust-version = \"{major}.{minor}\"");
+        assert!(read("Cargo.toml").contains(&version), "Cargo.toml lacks {version}");
+        let shared = read("orb8-common/Cargo.toml");
+        assert!(shared.contains("rust-version.workspace = true"), "{shared}");
     }
 
     #[test]

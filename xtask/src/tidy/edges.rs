@@ -1,6 +1,8 @@
 //! Rule: which crate of ours may depend on which. Tests (dev-dependencies) may reach further,
-//! but no crate outside the agent may reach the agent.
+//! but no crate outside the agent may reach the agent. What is named by path is named by version
+//! too.
 
+use cargo_metadata::semver::VersionReq;
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 use super::{assert_found, assert_none};
@@ -56,6 +58,17 @@ fn edges(packages: &[Package]) -> Vec<(String, String, DependencyKind)> {
         .collect()
 }
 
+/// Dependencies by path that have no version: a crate that has one cannot be packaged.
+fn without_version<'a>(
+    dependencies: impl IntoIterator<Item = (&'a str, &'a str, &'a VersionReq)>,
+) -> Vec<String> {
+    dependencies
+        .into_iter()
+        .filter(|(_, _, version)| version.comparators.is_empty())
+        .map(|(from, to, _)| format!("{from} depends on {to} by path alone, add its version"))
+        .collect()
+}
+
 fn packages(manifest: &str) -> Vec<Package> {
     MetadataCommand::new()
         .manifest_path(crate::root().join(manifest))
@@ -82,6 +95,21 @@ fn every_crate_of_the_workspace_has_a_rule() {
         .filter(|name| !TESTS_ONLY.contains(&name.as_str()))
         .collect();
     assert_none(&unknown);
+}
+
+#[test]
+fn dependencies_by_path_have_a_version() {
+    let packages = packages("Cargo.toml");
+    let by_path = packages.iter().flat_map(|package| {
+        let ours = package.dependencies.iter().filter(|dependency| dependency.path.is_some());
+        ours.map(|to| (package.name.as_str(), to.name.as_str(), &to.req))
+    });
+    assert_none(&without_version(by_path));
+    let (any, some) = (VersionReq::STAR, VersionReq::parse("0.1.0").expect("a version"));
+    assert_found(
+        &without_version([("orb8", "orb8-cli", &any), ("orb8-cli", "orb8-util", &some)]),
+        &["orb8 depends on orb8-cli by path alone"],
+    );
 }
 
 #[test]

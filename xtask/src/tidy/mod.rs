@@ -13,6 +13,7 @@ mod platform;
 mod safety;
 mod source;
 mod supply;
+mod wire;
 
 use source::Source;
 

@@ -1,5 +1,5 @@
 //! Rules about other people's crates, also where cargo-deny is not installed: licences from the
-//! list in `deny.toml`, one registry, no second copy of the big ones.
+//! list in `deny.toml`, one registry, none of its banned crates and no second copy of the big ones.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,14 @@ use cargo_metadata::MetadataCommand;
 
 use super::{assert_found, assert_none};
 
-/// Crates of which two versions would mean two runtimes, two wire codecs or two TLS stacks.
-const SINGLE: [&str; 9] =
-    ["aya", "h2", "http", "hyper", "prost", "rustls", "tokio", "tonic", "tracing-core"];
+/// What `deny.toml` says.
+struct Rules {
+    licences: Vec<String>,
+    /// Crates of which two versions would mean two runtimes, two wire codecs or two TLS stacks.
+    single: Vec<String>,
+    /// Crates of which there may be none.
+    banned: Vec<String>,
+}
 
 /// A dependency: name, version, licence, source; no source means a path.
 struct Crate {
@@ -19,12 +24,15 @@ struct Crate {
     source: Option<String>,
 }
 
-fn violations(crates: &[Crate], allowed: &[String]) -> Vec<String> {
+fn violations(crates: &[Crate], rules: &Rules) -> Vec<String> {
     let mut found = vec![];
     let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for Crate { name, version, licence, source } in crates {
         versions.entry(name).or_default().push(version);
-        if !licence_is_allowed(licence, allowed) {
+        if rules.banned.contains(name) {
+            found.push(format!("{name} {version}: banned"));
+        }
+        if !licence_is_allowed(licence, &rules.licences) {
             found.push(format!("{name} {version}: licence `{licence}` is not allowed"));
         }
         let registry = "registry+https://github.com/rust-lang/crates.io-index";
@@ -32,7 +40,9 @@ fn violations(crates: &[Crate], allowed: &[String]) -> Vec<String> {
             found.push(format!("{name} {version}: not from the public registry"));
         }
     }
-    let twice = versions.iter().filter(|(name, all)| SINGLE.contains(name) && all.len() > 1);
+    let twice = versions
+        .iter()
+        .filter(|(name, all)| rules.single.iter().any(|single| single == *name) && all.len() > 1);
     found.extend(twice.map(|(name, all)| format!("{name}: {} at once", all.join(" and "))));
     found
 }
@@ -77,18 +87,28 @@ fn one<'a>(words: &'a [&'a str], allowed: &[String]) -> (bool, &'a [&'a str]) {
     }
 }
 
-/// The licences that `deny.toml` allows: the quoted words of its list.
-fn allowed_of(deny: &str) -> Vec<String> {
+/// The rules in the text of `deny.toml`: the quoted words of its list of licences, and its entries
+/// of crates, one a line.
+fn rules_of(deny: &str) -> Rules {
     let list = deny.split_once("\nallow = [").map_or("", |(_, list)| list);
     let list = list.split_once(']').map_or("", |(list, _)| list);
-    list.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+    let licences = list.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    let entries = deny.lines().filter_map(|line| {
+        let (name, rest) = line.trim_start().strip_prefix("{ crate = \"")?.split_once('"')?;
+        Some((name.to_owned(), rest.contains("deny-multiple-versions = true")))
+    });
+    let (single, banned): (Vec<_>, Vec<_>) = entries.partition(|(_, single)| *single);
+    let names = |entries: Vec<(String, bool)>| entries.into_iter().map(|(name, _)| name).collect();
+    Rules { licences, single: names(single), banned: names(banned) }
 }
 
 #[test]
 fn crates_come_from_one_place_with_known_licences_and_the_big_ones_once() {
     let deny = std::fs::read_to_string(crate::root().join("deny.toml")).expect("read deny.toml");
-    let allowed = allowed_of(&deny);
-    assert!(!allowed.is_empty(), "deny.toml has no list of licences");
+    let rules = rules_of(&deny);
+    assert!(!rules.licences.is_empty(), "deny.toml has no list of licences");
+    assert!(!rules.single.is_empty(), "deny.toml names no crate of which there must be one copy");
+    assert!(!rules.banned.is_empty(), "deny.toml bans no crate");
     for manifest in ["Cargo.toml", "orb8-probes/Cargo.toml"] {
         let metadata = MetadataCommand::new()
             .manifest_path(crate::root().join(manifest))
@@ -105,7 +125,7 @@ fn crates_come_from_one_place_with_known_licences_and_the_big_ones_once() {
                 source: package.source.map(|source| source.repr),
             })
             .collect();
-        assert_none(&violations(&crates, &allowed));
+        assert_none(&violations(&crates, &rules));
     }
 }
 
@@ -120,12 +140,27 @@ fn strange_licences_sources_and_second_copies_are_found() {
     let crates = [
         dependency("odd", "1.0.0", "GPL-3.0-only", None),
         dependency("far", "1.0.0", "MIT", Some("git+https://example.org/far")),
+        dependency("openssl-sys", "1.0.0", "MIT", None),
         dependency("hyper", "0.14.0", "MIT", None),
         dependency("hyper", "1.0.0", "MIT", None),
     ];
+    let rules = rules_of(
+        r#"[licenses]
+allow = ["MIT"]
+[bans]
+deny = [
+    { crate = "hyper", deny-multiple-versions = true, reason = "one" },
+    { crate = "openssl-sys", reason = "none" },
+]"#,
+    );
     assert_found(
-        &violations(&crates, &["MIT".to_owned()]),
-        &["odd 1.0.0: licence", "far 1.0.0: not from", "hyper: 0.14.0 and 1.0.0"],
+        &violations(&crates, &rules),
+        &[
+            "odd 1.0.0: licence",
+            "far 1.0.0: not from",
+            "openssl-sys 1.0.0: banned",
+            "hyper: 0.14.0 and 1.0.0",
+        ],
     );
 }
 

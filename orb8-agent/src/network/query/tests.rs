@@ -10,8 +10,9 @@ use crate::event::{DrainReport, Event};
 use crate::network::keys;
 use crate::network::table::{FlowProcessor, Limits};
 use crate::pipeline::enricher::EnrichedEvent;
+use crate::pipeline::ledger::{Ledger, Tally};
 use crate::pipeline::processor::{EventProcessor, Output};
-use crate::testing::{count, udp};
+use crate::testing::{ManualClock, count, udp};
 
 const OFFSET: i64 = 1_000_000_000_000;
 
@@ -122,6 +123,90 @@ fn a_request_that_cannot_be_answered_is_refused_with_the_value() {
     let field = Some(condition::Field::Ip(Strings { values: vec!["nowhere".to_owned()] }));
     let all = vec![Condition { side: 0, negate: false, field }];
     check(QueryFlowsRequest { filter: Some(FlowFilter { all }), ..plain() }, "nowhere");
+}
+
+/// The answers of an agent whose table forgot flow 1 at 100 and holds the others, and that lost
+/// packets between 40 and 50.
+struct AfterLoss(NetworkQueries);
+
+impl AfterLoss {
+    fn holding(later: impl IntoIterator<Item = Event>, forgets_the_first: bool) -> Self {
+        let limits = Limits {
+            max_flows: 1_000,
+            history: Duration::ZERO,
+            idle: Duration::from_secs(3600),
+            drain_interval: Duration::from_secs(1),
+        };
+        let table = FlowTable::shared(limits, 1);
+        let mut processor = FlowProcessor::new(Arc::clone(&table));
+        let mut take = |events: Vec<Event>| {
+            let events: Vec<_> = events.into_iter().map(EnrichedEvent::plain).collect();
+            processor.process(&events, &mut Output::default());
+        };
+        take(vec![count(udp(1), 1, 60, 100)]);
+        if forgets_the_first {
+            // Ended flows are kept by the whole second, so the history is over two seconds later.
+            let time_ns = 3_000_000_000;
+            let report = DrainReport { time_ns, ..DrainReport::default() };
+            take(vec![Event::Released(udp(1)), count(udp(9), 1, 60, time_ns)]);
+            take(vec![Event::Drained(Box::new(report))]);
+        }
+        take(later.into_iter().collect());
+        let mut ledger = Ledger::default();
+        let drain = |time_ns| DrainReport { time_ns, ..DrainReport::default() };
+        ledger.close_drain(&drain(40));
+        let mut tally = Tally::default();
+        let volume = crate::event::Volume { packets: 3, bytes: 180 };
+        tally.lose(losses::of_packets("flow_table", "no_room", volume));
+        // Counted before it was lost, as in a table: the ledger still adds up.
+        ledger.apply(&mut tally);
+        ledger.close_drain(&drain(50));
+        ledger.close_drain(&drain(60));
+        Self(NetworkQueries {
+            table,
+            ledger: Arc::new(std::sync::Mutex::new(ledger)),
+            status: Status::new("n1".into()),
+            clock: ManualClock::at(60, OFFSET),
+            max_limit: 100,
+        })
+    }
+
+    fn ask(&self, request: &QueryFlowsRequest) -> (bool, String, usize) {
+        let answer = self.0.query(request).unwrap();
+        let node = &answer.nodes[0];
+        assert_eq!(node.state == "ok", node.complete);
+        assert_eq!(answer.loss.is_empty(), node.message.is_empty());
+        (node.complete, node.message.clone(), answer.flows.len())
+    }
+}
+
+#[test]
+fn an_answer_without_a_beginning_is_charged_with_losses_since_its_oldest_flow() {
+    let plain = QueryFlowsRequest::default();
+    let told = "flow_table lost 3 packets (180 bytes): no_room";
+    let nothing_forgotten = AfterLoss::holding([], false);
+    assert_eq!(nothing_forgotten.ask(&plain), (false, told.to_owned(), 1));
+    let forgotten = AfterLoss::holding([], true);
+    assert_eq!(forgotten.ask(&plain), (true, String::new(), 1), "lost before what is held");
+    let old_flow_is_held = AfterLoss::holding([count(udp(2), 1, 60, 45)], true);
+    assert_eq!(old_flow_is_held.ask(&plain), (false, told.to_owned(), 2));
+}
+
+#[test]
+fn an_old_loss_is_told_to_who_asks_for_its_time_or_for_a_flow_of_it() {
+    let agent = AfterLoss::holding([count(udp(2), 1, 60, 45)], true);
+    let since = |ns: i64| QueryFlowsRequest { start_time_ns: OFFSET + ns, ..Default::default() };
+    assert!(!agent.ask(&since(45)).0);
+    assert!(agent.ask(&since(51)).0);
+    let to = |address: &str| {
+        let field = Some(condition::Field::Ip(Strings { values: vec![address.to_owned()] }));
+        let all = vec![Condition { side: 0, negate: false, field }];
+        QueryFlowsRequest { filter: Some(FlowFilter { all }), ..Default::default() }
+    };
+    let (complete, _, flows) = agent.ask(&to("10.1.0.2"));
+    assert_eq!((complete, flows), (false, 1), "the flow was counted while packets were lost");
+    let (complete, _, flows) = agent.ask(&to("10.1.0.9"));
+    assert_eq!((complete, flows), (true, 1), "the flow began after the loss");
 }
 
 proptest! {
