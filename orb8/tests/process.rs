@@ -298,6 +298,25 @@ fn ctrl_c_and_sigterm_end_a_trace_with_a_summary() {
 }
 
 #[test]
+fn an_agent_that_is_killed_while_watched_is_told_with_the_next_step() {
+    let agent = agent();
+    let address = agent.address();
+    let words = ["--agent", &address, "trace", "network", "-o", "csv", "--fields", "type"];
+    let mut child = spawn(&mut command(&words));
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut lines = String::new();
+    while !lines.ends_with("flow_end\n") {
+        assert_ne!(stdout.read_line(&mut lines).unwrap(), 0, "{lines}");
+    }
+    drop(agent);
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(3));
+    let err = text(&output.stderr).replace(&address, "AGENT");
+    assert!(err.contains("warning: the connection to the agent at AGENT broke: "), "{err}");
+    assert!(err.contains("is the agent still running? See its log, then watch again"), "{err}");
+}
+
+#[test]
 fn ctrl_c_after_a_loss_exits_with_3() {
     let lost = sample::event(THEN, orb8_proto::v1::event::Payload::Loss(sample::loss()));
     let agent = FakeAgent::start(Script { events: vec![lost], ..Script::default() });

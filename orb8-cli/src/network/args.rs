@@ -116,7 +116,9 @@ impl FlowsArgs {
                 "--until lies before --since, so no flow can match; exchange them".to_owned(),
             ));
         }
-        let sort = if self.last.is_some() { Some(LATEST) } else { self.sort };
+        // What is followed comes in the order of time, and a limit must cut at its old end.
+        let latest = self.last.is_some() || self.follow;
+        let sort = if latest { Some(LATEST) } else { self.sort };
         Ok(QueryFlowsRequest {
             limit: self.last.or(self.limit).unwrap_or(0),
             start_time_ns,

@@ -42,7 +42,7 @@ pub async fn run(
             if answer.errors.len() == answer.nodes.len() {
                 return Err(CliError::NoAgent(answer.errors));
             }
-            explain::contexts(&answer, args, &request, terminal);
+            explain::contexts(&answer, args, &request, &[], terminal);
             answer
         }
     };
@@ -53,8 +53,8 @@ pub async fn run(
     }
     print(global, &answer, terminal)?;
     terminal.out.flush()?;
-    explain::cut_short(&answer, terminal);
-    explain::missing(&answer, terminal);
+    explain::cut_short(&answer, args, terminal);
+    explain::missing(&answer, &[], terminal);
     Ok(if answer.is_complete() || global.allow_partial { Exit::Done } else { Exit::Partial })
 }
 
