@@ -195,6 +195,32 @@ fn agents_come_from_the_environment_unless_named() {
 }
 
 #[test]
+fn a_wrong_environment_is_told_by_its_name_and_only_where_it_is_used() {
+    let wrong = |words: &[&str]| finish(spawn(command(words).env("ORB8_AGENT", "http://nowhere")));
+    let agent = agent();
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("environment.jsonl");
+    std::fs::write(&path, run(&["--agent", &agent.address(), "flows", "-o", "jsonl"]).stdout)
+        .unwrap();
+    for words in [
+        &["completions", "bash"][..],
+        &["flows", "--file", path.to_str().unwrap()],
+        &["status", "--agent", &agent.address()],
+        &["--agent", &agent.address(), "flows"],
+        &["status", "--help"],
+    ] {
+        let output = wrong(words);
+        assert_eq!(output.status.code(), Some(0), "{words:?} {output:?}");
+    }
+    assert_snapshot!(page(&wrong(&["flows"])));
+    use std::os::unix::ffi::OsStrExt as _;
+    let bytes = std::ffi::OsStr::from_bytes(b"\xff:1");
+    let script = finish(spawn(command(&["completions", "bash"]).env("ORB8_AGENT", bytes)));
+    assert_eq!(script.status.code(), Some(0), "{script:?}");
+    let status = finish(spawn(command(&["status"]).env("ORB8_AGENT", bytes)));
+    assert_eq!(status.status.code(), Some(2), "{status:?}");
+}
+
+#[test]
 fn agents_before_and_after_the_verb_add_up() {
     let (a, b) = (agent(), agent());
     let (first, second) = (a.address(), b.address());
