@@ -320,6 +320,33 @@ fn a_saved_document_keeps_its_losses_and_missing_nodes() {
 }
 
 #[test]
+fn saved_lines_keep_what_the_answer_lacks() {
+    let mut response = sample::response(NOW);
+    response.flows.truncate(1);
+    response.loss = vec![sample::loss()];
+    response.nodes[0].complete = false;
+    let dead = FakeAgent::start(Script {
+        flows: Err(Status::internal("the flow table is gone")),
+        ..Script::default()
+    });
+    let asked = orb8(&["flows", "-o", "jsonl"], &[&answering(response), &dead], b"");
+    let read = |words: &[&str]| {
+        let words: Vec<&str> = ["flows", "--file", "-"].iter().chain(words).copied().collect();
+        orb8(&words, &[], asked.out.as_bytes())
+    };
+    assert_eq!((asked.exit, read(&[]).exit), (Exit::Partial, Exit::Partial));
+    assert_eq!(read(&["-o", "jsonl"]).out, asked.out);
+    assert_eq!(read(&["--allow-partial"]).exit, Exit::Done);
+    let words = ["-o", "jsonl", "--fields", "src_ip"];
+    assert_snapshot!(read(&words).page());
+    // A missing node alone makes it partial, too.
+    let words = ["flows", "-o", "jsonl"];
+    let asked = orb8(&words, &[&agent(), &dead], b"");
+    let read = orb8(&["flows", "--file", "-"], &[], asked.out.as_bytes());
+    assert_eq!(read.exit, Exit::Partial, "{}", read.err);
+}
+
+#[test]
 fn files_that_are_no_answer_are_told() {
     let read = |input: &str| {
         orb8(&["flows", "--file", "-", "-o", "csv", "--fields", "src_ip"], &[], input.as_bytes())
