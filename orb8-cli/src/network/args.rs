@@ -37,7 +37,7 @@ Examples:
   orb8 trace network -o json | jq -r '[.type, .src_ip, .dst_ip] | @tsv'
 
 Lines are flow_start, flow_update and flow_end. Notices and losses go to stderr, in json and yaml
-also to stdout. Exits with 3 if anything was lost.";
+also to stdout. Exits with 3 if anything was lost or an agent cannot see everything.";
 
 /// `orb8 flows`.
 #[derive(Debug, Args)]
