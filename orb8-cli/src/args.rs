@@ -2,14 +2,14 @@
 //!
 //! What is particular to a feature is in its own `args.rs`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use clap::builder::Styles;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{
-    ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
 };
 use orb8_util::duration::{self, DurationError};
 use orb8_util::net::{HostPort, HostPortError};
@@ -28,6 +28,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 partial (a node is missing or something
 4 not reachable.";
 
 const AGENTS: &str = "agents";
+const FILE: &str = "file";
 
 /// See what goes over the network on a host or in a cluster
 #[derive(Debug, Parser)]
@@ -54,7 +55,7 @@ impl Cli {
     where
         W: Into<OsString> + Clone,
     {
-        let mut command = Self::command();
+        let mut command = command();
         let matches = command.try_get_matches_from_mut(words)?;
         let settled = Self::from_arg_matches(&matches).and_then(|mut cli| {
             let from_environment = std::mem::take(&mut cli.agents.given);
@@ -63,6 +64,19 @@ impl Cli {
         });
         settled.map_err(|error| error.format(&mut command))
     }
+}
+
+/// The whole command line. Verbs that read no file take `--file` too, so that it may be refused with
+/// the reason, but do not offer it.
+#[must_use]
+pub fn command() -> clap::Command {
+    let unoffered = || Arg::new(FILE).long(FILE).value_name("FILE").hide(true);
+    Cli::command()
+        .mut_subcommand("status", |status| status.arg(unoffered()))
+        .mut_subcommand("completions", |completions| completions.arg(unoffered()))
+        .mut_subcommand("trace", |trace| {
+            trace.arg(unoffered()).mut_subcommand("network", |network| network.arg(unoffered()))
+        })
 }
 
 /// The verbs.
@@ -125,23 +139,25 @@ pub struct AgentArgs {
     /// Agent to ask; repeat it for several [default: 127.0.0.1:9090]
     #[arg(id = AGENTS, long = "agent", value_name = "HOST:PORT", display_order = 0)]
     #[arg(env = "ORB8_AGENT", hide_env_values = true, value_delimiter = ',')]
-    #[arg(value_parser = agent)]
-    given: Vec<Given>,
+    // Kept as they were given: the environment must not break a command that asks no agent.
+    #[arg(value_parser = clap::value_parser!(OsString))]
+    given: Vec<OsString>,
 }
 
-/// One value of `--agent`; none if it is empty, as an environment variable may be.
-#[derive(Clone, Debug)]
-struct Given(Option<HostPort>);
-
-fn agent(text: &str) -> Result<Given, HostPortError> {
-    if text.is_empty() { Ok(Given(None)) } else { text.parse().map(Some).map(Given) }
+/// Reads one address; `from` is where it was given.
+fn agent(given: &OsStr, from: &str) -> Result<HostPort, clap::Error> {
+    let text = given.to_string_lossy();
+    text.parse().map_err(|error: HostPortError| {
+        let text = format!("invalid value '{text}' for '{from}': {error}");
+        clap::Error::raw(ErrorKind::ValueValidation, text)
+    })
 }
 
 /// Options of all verbs.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// The agents to ask, never none once [`Cli::read`] has run.
+    /// The agents to ask; none only where the verb asks nobody.
     #[arg(skip)]
     pub agents: Vec<HostPort>,
     /// Read flows saved with -o jsonl instead of asking an agent; - is stdin
@@ -178,13 +194,13 @@ impl GlobalArgs {
     /// agents on the command line.
     fn settle(
         &mut self,
-        from_environment: Vec<Given>,
+        from_environment: Vec<OsString>,
         matches: &ArgMatches,
         verb: &Verb,
     ) -> Result<(), clap::Error> {
         let conflict = |text: &str| Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
         let named = named(matches);
-        if named.iter().any(|given| given.0.is_none()) {
+        if named.iter().any(|given| given.is_empty()) {
             return conflict("--agent is empty, give HOST:PORT such as 127.0.0.1:9090");
         }
         if self.file.is_some() {
@@ -206,8 +222,19 @@ impl GlobalArgs {
                 }
             }
         }
-        let given = if named.is_empty() { from_environment } else { named };
-        self.agents = given.into_iter().filter_map(|given| given.0).collect();
+        if self.file.is_some() || matches!(verb, Verb::Completions { .. }) {
+            return Ok(());
+        }
+        self.agents = if named.is_empty() {
+            // An empty word of a list names nobody.
+            let given = from_environment.iter().filter(|given| !given.is_empty());
+            given.map(|given| agent(given, "ORB8_AGENT")).collect::<Result<_, _>>()?
+        } else {
+            named
+                .iter()
+                .map(|given| agent(given, "--agent <HOST:PORT>"))
+                .collect::<Result<_, _>>()?
+        };
         if self.agents.is_empty() {
             self.agents = vec![HostPort { host: "127.0.0.1".to_owned(), port: 9090 }];
         }
@@ -216,14 +243,14 @@ impl GlobalArgs {
 }
 
 /// The agents on the command line, before and after the verb.
-fn named(matches: &ArgMatches) -> Vec<Given> {
+fn named(matches: &ArgMatches) -> Vec<OsString> {
     let mut found = Vec::new();
     let mut level = Some(matches);
     while let Some(matches) = level {
         // Not every verb has agents, and clap panics when asked for what a verb does not have.
         let present = matches.try_contains_id(AGENTS).unwrap_or(false);
         if present && matches.value_source(AGENTS) == Some(ValueSource::CommandLine) {
-            found.extend(matches.get_many::<Given>(AGENTS).into_iter().flatten().cloned());
+            found.extend(matches.get_many::<OsString>(AGENTS).into_iter().flatten().cloned());
         }
         level = matches.subcommand().map(|(_, matches)| matches);
     }

@@ -77,6 +77,7 @@ impl CliError {
                 } else if all(&[
                     ErrorKind::Unreachable,
                     ErrorKind::Broken,
+                    ErrorKind::Lost,
                     ErrorKind::Timeout,
                     ErrorKind::NotOrb8,
                 ]) {
@@ -113,6 +114,7 @@ pub fn next_step(error: &AgentError) -> &'static str {
         ErrorKind::BadRequest => "change the request",
         ErrorKind::Failed => "see the agent's log and `orb8 status`",
         ErrorKind::Ended => "see the agent's log",
+        ErrorKind::Lost => "is the agent still running? See its log, then watch again",
     }
 }
 

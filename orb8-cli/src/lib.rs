@@ -14,8 +14,6 @@ pub mod terminal;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::CommandFactory;
-
 use args::{Cli, TraceVerb, Verb};
 use error::{CliError, Exit};
 use terminal::Terminal;
@@ -57,7 +55,7 @@ where
 
 fn completions(shell: clap_complete::Shell, terminal: &mut Terminal<'_>) -> Result<Exit, CliError> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "orb8", &mut script);
+    clap_complete::generate(shell, &mut args::command(), "orb8", &mut script);
     terminal.out.write_all(&script)?;
     Ok(Exit::Done)
 }

@@ -190,6 +190,10 @@ fn a_limit_that_cuts_is_told() {
     let run = orb8(&["flows"], &[&answering(response)], b"");
     assert_eq!(run.err, "note: 5 of 5000 matching flows shown; ask for more with --limit\n");
     assert_eq!(run.exit, Exit::Done);
+    let mut response = sample::response(NOW);
+    response.flows.truncate(2);
+    let run = orb8(&["flows", "--last", "2"], &[&answering(response)], b"");
+    assert_eq!(run.err, "note: 2 of 5 matching flows shown; ask for more with --last\n");
 }
 
 #[test]
@@ -316,6 +320,33 @@ fn a_saved_document_keeps_its_losses_and_missing_nodes() {
 }
 
 #[test]
+fn saved_lines_keep_what_the_answer_lacks() {
+    let mut response = sample::response(NOW);
+    response.flows.truncate(1);
+    response.loss = vec![sample::loss()];
+    response.nodes[0].complete = false;
+    let dead = FakeAgent::start(Script {
+        flows: Err(Status::internal("the flow table is gone")),
+        ..Script::default()
+    });
+    let asked = orb8(&["flows", "-o", "jsonl"], &[&answering(response), &dead], b"");
+    let read = |words: &[&str]| {
+        let words: Vec<&str> = ["flows", "--file", "-"].iter().chain(words).copied().collect();
+        orb8(&words, &[], asked.out.as_bytes())
+    };
+    assert_eq!((asked.exit, read(&[]).exit), (Exit::Partial, Exit::Partial));
+    assert_eq!(read(&["-o", "jsonl"]).out, asked.out);
+    assert_eq!(read(&["--allow-partial"]).exit, Exit::Done);
+    let words = ["-o", "jsonl", "--fields", "src_ip"];
+    assert_snapshot!(read(&words).page());
+    // A missing node alone makes it partial, too.
+    let words = ["flows", "-o", "jsonl"];
+    let asked = orb8(&words, &[&agent(), &dead], b"");
+    let read = orb8(&["flows", "--file", "-"], &[], asked.out.as_bytes());
+    assert_eq!(read.exit, Exit::Partial, "{}", read.err);
+}
+
+#[test]
 fn files_that_are_no_answer_are_told() {
     let read = |input: &str| {
         orb8(&["flows", "--file", "-", "-o", "csv", "--fields", "src_ip"], &[], input.as_bytes())
@@ -354,12 +385,73 @@ fn following_prints_held_flows_first_and_then_events() {
 }
 
 #[test]
-fn following_without_bounds_asks_for_no_held_flows() {
+fn following_without_bounds_asks_only_whether_the_agent_can_see() {
     let agent = FakeAgent::start(Script { end: End::Close, ..Script::default() });
     let run = orb8(&["flows", "-f", "--interval", "250ms"], &[&agent], b"");
     assert_eq!(run.exit, Exit::Partial, "the agent ended the stream");
-    assert!(agent.asked().flows.is_empty());
+    let limits: Vec<u32> = agent.asked().flows.iter().map(|request| request.limit).collect();
+    assert_eq!(limits, [1]);
     assert_eq!(agent.asked().streams[0].update_interval_ms, 250);
+}
+
+/// Follows an agent that holds this and tells nothing more.
+fn follow(words: &[&str], response: QueryFlowsResponse) -> (Run, FakeAgent) {
+    let agent = answering(response);
+    let words: Vec<&str> =
+        ["flows", "-f", "--duration", "50ms"].iter().chain(words).copied().collect();
+    (orb8(&words, &[&agent], b""), agent)
+}
+
+#[test]
+fn following_since_asks_for_the_latest_and_prints_the_oldest_first() {
+    let mut response = sample::response(NOW);
+    response.matched = 1509;
+    let words = ["--since", "2h", "-o", "csv", "--fields", "time_ns"];
+    let (run, agent) = follow(&words, response);
+    let asked = agent.asked().flows.remove(0);
+    assert_eq!((asked.limit, asked.start_time_ns), (0, NOW - 2 * sample::HOUR));
+    assert_eq!(asked.sort, Some(Sort { field: SortField::LastSeen.into(), ascending: false }));
+    // The one whose time is not known comes before all others.
+    let times: Vec<i64> =
+        run.out.lines().skip(1).map(|line| line.parse().unwrap_or_default()).collect();
+    assert_eq!(times.len(), 5);
+    assert!(times.is_sorted(), "{times:?}");
+    assert_eq!(
+        run.err,
+        "note: the answer of node-a holds from 2026-01-31T11:00:00.000Z on; what ended before may \
+         be forgotten\n\
+         note: 5 of 1509 matching flows shown; ask for more with --last\n\
+         note: 0 flows started, 0 ended, 0 updates; nothing lost\n\
+         note: nothing went by on node-a: no packets seen on 1 interface meanwhile\n"
+    );
+    assert_eq!(run.exit, Exit::Done);
+}
+
+#[test]
+fn following_says_why_nothing_that_is_held_matches() {
+    let mut response = sample::response(NOW);
+    response.flows.clear();
+    response.matched = 0;
+    let (run, _) = follow(&["--last", "5", "--port", "1"], response);
+    assert!(
+        run.err.starts_with("note: no flows on node-a: 5 flows held, none matches --port 1\n"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
+fn following_a_blind_agent_says_so_once_and_exits_with_3() {
+    let mut response = sample::response(NOW);
+    response.flows.clear();
+    response.nodes[0].complete = false;
+    response.nodes[0].state = "partial".to_owned();
+    response.nodes[0].message = "CAP_BPF is missing".to_owned();
+    let context = response.context.as_mut().unwrap();
+    context.interfaces_attached = 0;
+    context.health_message = "CAP_BPF is missing".to_owned();
+    let (run, _) = follow(&["--last", "5"], response);
+    assert_snapshot!(run.page());
 }
 
 #[test]

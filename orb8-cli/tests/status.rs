@@ -66,6 +66,36 @@ fn fields_choose_columns_and_keys() {
 }
 
 #[test]
+fn every_path_of_the_json_is_a_field_in_every_format() {
+    fn walk(value: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+        for (key, value) in value.as_object().into_iter().flatten() {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            walk(value, &path, found);
+            found.push(path);
+        }
+    }
+    let json = serde_json::from_str(&status(&["-o", "json"]).out).unwrap();
+    let mut paths = Vec::new();
+    walk(&json, "", &mut paths);
+    assert!(paths.iter().any(|path| path == "packet_ledger.lost"), "{paths:?}");
+    let chosen = paths.join(",");
+    for format in ["table", "json", "jsonl", "yaml", "csv"] {
+        let run = status(&["-o", format, "--fields", &chosen]);
+        assert_eq!(run.exit, Exit::Done, "{format}: {}", run.err);
+    }
+    let lost = unwell(&["-o", "csv", "--fields", "packet_ledger.lost,event_ledger.produced"]);
+    assert_snapshot!("fields_lists_csv", lost.page());
+}
+
+#[test]
+fn every_column_of_csv_is_a_path_of_the_json() {
+    let paths = orb8_cli::status::rows::paths();
+    for leaf in orb8_cli::status::rows::LEAVES {
+        assert!(paths.iter().any(|path| path == leaf), "{leaf}");
+    }
+}
+
+#[test]
 fn several_agents_are_pages_or_one_document() {
     let second = AgentStatus { node_name: "node-b".to_owned(), ..AgentStatus::default() };
     let agents = [agent(sample::status(NOW)), agent(second)];

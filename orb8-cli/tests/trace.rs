@@ -3,9 +3,11 @@
 mod support;
 
 use insta::assert_snapshot;
+use orb8_cli::args::{Cli, TraceVerb, TraceWord, Verb};
 use orb8_cli::error::Exit;
+use orb8_cli::network::explain;
 use orb8_proto::v1::event::Payload;
-use orb8_proto::v1::{Event, Loss};
+use orb8_proto::v1::{AnswerContext, Event, Loss};
 use support::fake_agent::{End, FakeAgent, Script};
 use support::{NOW, Run, orb8, orb8_until, sample};
 use tonic::Status;
@@ -114,13 +116,77 @@ fn a_missing_agent_is_named_while_the_others_are_watched() {
 
 #[test]
 fn a_duration_ends_a_quiet_trace() {
-    let quiet = agent(Vec::new(), End::Open);
+    let flows = Ok(sample::response(NOW));
+    let quiet = FakeAgent::start(Script { flows, ..Script::default() });
     for verb in ["trace network", "flows --follow"] {
         let words: Vec<&str> = verb.split(' ').chain(["--duration", "50ms"]).collect();
         let run = orb8(&words, &[&quiet], b"");
-        assert_eq!(run.err, "note: 0 flows started, 0 ended, 0 updates; nothing lost\n");
+        assert_eq!(
+            run.err,
+            "note: 0 flows started, 0 ended, 0 updates; nothing lost\n\
+             note: nothing went by on node-a: no packets seen on 1 interface meanwhile\n"
+        );
         assert_eq!(run.exit, Exit::Done);
     }
+}
+
+fn seeing(change: impl FnOnce(&mut AnswerContext)) -> FakeAgent {
+    let mut response = sample::response(NOW);
+    change(response.context.as_mut().expect("a context"));
+    FakeAgent::start(Script { flows: Ok(response), ..Script::default() })
+}
+
+#[test]
+fn a_blind_agent_is_told_and_exits_with_3() {
+    let words = ["trace", "network", "--duration", "50ms"];
+    let unattached = || {
+        seeing(|context| {
+            context.interfaces_attached = 0;
+            context.health_message = "CAP_BPF is missing".to_owned();
+        })
+    };
+    assert_snapshot!("blind_table", orb8(&words, &[&unattached()], b"").page());
+    let run = orb8(&[&words[..], &["-o", "json"]].concat(), &[&unattached()], b"");
+    assert_snapshot!("blind_json", run.page());
+    let run = orb8(&[&words[..], &["--allow-partial"]].concat(), &[&unattached()], b"");
+    assert_eq!(run.exit, Exit::Done);
+    let ill = seeing(|context| context.health_message = "eth1 cannot be attached".to_owned());
+    assert_snapshot!("blind_ill", orb8(&words, &[&ill], b"").page());
+}
+
+#[test]
+fn an_agent_that_cannot_say_what_it_sees_is_not_complete() {
+    let flows = Err(Status::internal("the flow table is gone"));
+    let agent =
+        FakeAgent::start(Script { flows, events: sample::events(NOW), ..Script::default() });
+    let words = ["trace", "network", "-o", "csv", "--fields", "type"];
+    let run = orb8_until(&words, &[&agent], "flow_end");
+    assert!(run.err.contains("the flow table is gone"), "{}", run.err);
+    assert_eq!(run.exit, Exit::Partial);
+}
+
+#[test]
+fn a_quiet_watch_tells_packets_that_went_by_from_none() {
+    let told = |words: &[&str], seen: u64| {
+        let cli = Cli::read(["orb8", "trace", "network"].iter().chain(words)).unwrap();
+        let Verb::Trace(TraceWord { verb: TraceVerb::Network(args), .. }) = cli.verb else {
+            panic!("{words:?} is no trace");
+        };
+        let before = ("node-a".to_owned(), sample::context(NOW));
+        let mut now = before.clone();
+        now.1.packets_seen += seen;
+        explain::quiet(&[before], &[now], &args.filter).join("")
+    };
+    let why = "nothing went by on node-a: ";
+    assert_eq!(told(&[], 0), format!("{why}no packets seen on 1 interface meanwhile"));
+    assert_eq!(
+        told(&[], 7),
+        format!("{why}7 packets seen meanwhile, but no flow told yet; watch for longer")
+    );
+    assert_eq!(
+        told(&["--port", "443"], 7),
+        format!("{why}7 packets seen meanwhile, none told matches --port 443")
+    );
 }
 
 #[test]

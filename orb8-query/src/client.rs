@@ -51,6 +51,14 @@ impl Client {
         &self.agents
     }
 
+    /// A client for those of its agents that are not among `gone`.
+    #[must_use]
+    pub fn without(&self, gone: &[AgentError]) -> Self {
+        let is_gone = |address: &&HostPort| gone.iter().any(|error| error.address == **address);
+        let agents = self.agents.iter().filter(|address| !is_gone(address)).cloned().collect();
+        Self { agents, timeout: self.timeout }
+    }
+
     /// Asks all agents for flows and merges what they say; sorts and limits the whole again.
     pub async fn query_flows(&self, request: &QueryFlowsRequest) -> FlowAnswer {
         let parts = join_all(self.agents.iter().map(|address| async move {

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Failed,
     /// The agent ended a stream that should have gone on.
     Ended,
+    /// The connection broke while a stream was open.
+    Lost,
 }
 
 /// One agent did not answer, or not to the end.
@@ -46,7 +48,7 @@ impl AgentError {
     #[must_use]
     pub fn state(&self) -> &'static str {
         match self.kind {
-            ErrorKind::Unreachable | ErrorKind::Broken => "unreachable",
+            ErrorKind::Unreachable | ErrorKind::Broken | ErrorKind::Lost => "unreachable",
             ErrorKind::Timeout => "timeout",
             ErrorKind::NotOrb8 | ErrorKind::BadRequest | ErrorKind::Failed | ErrorKind::Ended => {
                 "error"
@@ -58,7 +60,9 @@ impl AgentError {
         let Self { address, kind, cause } = self;
         match kind {
             ErrorKind::Unreachable => format!("cannot reach the agent at {address}: {cause}"),
-            ErrorKind::Broken => format!("the connection to the agent at {address} broke: {cause}"),
+            ErrorKind::Broken | ErrorKind::Lost => {
+                format!("the connection to the agent at {address} broke: {cause}")
+            }
             ErrorKind::Timeout => format!("the agent at {address} did not answer {cause}"),
             ErrorKind::NotOrb8 => {
                 format!("what listens at {address} does not answer as an orb8 agent: {cause}")
@@ -95,7 +99,14 @@ impl AgentError {
                 kind: ErrorKind::Ended,
                 cause: status.message().to_owned(),
             },
-            _ => Self::status(address, timeout, status),
+            _ => {
+                let mut error = Self::status(address, timeout, status);
+                // It has spoken gRPC as an orb8 agent until then.
+                if matches!(error.kind, ErrorKind::Broken | ErrorKind::NotOrb8) {
+                    error.kind = ErrorKind::Lost;
+                }
+                error
+            }
         }
     }
 

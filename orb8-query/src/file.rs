@@ -1,6 +1,7 @@
 //! Flows from a saved file instead of an agent, under the same selection, order and limit.
 //!
-//! Reads what `orb8` prints: one flow per line (`-o jsonl`), a recorded stream, whose flows count in
+//! Reads what `orb8` prints: one flow per line (`-o jsonl`), with lines of what an answer lacks after
+//! them, a recorded stream, whose flows count in
 //! their latest state, or the document of `-o json`. Knows nothing of where the bytes come from.
 
 use std::collections::HashMap;
@@ -19,7 +20,8 @@ use crate::rows::{FlowRecord, LossRecord, NodeRecord};
 pub struct FileAnswer {
     /// Sorted and limited as requested.
     pub flows: Vec<NetworkFlow>,
-    /// The nodes that a saved document names; empty where the file does not say.
+    /// The nodes that a saved document names, or lines of what an answer lacks; empty where the file
+    /// does not say.
     pub nodes: Vec<NodeStatus>,
     /// The losses that the file tells.
     pub loss: Vec<Loss>,
@@ -116,6 +118,7 @@ impl Reader {
                 let flow = flow(&value)?;
                 self.streamed_state(flow);
             }
+            Some("node") => self.nodes.push(read::<NodeRecord>(&value)?.into()),
             Some("loss") => self.losses.push(read::<LossRecord>(&value)?.into()),
             // Packets, notices and what a later version adds are no flows.
             Some(_) => {}

@@ -195,6 +195,32 @@ fn agents_come_from_the_environment_unless_named() {
 }
 
 #[test]
+fn a_wrong_environment_is_told_by_its_name_and_only_where_it_is_used() {
+    let wrong = |words: &[&str]| finish(spawn(command(words).env("ORB8_AGENT", "http://nowhere")));
+    let agent = agent();
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("environment.jsonl");
+    std::fs::write(&path, run(&["--agent", &agent.address(), "flows", "-o", "jsonl"]).stdout)
+        .unwrap();
+    for words in [
+        &["completions", "bash"][..],
+        &["flows", "--file", path.to_str().unwrap()],
+        &["status", "--agent", &agent.address()],
+        &["--agent", &agent.address(), "flows"],
+        &["status", "--help"],
+    ] {
+        let output = wrong(words);
+        assert_eq!(output.status.code(), Some(0), "{words:?} {output:?}");
+    }
+    assert_snapshot!(page(&wrong(&["flows"])));
+    use std::os::unix::ffi::OsStrExt as _;
+    let bytes = std::ffi::OsStr::from_bytes(b"\xff:1");
+    let script = finish(spawn(command(&["completions", "bash"]).env("ORB8_AGENT", bytes)));
+    assert_eq!(script.status.code(), Some(0), "{script:?}");
+    let status = finish(spawn(command(&["status"]).env("ORB8_AGENT", bytes)));
+    assert_eq!(status.status.code(), Some(2), "{status:?}");
+}
+
+#[test]
 fn agents_before_and_after_the_verb_add_up() {
     let (a, b) = (agent(), agent());
     let (first, second) = (a.address(), b.address());
@@ -295,6 +321,25 @@ fn ctrl_c_and_sigterm_end_a_trace_with_a_summary() {
              note: 1 flow started, 1 ended, 1 update, 1 packet; nothing lost\n--- exit 0 ---"
         );
     }
+}
+
+#[test]
+fn an_agent_that_is_killed_while_watched_is_told_with_the_next_step() {
+    let agent = agent();
+    let address = agent.address();
+    let words = ["--agent", &address, "trace", "network", "-o", "csv", "--fields", "type"];
+    let mut child = spawn(&mut command(&words));
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut lines = String::new();
+    while !lines.ends_with("flow_end\n") {
+        assert_ne!(stdout.read_line(&mut lines).unwrap(), 0, "{lines}");
+    }
+    drop(agent);
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(3));
+    let err = text(&output.stderr).replace(&address, "AGENT");
+    assert!(err.contains("warning: the connection to the agent at AGENT broke: "), "{err}");
+    assert!(err.contains("is the agent still running? See its log, then watch again"), "{err}");
 }
 
 #[test]

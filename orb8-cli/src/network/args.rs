@@ -37,7 +37,7 @@ Examples:
   orb8 trace network -o json | jq -r '[.type, .src_ip, .dst_ip] | @tsv'
 
 Lines are flow_start, flow_update and flow_end. Notices and losses go to stderr, in json and yaml
-also to stdout. Exits with 3 if anything was lost.";
+also to stdout. Exits with 3 if anything was lost or an agent cannot see everything.";
 
 /// `orb8 flows`.
 #[derive(Debug, Args)]
@@ -116,7 +116,9 @@ impl FlowsArgs {
                 "--until lies before --since, so no flow can match; exchange them".to_owned(),
             ));
         }
-        let sort = if self.last.is_some() { Some(LATEST) } else { self.sort };
+        // What is followed comes in the order of time, and a limit must cut at its old end.
+        let latest = self.last.is_some() || self.follow;
+        let sort = if latest { Some(LATEST) } else { self.sort };
         Ok(QueryFlowsRequest {
             limit: self.last.or(self.limit).unwrap_or(0),
             start_time_ns,

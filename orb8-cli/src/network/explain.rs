@@ -7,18 +7,21 @@ use orb8_query::FlowAnswer;
 use orb8_util::{format, time};
 
 use super::args::FlowsArgs;
+use super::filter_args::FilterArgs;
 use super::flows::warn_missing;
 use crate::terminal::Terminal;
 
-/// Explains an empty answer of agents, and one that reaches back further than they remember.
+/// Explains an empty answer of agents, and one that reaches back further than they remember. Does
+/// not repeat why the `blind` nodes have nothing to say.
 pub fn contexts(
     answer: &FlowAnswer,
     args: &FlowsArgs,
     request: &QueryFlowsRequest,
+    blind: &[Blind],
     terminal: &mut Terminal<'_>,
 ) {
     for (node, context) in &answer.contexts {
-        if answer.flows.is_empty() {
+        if answer.flows.is_empty() && !is_told(blind, node) {
             let why = why_empty(context, args, request, terminal);
             terminal.note(format!("no flows on {node}: {why}"));
         }
@@ -40,6 +43,78 @@ pub fn contexts(
     }
 }
 
+/// A node that cannot see what it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blind {
+    /// Its name.
+    pub node: String,
+    /// Why, with the next step.
+    pub why: String,
+}
+
+/// The nodes of an answer that cannot see all that they should.
+#[must_use]
+pub fn blind(answer: &FlowAnswer) -> Vec<Blind> {
+    let blind = |(node, context): &(String, AnswerContext)| {
+        Some(Blind { node: node.clone(), why: not_attached(context).or_else(|| ill(context))? })
+    };
+    answer.contexts.iter().filter_map(blind).collect()
+}
+
+fn is_told(blind: &[Blind], node: &str) -> bool {
+    blind.iter().any(|told| told.node == node)
+}
+
+fn not_attached(context: &AnswerContext) -> Option<String> {
+    let health = context.health_message.trim();
+    let cause = if health.is_empty() { "" } else { ": " };
+    (context.interfaces_attached == 0).then(|| {
+        format!(
+            "the agent is not attached to any interface{cause}{health}; `orb8 status` has the remedy"
+        )
+    })
+}
+
+fn ill(context: &AnswerContext) -> Option<String> {
+    let health = context.health_message.trim();
+    (!health.is_empty())
+        .then(|| format!("the agent is not healthy: {health}; `orb8 status` has the remedy"))
+}
+
+/// Why no event went by while watching: what the agents say now beside what they said `before`. Of
+/// one that could see nothing from the start that has been told.
+#[must_use]
+pub fn quiet(
+    before: &[(String, AnswerContext)],
+    now: &[(String, AnswerContext)],
+    filter: &FilterArgs,
+) -> Vec<String> {
+    let why = |(node, context): &(String, AnswerContext)| {
+        let began = before.iter().find(|(name, _)| name == node);
+        if began.and_then(|(_, context)| not_attached(context)).is_some() {
+            return None;
+        }
+        let seen = context
+            .packets_seen
+            .saturating_sub(began.map_or(0, |(_, context)| context.packets_seen));
+        let why = not_attached(context).unwrap_or_else(|| {
+            if seen == 0 {
+                let interfaces = counted(u64::from(context.interfaces_attached), "interface");
+                return format!("no packets seen on {interfaces} meanwhile");
+            }
+            let packets = counted(seen, "packet");
+            let words = filter.describe();
+            if words.is_empty() {
+                format!("{packets} seen meanwhile, but no flow told yet; watch for longer")
+            } else {
+                format!("{packets} seen meanwhile, none told matches {words}")
+            }
+        });
+        Some(format!("nothing went by on {node}: {why}"))
+    };
+    now.iter().filter_map(why).collect()
+}
+
 fn why_empty(
     context: &AnswerContext,
     args: &FlowsArgs,
@@ -48,11 +123,8 @@ fn why_empty(
 ) -> String {
     let AnswerContext { flows_held, packets_seen, interfaces_attached, .. } = context;
     let health = context.health_message.trim();
-    if *interfaces_attached == 0 {
-        let cause = if health.is_empty() { "" } else { ": " };
-        return format!(
-            "the agent is not attached to any interface{cause}{health}; `orb8 status` has the remedy"
-        );
+    if let Some(why) = not_attached(context) {
+        return why;
     }
     if *packets_seen == 0 {
         let interfaces = counted(u64::from(*interfaces_attached), "interface");
@@ -118,23 +190,27 @@ fn none_match(
 }
 
 /// Says that more flows match than are shown.
-pub fn cut_short(answer: &FlowAnswer, terminal: &mut Terminal<'_>) {
+pub fn cut_short(answer: &FlowAnswer, args: &FlowsArgs, terminal: &mut Terminal<'_>) {
     let shown = u64::try_from(answer.flows.len()).unwrap_or(u64::MAX);
     if answer.matched > shown && shown > 0 {
         terminal.note(format!(
-            "{shown} of {} matching flows shown; ask for more with --limit",
-            answer.matched
+            "{shown} of {} matching flows shown; ask for more with {}",
+            answer.matched,
+            // The two exclude each other, and what is followed has no --limit.
+            if args.follow || args.last.is_some() { "--last" } else { "--limit" }
         ));
     }
 }
 
-/// Names the nodes that are missing or incomplete, and the losses.
-pub fn missing(answer: &FlowAnswer, terminal: &mut Terminal<'_>) {
+/// Names the nodes that are missing or incomplete, and the losses. Does not repeat what is wrong
+/// with the `blind` nodes.
+pub fn missing(answer: &FlowAnswer, blind: &[Blind], terminal: &mut Terminal<'_>) {
     warn_missing(&answer.errors, terminal);
-    let told = |node: &&NodeStatus| {
-        !answer.errors.iter().any(|error| error.address.to_string() == node.node_name)
+    let untold = |node: &&NodeStatus| {
+        !is_told(blind, &node.node_name)
+            && !answer.errors.iter().any(|error| error.address.to_string() == node.node_name)
     };
-    for node in answer.nodes.iter().filter(told) {
+    for node in answer.nodes.iter().filter(untold) {
         let NodeStatus { node_name, state, complete, message } = node;
         let separator = if message.is_empty() { "" } else { ": " };
         if state != "ok" {

@@ -2,6 +2,7 @@
 //! events.
 
 use std::fs::File;
+use std::io::Write;
 
 use orb8_proto::v1::{NetworkFlow, QueryFlowsRequest};
 use orb8_query::file::{self, FileError};
@@ -42,7 +43,7 @@ pub async fn run(
             if answer.errors.len() == answer.nodes.len() {
                 return Err(CliError::NoAgent(answer.errors));
             }
-            explain::contexts(&answer, args, &request, terminal);
+            explain::contexts(&answer, args, &request, &[], terminal);
             answer
         }
     };
@@ -53,8 +54,8 @@ pub async fn run(
     }
     print(global, &answer, terminal)?;
     terminal.out.flush()?;
-    explain::cut_short(&answer, terminal);
-    explain::missing(&answer, terminal);
+    explain::cut_short(&answer, args, terminal);
+    explain::missing(&answer, &[], terminal);
     Ok(if answer.is_complete() || global.allow_partial { Exit::Done } else { Exit::Partial })
 }
 
@@ -110,13 +111,16 @@ fn print(
         Format::Table | Format::Wide => print_table(global, answer, terminal),
         Format::Json => json::document(out, &document(global, answer)),
         Format::Yaml => yaml::document(out, &document(global, answer), false),
-        Format::Jsonl => answer.flows.iter().try_for_each(|flow| {
-            if global.fields.is_empty() {
-                json::line(out, &FlowRecord::from(flow))
-            } else {
-                json::line(out, &fields::project(Line::flow(flow).json(), &global.fields))
-            }
-        }),
+        Format::Jsonl => {
+            answer.flows.iter().try_for_each(|flow| {
+                if global.fields.is_empty() {
+                    json::line(out, &FlowRecord::from(flow))
+                } else {
+                    json::line(out, &fields::project(Line::flow(flow).json(), &global.fields))
+                }
+            })?;
+            print_lacks(answer, out)
+        }
         Format::Csv => {
             let columns = csv_columns(global);
             if !global.no_headers {
@@ -128,6 +132,26 @@ fn print(
                 .try_for_each(|flow| csv::row(out, &columns, Line::flow(flow).json()))
         }
     }
+}
+
+/// A line of jsonl that is no flow.
+#[derive(Serialize)]
+struct Lack<T> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(flatten)]
+    record: T,
+}
+
+/// Writes what the answer lacks: a file of flows alone would pass for a whole answer.
+fn print_lacks(answer: &FlowAnswer, out: &mut dyn Write) -> Result<(), CliError> {
+    for node in answer.nodes.iter().filter(|node| node.state != "ok" || !node.complete) {
+        json::line(out, &Lack { kind: "node", record: NodeRecord::from(node) })?;
+    }
+    for loss in &answer.loss {
+        json::line(out, &Lack { kind: "loss", record: LossRecord::from(loss) })?;
+    }
+    Ok(())
 }
 
 fn document(global: &GlobalArgs, answer: &FlowAnswer) -> Document {

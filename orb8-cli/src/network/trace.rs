@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use orb8_proto::v1::{
-    Event, FlowEvent, Loss, NetworkFlow, Notice, QueryFlowsRequest, StreamEventsRequest, event,
-    flow_event,
+    AnswerContext, Event, FlowEvent, Loss, NetworkFlow, Notice, QueryFlowsRequest,
+    StreamEventsRequest, event, flow_event,
 };
 use orb8_query::rows::EventRecord;
 use orb8_query::stream::{EventStream, StreamItem};
@@ -19,7 +19,8 @@ use orb8_query::{AgentError, Client, ErrorKind, FlowAnswer, answer};
 use serde_json::Value;
 
 use super::args::{FlowsArgs, TraceArgs};
-use super::explain::{self, counted};
+use super::explain::{self, Blind, counted};
+use super::filter_args::FilterArgs;
 use super::flows::{csv_columns, table_columns, warn_missing};
 use super::rows::{self, COMPOSED, LEAVES, Line, Look};
 use crate::args::GlobalArgs;
@@ -44,7 +45,13 @@ pub async fn run(
 ) -> Result<Exit, CliError> {
     check_fields(global)?;
     let mut printer = Printer::new(global, terminal.out_color);
-    watch(global, &args.subscription(), args.duration, None, &mut printer, terminal).await
+    let watched = Watched {
+        subscription: args.subscription(),
+        duration: args.duration,
+        filter: &args.filter,
+        first: None,
+    };
+    watch(global, &watched, &mut printer, terminal).await
 }
 
 /// Runs `flows --follow`: the flows that were asked for first, then events.
@@ -58,9 +65,34 @@ pub async fn follow(
     terminal: &mut Terminal<'_>,
 ) -> Result<Exit, CliError> {
     check_fields(global)?;
-    let first = (args.last.is_some() || args.since.is_some()).then_some(request);
     let mut printer = Printer::new(global, terminal.out_color);
-    watch(global, &args.subscription(), args.duration, first, &mut printer, terminal).await
+    let watched = Watched {
+        subscription: args.subscription(),
+        duration: args.duration,
+        filter: &args.filter,
+        first: (args.last.is_some() || args.since.is_some()).then_some((args, request)),
+    };
+    watch(global, &watched, &mut printer, terminal).await
+}
+
+/// What is watched.
+struct Watched<'a> {
+    subscription: StreamEventsRequest,
+    duration: Option<Duration>,
+    filter: &'a FilterArgs,
+    /// The flows that are held already and wanted first.
+    first: Option<(&'a FlowsArgs, &'a QueryFlowsRequest)>,
+}
+
+impl Watched<'_> {
+    /// What the agents are asked before and after: whether they can see what is to be watched.
+    fn probe(&self) -> QueryFlowsRequest {
+        QueryFlowsRequest {
+            limit: 1,
+            filter: self.subscription.filter.clone(),
+            ..QueryFlowsRequest::default()
+        }
+    }
 }
 
 fn check_fields(global: &GlobalArgs) -> Result<(), CliError> {
@@ -74,39 +106,97 @@ fn check_fields(global: &GlobalArgs) -> Result<(), CliError> {
 
 async fn watch(
     global: &GlobalArgs,
-    subscription: &StreamEventsRequest,
-    limit: Option<Duration>,
-    first: Option<&QueryFlowsRequest>,
+    watched: &Watched<'_>,
     printer: &mut Printer<'_>,
     terminal: &mut Terminal<'_>,
 ) -> Result<Exit, CliError> {
     let client = Client::new(&global.agents, global.timeout);
     // Subscribed before the query, so that nothing falls between the two.
-    let (stream, errors) = client.stream(subscription).await;
+    let (stream, errors) = client.stream(&watched.subscription).await;
     if errors.len() == client.agents().len() {
         return Err(CliError::NoAgent(errors));
     }
     warn_missing(&errors, terminal);
-    let mut tally = Tally { missing: !errors.is_empty(), ..Tally::default() };
+    let mut tally = Tally { missing: !errors.is_empty(), gone: errors, ..Tally::default() };
     printer.start(terminal)?;
-    if let Some(request) = first {
-        let answer = client.query_flows(request).await;
-        tally.missing |= !answer.is_complete();
-        explain::missing(&answer, terminal);
-        for event in held(answer) {
-            printer.event(&event, terminal)?;
-        }
-    }
+    let before = open(&client, watched, &mut tally, printer, terminal).await?;
     let deadline = async {
-        match limit {
+        match watched.duration {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         }
     };
     pump(stream, deadline, &mut tally, printer, terminal).await?;
     terminal.out.flush()?;
+    let quiet = quiet(&client, watched, &before, &mut tally, terminal).await;
     tally.sum_up(terminal);
+    quiet.into_iter().for_each(|why| terminal.note(why));
     Ok(if tally.is_complete() || global.allow_partial { Exit::Done } else { Exit::Partial })
+}
+
+/// Asks who can see and prints the flows that are wanted first; gives what the agents said.
+async fn open(
+    client: &Client,
+    watched: &Watched<'_>,
+    tally: &mut Tally,
+    printer: &mut Printer<'_>,
+    terminal: &mut Terminal<'_>,
+) -> Result<Vec<(String, AnswerContext)>, CliError> {
+    let client = client.without(&tally.gone);
+    let probe = watched.probe();
+    let request = watched.first.map_or(&probe, |(_, request)| request);
+    let answer = client.query_flows(request).await;
+    let contexts = answer.contexts.clone();
+    let blind = explain::blind(&answer);
+    tally.missing |= !blind.is_empty() || !answer.errors.is_empty();
+    for node in &blind {
+        tell_blind(node, printer, terminal)?;
+    }
+    let Some((args, request)) = watched.first else {
+        // What was lost before is no loss of what is watched from now on.
+        warn_missing(&answer.errors, terminal);
+        return Ok(contexts);
+    };
+    tally.missing |= !answer.is_complete();
+    explain::contexts(&answer, args, request, &blind, terminal);
+    explain::cut_short(&answer, args, terminal);
+    explain::missing(&answer, &blind, terminal);
+    for event in held(answer) {
+        printer.event(&event, terminal)?;
+    }
+    Ok(contexts)
+}
+
+fn tell_blind(
+    blind: &Blind,
+    printer: &mut Printer<'_>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    let Blind { node, why } = blind;
+    terminal.warn(format!("{node}: {why}"));
+    if printer.tells_notices() {
+        let notice = error_notice(node.clone(), "node_blind", why.clone(), (terminal.clock)());
+        printer.event(&notice, terminal)?;
+    }
+    Ok(())
+}
+
+/// Why nothing went by, if nothing did.
+async fn quiet(
+    client: &Client,
+    watched: &Watched<'_>,
+    before: &[(String, AnswerContext)],
+    tally: &mut Tally,
+    terminal: &mut Terminal<'_>,
+) -> Vec<String> {
+    let client = client.without(&tally.gone);
+    if !tally.is_quiet() || client.agents().is_empty() {
+        return Vec::new();
+    }
+    let answer = client.query_flows(&watched.probe()).await;
+    warn_missing(&answer.errors, terminal);
+    tally.missing |= !answer.errors.is_empty() || !explain::blind(&answer).is_empty();
+    explain::quiet(before, &answer.contexts, watched.filter)
 }
 
 /// Flows that were held already, as updates or ends, oldest first.
@@ -155,6 +245,7 @@ async fn pump(
                 if printer.tells_notices() {
                     printer.event(&ended(&error, (terminal.clock)()), terminal)?;
                 }
+                tally.gone.push(error);
             }
             Some(StreamItem::Event(event)) => {
                 tally.count(&event);
@@ -168,18 +259,18 @@ async fn pump(
 fn ended(error: &AgentError, now_ns: i64) -> Event {
     let code = match error.kind {
         ErrorKind::Ended => "stream_ended",
-        ErrorKind::Unreachable | ErrorKind::Broken | ErrorKind::Timeout => "node_unreachable",
+        ErrorKind::Unreachable | ErrorKind::Broken | ErrorKind::Lost | ErrorKind::Timeout => {
+            "node_unreachable"
+        }
         ErrorKind::NotOrb8 | ErrorKind::BadRequest | ErrorKind::Failed => "node_failed",
     };
-    Event {
-        node_name: answer::missing(error).node_name,
-        time_ns: now_ns,
-        payload: Some(event::Payload::Notice(Notice {
-            severity: "error".to_owned(),
-            code: code.to_owned(),
-            message: error.to_string(),
-        })),
-    }
+    error_notice(answer::missing(error).node_name, code, error.to_string(), now_ns)
+}
+
+fn error_notice(node_name: String, code: &str, message: String, time_ns: i64) -> Event {
+    let (severity, code) = ("error".to_owned(), code.to_owned());
+    let notice = Notice { severity, code, message };
+    Event { node_name, time_ns, payload: Some(event::Payload::Notice(notice)) }
 }
 
 /// What went by.
@@ -191,6 +282,8 @@ struct Tally {
     packets: u64,
     losses: Vec<Loss>,
     missing: bool,
+    /// The agents that are not watched, or no longer.
+    gone: Vec<AgentError>,
 }
 
 impl Tally {
@@ -210,6 +303,11 @@ impl Tally {
             }
             Some(event::Payload::Notice(_)) | None => {}
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let Self { started, updates, ended, packets, .. } = self;
+        [started, updates, ended, packets].into_iter().all(|count| *count == 0)
     }
 
     fn is_complete(&self) -> bool {

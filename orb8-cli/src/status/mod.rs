@@ -32,7 +32,9 @@ did not answer. -o json prints one agent's object, or {\"agents\",\"nodes\"} if 
 /// # Errors
 /// If no agent answers or the answer cannot be printed.
 pub async fn run(global: &GlobalArgs, terminal: &mut Terminal<'_>) -> Result<Exit, CliError> {
-    fields::check(&global.fields, &LEAVES, &rows::OBJECTS, &[])?;
+    let paths = rows::paths();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    fields::check(&global.fields, &paths, &[], &[])?;
     let client = Client::new(&global.agents, global.timeout);
     let answer = client.status().await;
     if answer.agents.is_empty() {

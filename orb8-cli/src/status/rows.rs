@@ -8,6 +8,7 @@ use orb8_proto::v1::{
 };
 use orb8_query::rows::{LossRecord, NoticeRecord};
 use serde::Serialize;
+use serde_json::Value;
 
 /// The single values of a status, in the order of csv.
 pub const LEAVES: [&str; 25] = [
@@ -38,8 +39,32 @@ pub const LEAVES: [&str; 25] = [
     "event_ledger.unexplained_events",
 ];
 
-/// Fields that hold lists or objects and may be asked for whole.
-pub const OBJECTS: [&str; 4] = ["checks", "interfaces", "subscribers", "notices"];
+/// The paths of all values and lists of a status, in the order of json. Drawn from a record that has
+/// every object, so that no field can be missing here.
+#[must_use]
+pub fn paths() -> Vec<String> {
+    let whole = AgentStatus {
+        memory: Some(Memory::default()),
+        packet_ledger: Some(PacketLedger::default()),
+        event_ledger: Some(EventLedger::default()),
+        ..AgentStatus::default()
+    };
+    let value = serde_json::to_value(StatusRecord::from(&whole)).unwrap_or(Value::Null);
+    let mut found = Vec::new();
+    collect(&value, "", &mut found);
+    found
+}
+
+fn collect(value: &Value, path: &str, found: &mut Vec<String>) {
+    let Value::Object(object) = value else {
+        found.push(path.to_owned());
+        return;
+    };
+    for (key, value) in object {
+        let dot = if path.is_empty() { "" } else { "." };
+        collect(value, &format!("{path}{dot}{key}"), found);
+    }
+}
 
 /// `AgentStatus`.
 #[derive(Debug, Serialize)]
