@@ -160,16 +160,17 @@ impl Status {
             .filter(|found| found.state == AttachState::Failed)
             .map(|found| format!("{} ({})", found.name, found.reason))
             .collect();
-        let reason = if attached {
-            None
-        } else if failed.is_empty() {
-            Some(
+        let reason = match (attached, failed.is_empty()) {
+            (true, true) => None,
+            (false, true) => Some(
                 "no interface is attached: none has a default route or a global address, name \
                  some with ORB8_INTERFACES"
                     .to_owned(),
-            )
-        } else {
-            Some(format!("no interface could be attached: {}", failed.join(", ")))
+            ),
+            (true, false) => Some(format!("not attached to {}", failed.join(", "))),
+            (false, false) => {
+                Some(format!("no interface could be attached: {}", failed.join(", ")))
+            }
         };
         self.set(Cause::Interfaces, reason);
     }

@@ -81,3 +81,22 @@ fn udp_to_the_number_of_our_port_is_not_ours() {
         assert_eq!(got.get(flow), *total);
     }
 }
+
+#[test]
+fn one_interface_that_cannot_be_attached_makes_the_answer_partial() {
+    need!(@check CLSACT);
+    let link = Veth::addressed(VethOptions::default());
+    let netns = link.near.netns.clone();
+    let other =
+        Veth::between(&netns, &link.far.netns, VethOptions { number: 1, ..VethOptions::default() });
+    netns.run(&format!("tc qdisc add dev {} ingress", other.near.ifname));
+    let names = format!("{},{}", link.near.ifname, other.near.ifname);
+    let options = options(&names).env("ORB8_TC_ATTACH", "clsact");
+    let watch = Watch::with(&options, &netns, 1);
+    let status = watch.wait_status("the failure to be told", |status| !status.healthy);
+    assert!(status.health_message.contains(&other.near.ifname), "{}", status.health_message);
+    let sent = arrive(&link, 3);
+    let observed = watch.settled(3);
+    assert_eq!(observed.traffic(&link.near.ifname, Ingress), sent);
+    assert!(!observed.answer.nodes[0].complete, "half of what was asked for cannot be seen");
+}
