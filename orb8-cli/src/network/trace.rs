@@ -119,6 +119,9 @@ async fn watch(
     warn_missing(&errors, terminal);
     let mut tally = Tally { missing: !errors.is_empty(), gone: errors, ..Tally::default() };
     printer.start(terminal)?;
+    for error in &tally.gone {
+        tell_gone(error, printer, terminal)?;
+    }
     let before = open(&client, watched, &mut tally, printer, terminal).await?;
     let deadline = async {
         match watched.duration {
@@ -165,6 +168,18 @@ async fn open(
         printer.event(&event, terminal)?;
     }
     Ok(contexts)
+}
+
+/// Tells those who read the stream and not stderr about an agent that is not watched, or no longer.
+fn tell_gone(
+    error: &AgentError,
+    printer: &mut Printer<'_>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    if !printer.tells_notices() {
+        return Ok(());
+    }
+    printer.event(&gone(error, (terminal.clock)()), terminal)
 }
 
 fn tell_blind(
@@ -253,9 +268,7 @@ async fn pump(
             Some(StreamItem::Ended(error)) => {
                 tally.missing = true;
                 terminal.warn(format!("{error}; {}", next_step(&error)));
-                if printer.tells_notices() {
-                    printer.event(&ended(&error, (terminal.clock)()), terminal)?;
-                }
+                tell_gone(&error, printer, terminal)?;
                 tally.gone.push(error);
             }
             Some(StreamItem::Event(event)) => {
@@ -266,8 +279,7 @@ async fn pump(
     }
 }
 
-/// The end of one agent's stream, for those who read the stream and not stderr.
-fn ended(error: &AgentError, now_ns: i64) -> Event {
+fn gone(error: &AgentError, now_ns: i64) -> Event {
     let code = match error.kind {
         ErrorKind::Ended => "stream_ended",
         ErrorKind::Unreachable | ErrorKind::Broken | ErrorKind::Lost | ErrorKind::Timeout => {
