@@ -155,12 +155,22 @@ async fn open(
     for node in &blind {
         tell_blind(node, printer, terminal)?;
     }
+    for error in &answer.errors {
+        tell_gone(error, printer, terminal)?;
+    }
     let Some((args, request)) = watched.first else {
         // What was lost before is no loss of what is watched from now on.
         warn_missing(&answer.errors, terminal);
         return Ok(contexts);
     };
     tally.missing |= !answer.is_complete();
+    if printer.tells_notices() {
+        for loss in &answer.loss {
+            let payload = Some(event::Payload::Loss(loss.clone()));
+            let time_ns = (terminal.clock)();
+            printer.event(&Event { time_ns, payload, ..Event::default() }, terminal)?;
+        }
+    }
     explain::contexts(&answer, args, request, &blind, terminal);
     explain::cut_short(&answer, args, terminal);
     explain::missing(&answer, &blind, terminal);
@@ -379,7 +389,7 @@ impl<'a> Printer<'a> {
             csv.push(EVENT_LEAVES[2].to_owned());
         }
         let mut table = Table::new(rows::headings(&columns), color);
-        table.reserve(&columns.iter().map(|column| usual_width(column)).collect::<Vec<_>>());
+        table.reserve(&columns.iter().map(|column| rows::usual_width(column)).collect::<Vec<_>>());
         // A line without its type could be anything.
         let mut with_type = global.fields.clone();
         if !with_type.iter().any(|field| field == "type") {
@@ -466,26 +476,5 @@ fn tell(node: &str, notice: &Notice, terminal: &mut Terminal<'_>) {
         "error" => terminal.error(message),
         "warning" => terminal.warn(message),
         _ => terminal.note(message),
-    }
-}
-
-/// Most rows fit these, so that the columns of a stream seldom move.
-fn usual_width(column: &str) -> usize {
-    match column {
-        "time" => 12,
-        "event" => 6,
-        "src" | "dst" => 21,
-        "proto" => 17,
-        "direction" => 7,
-        "interface" => 8,
-        "bytes" | "scope" => 9,
-        "rate" => 11,
-        "state" => 10,
-        "packet_rate" | "duration" => 8,
-        "first_seen_ns" | "last_seen_ns" => 24,
-        "tcp.state" => 7,
-        "tcp.flags" => 15,
-        "process" => 16,
-        _ => 0,
     }
 }
