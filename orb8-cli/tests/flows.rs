@@ -441,6 +441,17 @@ fn following_says_why_nothing_that_is_held_matches() {
 }
 
 #[test]
+fn what_the_held_flows_lack_is_part_of_the_recorded_stream() {
+    let mut response = sample::response(NOW);
+    response.loss = vec![sample::loss()];
+    response.nodes[0].complete = false;
+    let (run, _) = follow(&["--last", "5", "-o", "jsonl"], response);
+    let read = orb8(&["flows", "--file", "-"], &[], run.out.as_bytes());
+    assert_eq!((run.exit, read.exit), (Exit::Partial, Exit::Partial), "{}", run.out);
+    assert!(read.err.contains("12 packets and 1.5KiB at flow_table"), "{}", read.err);
+}
+
+#[test]
 fn following_a_blind_agent_says_so_once_and_exits_with_3() {
     let mut response = sample::response(NOW);
     response.flows.clear();

@@ -155,6 +155,26 @@ fn a_blind_agent_is_told_and_exits_with_3() {
 }
 
 #[test]
+fn a_recorded_watch_stays_partial_when_it_is_read() {
+    let silent = FakeAgent::start(Script { silent: true, ..Script::default() });
+    let blind = seeing(|context| context.interfaces_attached = 0);
+    let stopping = agent(sample::events(NOW), End::Close);
+    let well = agent(sample::events(NOW), End::Open);
+    let watch = ["trace", "network", "-o", "jsonl", "--timeout", "2s", "--duration", "100ms"];
+    for (agents, partial) in [
+        (vec![&silent, &well], true),
+        (vec![&blind], true),
+        (vec![&stopping], true),
+        (vec![&well], false),
+    ] {
+        let saved = orb8(&watch, &agents, b"");
+        let read = orb8(&["flows", "--file", "-"], &[], saved.out.as_bytes());
+        let exit = if partial { Exit::Partial } else { Exit::Done };
+        assert_eq!((saved.exit, read.exit), (exit, exit), "{}{}", saved.out, read.err);
+    }
+}
+
+#[test]
 fn an_agent_that_cannot_say_what_it_sees_is_not_complete() {
     let flows = Err(Status::internal("the flow table is gone"));
     let agent =

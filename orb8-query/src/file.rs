@@ -15,6 +15,10 @@ use crate::network::filter::{FilterError, Selector};
 use crate::network::sort;
 use crate::rows::{FlowRecord, LossRecord, NodeRecord};
 
+/// Codes of the notices with which a recorded stream says that it lacks a node, wholly or in part.
+pub const INCOMPLETE_CODES: [&str; 4] =
+    ["stream_ended", "node_unreachable", "node_failed", "node_blind"];
+
 /// What a file holds, selected.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FileAnswer {
@@ -119,8 +123,9 @@ impl Reader {
                 self.streamed_state(flow);
             }
             Some("node") => self.nodes.push(read::<NodeRecord>(&value)?.into()),
+            Some("notice") => self.nodes.extend(missing_node(&value)),
             Some("loss") => self.losses.push(read::<LossRecord>(&value)?.into()),
-            // Packets, notices and what a later version adds are no flows.
+            // Packets and what a later version adds are no flows.
             Some(_) => {}
         }
         Ok(())
@@ -158,6 +163,17 @@ impl Reader {
             }
         }
     }
+}
+
+/// The node that a recorded stream lacks, if this notice tells of one.
+fn missing_node(notice: &Value) -> Option<NodeStatus> {
+    let text = |key: &str| notice.get(key).and_then(Value::as_str).unwrap_or_default();
+    INCOMPLETE_CODES.contains(&text("code")).then(|| NodeStatus {
+        node_name: text("node_name").to_owned(),
+        state: "partial".to_owned(),
+        complete: false,
+        message: text("message").to_owned(),
+    })
 }
 
 fn flow(value: &Value) -> Result<NetworkFlow, String> {

@@ -354,3 +354,25 @@ fn nanos(nanos: i64) -> Duration {
 fn shown(time_ns: i64, look: &Look) -> String {
     if time_ns == 0 { String::new() } else { time::rfc3339(time_ns, &look.zone) }
 }
+
+/// Most rows fit these, so that the columns of a stream seldom move.
+#[must_use]
+pub fn usual_width(column: &str) -> usize {
+    match column {
+        "time" => 12,
+        "event" => 6,
+        "src" | "dst" => 21,
+        "proto" => 17,
+        "direction" => 7,
+        "interface" => 8,
+        "bytes" | "scope" => 9,
+        "rate" => 11,
+        "state" => 10,
+        "packet_rate" | "duration" => 8,
+        "first_seen_ns" | "last_seen_ns" => 24,
+        "tcp.state" => 7,
+        "tcp.flags" => 15,
+        "process" => 16,
+        _ => 0,
+    }
+}

@@ -119,6 +119,9 @@ async fn watch(
     warn_missing(&errors, terminal);
     let mut tally = Tally { missing: !errors.is_empty(), gone: errors, ..Tally::default() };
     printer.start(terminal)?;
+    for error in &tally.gone {
+        tell_gone(error, printer, terminal)?;
+    }
     let before = open(&client, watched, &mut tally, printer, terminal).await?;
     let deadline = async {
         match watched.duration {
@@ -152,12 +155,22 @@ async fn open(
     for node in &blind {
         tell_blind(node, printer, terminal)?;
     }
+    for error in &answer.errors {
+        tell_gone(error, printer, terminal)?;
+    }
     let Some((args, request)) = watched.first else {
         // What was lost before is no loss of what is watched from now on.
         warn_missing(&answer.errors, terminal);
         return Ok(contexts);
     };
     tally.missing |= !answer.is_complete();
+    if printer.tells_notices() {
+        for loss in &answer.loss {
+            let payload = Some(event::Payload::Loss(loss.clone()));
+            let time_ns = (terminal.clock)();
+            printer.event(&Event { time_ns, payload, ..Event::default() }, terminal)?;
+        }
+    }
     explain::contexts(&answer, args, request, &blind, terminal);
     explain::cut_short(&answer, args, terminal);
     explain::missing(&answer, &blind, terminal);
@@ -165,6 +178,18 @@ async fn open(
         printer.event(&event, terminal)?;
     }
     Ok(contexts)
+}
+
+/// Tells those who read the stream and not stderr about an agent that is not watched, or no longer.
+fn tell_gone(
+    error: &AgentError,
+    printer: &mut Printer<'_>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    if !printer.tells_notices() {
+        return Ok(());
+    }
+    printer.event(&gone(error, (terminal.clock)()), terminal)
 }
 
 fn tell_blind(
@@ -242,9 +267,7 @@ async fn pump(
             Some(StreamItem::Ended(error)) => {
                 tally.missing = true;
                 terminal.warn(format!("{error}; {}", next_step(&error)));
-                if printer.tells_notices() {
-                    printer.event(&ended(&error, (terminal.clock)()), terminal)?;
-                }
+                tell_gone(&error, printer, terminal)?;
                 tally.gone.push(error);
             }
             Some(StreamItem::Event(event)) => {
@@ -255,8 +278,7 @@ async fn pump(
     }
 }
 
-/// The end of one agent's stream, for those who read the stream and not stderr.
-fn ended(error: &AgentError, now_ns: i64) -> Event {
+fn gone(error: &AgentError, now_ns: i64) -> Event {
     let code = match error.kind {
         ErrorKind::Ended => "stream_ended",
         ErrorKind::Unreachable | ErrorKind::Broken | ErrorKind::Lost | ErrorKind::Timeout => {
@@ -356,7 +378,7 @@ impl<'a> Printer<'a> {
             csv.push(EVENT_LEAVES[2].to_owned());
         }
         let mut table = Table::new(rows::headings(&columns), color);
-        table.reserve(&columns.iter().map(|column| usual_width(column)).collect::<Vec<_>>());
+        table.reserve(&columns.iter().map(|column| rows::usual_width(column)).collect::<Vec<_>>());
         // A line without its type could be anything.
         let mut with_type = global.fields.clone();
         if !with_type.iter().any(|field| field == "type") {
@@ -443,26 +465,5 @@ fn tell(node: &str, notice: &Notice, terminal: &mut Terminal<'_>) {
         "error" => terminal.error(message),
         "warning" => terminal.warn(message),
         _ => terminal.note(message),
-    }
-}
-
-/// Most rows fit these, so that the columns of a stream seldom move.
-fn usual_width(column: &str) -> usize {
-    match column {
-        "time" => 12,
-        "event" => 6,
-        "src" | "dst" => 21,
-        "proto" => 17,
-        "direction" => 7,
-        "interface" => 8,
-        "bytes" | "scope" => 9,
-        "rate" => 11,
-        "state" => 10,
-        "packet_rate" | "duration" => 8,
-        "first_seen_ns" | "last_seen_ns" => 24,
-        "tcp.state" => 7,
-        "tcp.flags" => 15,
-        "process" => 16,
-        _ => 0,
     }
 }
