@@ -348,6 +348,8 @@ fn resident_pages(statm: &str) -> Option<u64> {
 
 impl StatusPage for Board {
     fn status(&self) -> AgentStatus {
+        // So that health and interfaces on one page are of one moment.
+        self.status.check_interfaces();
         wire::status(&self.report())
     }
 }
