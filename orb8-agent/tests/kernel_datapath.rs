@@ -11,6 +11,8 @@ use orb8_agent::datapath::AttachRoute;
 use orb8_agent::ebpf::chain::ChainPolicy;
 use orb8_agent::ebpf::kernel::KernelOptions;
 use orb8_agent::ebpf::lines::LineTimes;
+use orb8_agent::event::Volume;
+use orb8_agent::pipeline::ledger::{Balance, Ledger, Tally};
 use orb8_testbed::bpf::{Foreign, Hook, Place, attached};
 use orb8_testbed::flow::{Total, Traffic};
 use orb8_testbed::fork::while_descriptors_are_held;
@@ -39,7 +41,7 @@ fn cable(label: &str) -> (Netns, Veth) {
 }
 
 #[test]
-fn packet_dropped_on_purpose_is_missing_from_the_sum() {
+fn packet_dropped_on_purpose_turns_the_ledger_red() {
     need!();
     let (netns, cable) = cable("fault");
     // The programs forget datagrams of 111 bytes: a bug, as far as the ledger can tell.
@@ -52,7 +54,18 @@ fn packet_dropped_on_purpose_is_missing_from_the_sum() {
     observed.traffic("eth0", Egress).assert_equals(&sent, "leaving");
     observed.assert_complete();
     let _forgotten = socket.send(&[flow(7, 111 - 28)]);
-    assert_eq!(watch.settled(101).unexplained(), (1, 111));
+    let observed = watch.settled(101);
+    assert_eq!(observed.unexplained(), (1, 111));
+
+    // The agent's own ledger, fed with what the kernel told: red as soon as the host is silent.
+    let mut ledger = Ledger::default();
+    let counted = observed.total();
+    let counted = Volume { packets: counted.packets, bytes: counted.bytes };
+    ledger.apply(&mut Tally { counted, ..Tally::default() });
+    for _ in 0..2 {
+        ledger.close_drain(&observed.report);
+    }
+    assert_eq!(ledger.packets().balance, Balance::Unbalanced { count: 1, bytes: 111 });
 }
 
 #[test]
