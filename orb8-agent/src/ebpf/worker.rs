@@ -324,6 +324,10 @@ impl Worker {
     /// attaches again, or moves back to the front where the policy allows it.
     fn look_at_chains(&mut self) {
         let now = Instant::now();
+        // One listing for all, before the chains: a later one would hide what was missed.
+        let devices = self.netlink.devices().unwrap_or_default();
+        let carried: HashMap<u32, Carried> =
+            devices.into_iter().map(|device| (device.ifindex, device.carried)).collect();
         let mut removed = Vec::new();
         let mut all = std::mem::take(&mut self.attached);
         for attached in all.values_mut() {
@@ -337,7 +341,10 @@ impl Worker {
             if attached.chain.should_move(now, &self.options.chain) {
                 self.move_to_front(attached, now);
             }
-            attached.carried = self.netlink.carried(attached.device.ifindex).unwrap_or_default();
+            // What cannot be read now keeps its last value.
+            if let Some(now) = carried.get(&attached.device.ifindex) {
+                attached.carried = *now;
+            }
         }
         self.attached = all;
         for ifindex in removed {

@@ -1,5 +1,6 @@
 //! Which flows a `FlowFilter` means. The one evaluator on this side of the wire, for saved flows;
-//! the agent has its own over its rows, and both are held to `tests/fixtures/filters.txt`.
+//! held to `tests/fixtures/filters.txt`. The agent has its own over its rows, held to this one by the
+//! property `agent_and_client_agree`.
 //!
 //! The rules:
 //! - All conditions must hold; no conditions hold for every flow.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use cargo_metadata::MetadataCommand;
+use cargo_metadata::{MetadataCommand, Source};
 
 use super::{assert_found, assert_none};
 
@@ -21,7 +21,7 @@ struct Crate {
     name: String,
     version: String,
     licence: String,
-    source: Option<String>,
+    source: Option<Source>,
 }
 
 fn violations(crates: &[Crate], rules: &Rules) -> Vec<String> {
@@ -35,8 +35,7 @@ fn violations(crates: &[Crate], rules: &Rules) -> Vec<String> {
         if !licence_is_allowed(licence, &rules.licences) {
             found.push(format!("{name} {version}: licence `{licence}` is not allowed"));
         }
-        let registry = "registry+https://github.com/rust-lang/crates.io-index";
-        if source.as_deref().is_some_and(|source| source != registry) {
+        if source.as_ref().is_some_and(|source| !source.is_crates_io()) {
             found.push(format!("{name} {version}: not from the public registry"));
         }
     }
@@ -122,7 +121,7 @@ fn crates_come_from_one_place_with_known_licences_and_the_big_ones_once() {
                 name: package.name.to_string(),
                 version: package.version.to_string(),
                 licence: package.license.unwrap_or_default(),
-                source: package.source.map(|source| source.repr),
+                source: package.source,
             })
             .collect();
         assert_none(&violations(&crates, &rules));
@@ -135,7 +134,7 @@ fn strange_licences_sources_and_second_copies_are_found() {
         name: name.to_owned(),
         version: version.to_owned(),
         licence: licence.to_owned(),
-        source: source.map(str::to_owned),
+        source: source.map(|repr| Source { repr: repr.to_owned() }),
     };
     let crates = [
         dependency("odd", "1.0.0", "GPL-3.0-only", None),
