@@ -11,6 +11,7 @@ pub mod ebpf;
 pub mod event;
 pub mod export;
 pub mod host;
+pub mod k8s;
 pub mod network;
 pub mod pipeline;
 pub mod preflight;

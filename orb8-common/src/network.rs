@@ -59,6 +59,8 @@ pub mod flag {
     pub const FRAGMENT: u8 = 1 << 2;
     /// Counted at a socket (`cgroup_skb`); without it at an interface (`tc`).
     pub const SOCKET_PLANE: u8 = 1 << 3;
+    /// Counted at an interface where the socket plane counts too: no socket sends or takes it.
+    pub const SUPPLEMENT: u8 = 1 << 4;
 }
 
 /// The counters of one flow: running totals that user space reads through a mapping of the table.

@@ -301,6 +301,7 @@ impl From<FlowRecord> for NetworkFlow {
             fragment: record.fragment,
             node_name: record.node_name.unwrap_or_default(),
             socket_cookie: record.socket_cookie.unwrap_or_default(),
+            ..Self::default()
         }
     }
 }
@@ -349,6 +350,7 @@ impl From<EndpointRecord> for Endpoint {
             cgroup_id: record.cgroup_id.unwrap_or_default(),
             cgroup: record.cgroup.unwrap_or_default(),
             attribution: record.attribution.unwrap_or_default(),
+            ..Self::default()
         }
     }
 }

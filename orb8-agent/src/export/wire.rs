@@ -70,6 +70,7 @@ pub fn status(report: &Report) -> v1::AgentStatus {
             resident_bytes: report.resident_bytes,
             map_bytes: report.map_bytes,
         }),
+        ..v1::AgentStatus::default()
     }
 }
 
@@ -118,6 +119,7 @@ fn interface(status: &InterfaceStatus) -> v1::Interface {
         after: status.after.clone(),
         link: link.to_owned(),
         chosen_by: chosen_by.to_owned(),
+        ..v1::Interface::default()
     }
 }
 

@@ -186,6 +186,7 @@ fn compile(condition: &Condition) -> Result<Test, FilterError> {
         }
         Field::IpVersion(version @ (4 | 6)) => Test::Ipv6(*version == 6),
         Field::IpVersion(version) => return Err(FilterError::IpVersion(*version)),
+        _ => return Err(FilterError::UnknownField),
     })
 }
 

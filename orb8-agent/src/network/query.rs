@@ -241,6 +241,7 @@ impl Queries for NetworkQueries {
                 interfaces_attached: self.status.interfaces_attached(),
                 held_since_ns: clock::to_unix(held_since_ns, unix_offset_ns),
                 health_message: health,
+                ..AnswerContext::default()
             }),
         })
     }

@@ -74,6 +74,7 @@ impl Shown {
             fragment: key.flags & flag::FRAGMENT != 0,
             node_name: self.node_name.to_string(),
             socket_cookie: flow.cookie,
+            ..NetworkFlow::default()
         }
     }
 

@@ -135,6 +135,7 @@ pub(crate) fn context(now_ns: i64) -> AnswerContext {
         interfaces_attached: 1,
         held_since_ns: now_ns - HOUR,
         health_message: String::new(),
+        ..AnswerContext::default()
     }
 }
 
@@ -171,6 +172,7 @@ fn interface() -> Interface {
         after: owned(&["cil_from_netdev", "shaper"]),
         link: "ethernet".to_owned(),
         chosen_by: "default_route".to_owned(),
+        ..Interface::default()
     }
 }
 
@@ -236,6 +238,7 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
         started_at_ns: now_ns - 9030 * SECOND,
         notices: vec![notice("info", "interface_attached", "eth0 is attached by tcx")],
         memory: Some(Memory { resident_bytes: 18 << 20, map_bytes: 9 << 20 }),
+        ..AgentStatus::default()
     }
 }
 

@@ -53,21 +53,26 @@ pub struct Process {
     pub comm: ::prost::alloc::string::String,
 }
 /// One end of a record and how it was identified.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Endpoint {
     /// pod, service, node, process, external or unknown.
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
+    /// Of a pod or a Service.
     #[prost(string, tag = "2")]
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub pod: ::prost::alloc::string::String,
+    /// Its name in the pod, if known.
     #[prost(string, tag = "4")]
     pub container: ::prost::alloc::string::String,
+    /// Name of the top owner, such as the Deployment; its kind is `workload_kind`.
     #[prost(string, tag = "5")]
     pub workload: ::prost::alloc::string::String,
+    /// The node that it is on, or is.
     #[prost(string, tag = "6")]
     pub node: ::prost::alloc::string::String,
+    /// The node's topology.kubernetes.io/zone.
     #[prost(string, tag = "7")]
     pub zone: ::prost::alloc::string::String,
     /// The local process, if the kernel told it.
@@ -82,6 +87,35 @@ pub struct Endpoint {
     /// cgroup, interface, address, address_reused, masqueraded or none.
     #[prost(string, tag = "11")]
     pub attribution: ::prost::alloc::string::String,
+    /// Name of the Service, where kind is service.
+    #[prost(string, tag = "12")]
+    pub service: ::prost::alloc::string::String,
+    /// The container's id as its runtime writes it (usually 64 hex digits), if known.
+    #[prost(string, tag = "13")]
+    pub container_id: ::prost::alloc::string::String,
+    /// containerd, cri-o, docker or podman, if the cgroup's path tells.
+    #[prost(string, tag = "14")]
+    pub runtime: ::prost::alloc::string::String,
+    /// systemd unit of a process that is in no container, such as sshd.service.
+    #[prost(string, tag = "15")]
+    pub unit: ::prost::alloc::string::String,
+    /// uid of the pod, also where its name is not known; of a static pod its config hash.
+    #[prost(string, tag = "16")]
+    pub pod_uid: ::prost::alloc::string::String,
+    /// Deployment, StatefulSet, DaemonSet, Job, CronJob, ReplicaSet, ...; empty without an owner.
+    #[prost(string, tag = "17")]
+    pub workload_kind: ::prost::alloc::string::String,
+    /// The pod's labels, if they were asked for.
+    #[prost(map = "string, string", tag = "18")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Why it is not known, or not known better; empty if there is nothing to say:
+    /// no_kubernetes, api_not_synced, pod_unknown, address_unknown, address_ambiguous, cgroup_unknown,
+    /// root_cgroup, interface_unknown.
+    #[prost(string, tag = "19")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// Packets of one sender, receiver, protocol, direction, plane and owner.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -160,6 +194,42 @@ pub struct NetworkFlow {
     /// Socket cookie, if the flow has a local socket and it is known.
     #[prost(uint64, tag = "28")]
     pub socket_cookie: u64,
+    /// The Service that the client asked for, on the records of both directions.
+    #[prost(message, optional, tag = "29")]
+    pub service: ::core::option::Option<ServiceUse>,
+    /// Counted at an interface although the owner's totals come from the socket plane: packets that no
+    /// socket sent or took (refused ports, replies of the kernel). Shown, never added to totals.
+    #[prost(bool, tag = "30")]
+    pub supplement: bool,
+}
+/// A Service that was asked for, and who answered.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceUse {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// What the client addressed: the ClusterIP, or a node's address for a NodePort.
+    #[prost(string, tag = "3")]
+    pub ip: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub port: u32,
+    #[prost(string, tag = "5")]
+    pub port_name: ::prost::alloc::string::String,
+    /// cluster_ip, node_port or external_ip.
+    #[prost(string, tag = "6")]
+    pub kind: ::prost::alloc::string::String,
+    /// ok: somebody answered or may answer; no_endpoints: nobody is ready behind it; unknown: the
+    /// EndpointSlices are not known.
+    #[prost(string, tag = "7")]
+    pub verdict: ::prost::alloc::string::String,
+    /// The backend that was chosen, if the kernel's connection tracking or the record itself tells.
+    #[prost(string, tag = "8")]
+    pub backend_ip: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "9")]
+    pub backend_port: u32,
+    #[prost(message, optional, tag = "10")]
+    pub backend: ::core::option::Option<Endpoint>,
 }
 /// What this direction of a TCP connection has shown.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -188,14 +258,18 @@ pub struct FlowFilter {
 /// values or with a value that cannot be read is INVALID_ARGUMENT, never ignored.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Condition {
-    /// For conditions on one end (ip, port); ignored by the others. Either needs one of the ends.
+    /// For conditions on one end (ip, port and those that say so by speaking of an end); ignored by the
+    /// others. Either needs one of the ends.
     #[prost(enumeration = "condition::Side", tag = "1")]
     pub side: i32,
     /// Holds exactly where the condition would not. A field whose value is not known holds no condition,
     /// and so every negated one.
     #[prost(bool, tag = "2")]
     pub negate: bool,
-    #[prost(oneof = "condition::Field", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(
+        oneof = "condition::Field",
+        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
+    )]
     pub field: ::core::option::Option<condition::Field>,
 }
 /// Nested message and enum types in `Condition`.
@@ -273,6 +347,46 @@ pub mod condition {
         /// 4 or 6.
         #[prost(uint32, tag = "12")]
         IpVersion(u32),
+        /// Whole names of namespaces of an end (pod or Service).
+        #[prost(message, tag = "13")]
+        Namespace(super::Strings),
+        /// Prefixes of pod names, each \[namespace/\]prefix; a namespace is a whole name.
+        #[prost(message, tag = "14")]
+        Pod(super::Strings),
+        /// Whole names of top owners, each [namespace/][kind/]name, the kind in any case.
+        #[prost(message, tag = "15")]
+        Workload(super::Strings),
+        /// Whole names of Services, each \[namespace/\]name: the Service asked for, or an end that is one.
+        /// Side does not matter.
+        #[prost(message, tag = "16")]
+        Service(super::Strings),
+        /// Whole names of nodes that an end is on, or is.
+        #[prost(message, tag = "17")]
+        Node(super::Strings),
+        /// Label selectors as kubectl -l takes them, each for one pod: a=b, a!=b, a in (b,c), a, !a.
+        #[prost(message, tag = "18")]
+        Selector(super::Strings),
+        /// tc or socket, in any case. Side does not matter.
+        #[prost(message, tag = "19")]
+        Plane(super::Strings),
+        /// Words of Endpoint.attribution, in any case.
+        #[prost(message, tag = "20")]
+        Attribution(super::Strings),
+        /// Words of Endpoint.kind, in any case.
+        #[prost(message, tag = "21")]
+        Kind(super::Strings),
+        /// Whole names of containers in their pods, or prefixes of container ids of 12 characters or more.
+        #[prost(message, tag = "22")]
+        Container(super::Strings),
+        /// Whole names of zones.
+        #[prost(message, tag = "23")]
+        Zone(super::Strings),
+        /// True: only supplement; false: none of it.
+        #[prost(bool, tag = "24")]
+        Supplement(bool),
+        /// Words of ServiceUse.verdict, in any case; none for flows that asked for no Service.
+        #[prost(message, tag = "25")]
+        Verdict(super::Strings),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -315,6 +429,9 @@ pub struct QueryFlowsRequest {
     /// Default: most bytes first.
     #[prost(message, optional, tag = "7")]
     pub sort: ::core::option::Option<Sort>,
+    /// Also the labels of pods.
+    #[prost(bool, tag = "8")]
+    pub labels: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Sort {
@@ -395,7 +512,7 @@ pub struct QueryFlowsResponse {
     pub context: ::core::option::Option<AnswerContext>,
 }
 /// What a reader needs to know why an answer is empty or short.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AnswerContext {
     /// Flows held, active and ended.
     #[prost(uint64, tag = "1")]
@@ -411,6 +528,21 @@ pub struct AnswerContext {
     /// Why nothing can be seen, if so (a missing capability, no interface, ...).
     #[prost(string, tag = "5")]
     pub health_message: ::prost::alloc::string::String,
+    /// Names in the filter that the agent knows no object of: they can match nothing now.
+    #[prost(message, repeated, tag = "6")]
+    pub unmatched: ::prost::alloc::vec::Vec<Unmatched>,
+    /// As Kubernetes.state of the status.
+    #[prost(string, tag = "7")]
+    pub kubernetes: ::prost::alloc::string::String,
+}
+/// A value of a filter that names nothing.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Unmatched {
+    /// namespace, pod, workload, service, node, selector or container.
+    #[prost(string, tag = "1")]
+    pub field: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StreamEventsRequest {
@@ -429,6 +561,9 @@ pub struct StreamEventsRequest {
     /// Packets a second with `packets`; 0 means 1000.
     #[prost(uint32, tag = "6")]
     pub packet_rate_limit: u32,
+    /// Also the labels of pods.
+    #[prost(bool, tag = "7")]
+    pub labels: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Event {
@@ -587,6 +722,141 @@ pub struct AgentStatus {
     pub notices: ::prost::alloc::vec::Vec<Notice>,
     #[prost(message, optional, tag = "22")]
     pub memory: ::core::option::Option<Memory>,
+    #[prost(message, optional, tag = "23")]
+    pub kubernetes: ::core::option::Option<Kubernetes>,
+    /// What was counted since the agent started, by plane and by how its owner was identified.
+    #[prost(message, repeated, tag = "24")]
+    pub attribution_shares: ::prost::alloc::vec::Vec<AttributionShare>,
+    #[prost(message, optional, tag = "25")]
+    pub cgroups: ::core::option::Option<Cgroups>,
+    /// The pods of this node and the plane that each one's totals come from.
+    #[prost(message, repeated, tag = "26")]
+    pub pod_planes: ::prost::alloc::vec::Vec<PodPlane>,
+    #[prost(message, optional, tag = "27")]
+    pub connection_tracking: ::core::option::Option<ConnectionTracking>,
+}
+/// What the agent knows of the Kubernetes API.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Kubernetes {
+    /// off, connecting, synced, stale (synced once, not reached now), forbidden or unreachable.
+    #[prost(string, tag = "1")]
+    pub state: ::prost::alloc::string::String,
+    /// Why it is not synced, or off; the next step.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// URL of the API server.
+    #[prost(string, tag = "3")]
+    pub server: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub resources: ::prost::alloc::vec::Vec<WatchedResource>,
+    /// Pods of this node.
+    #[prost(uint64, tag = "5")]
+    pub pods_local: u64,
+    /// Pods in all, and the bound (ORB8_MAX_POD_CACHE).
+    #[prost(uint64, tag = "6")]
+    pub pods: u64,
+    #[prost(uint64, tag = "7")]
+    pub max_pods: u64,
+    /// Objects that did not fit or could not be read, since the agent started.
+    #[prost(uint64, tag = "8")]
+    pub rejected: u64,
+}
+/// One resource that is watched.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchedResource {
+    /// pods, nodes, services, endpointslices, replicasets, jobs.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// As Kubernetes.state.
+    #[prost(string, tag = "2")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub objects: u64,
+    /// The last time that the API told anything of it, bookmarks included; 0: never.
+    #[prost(int64, tag = "5")]
+    pub last_heard_ns: i64,
+    /// Requests since the agent started.
+    #[prost(uint64, tag = "6")]
+    pub lists: u64,
+    #[prost(uint64, tag = "7")]
+    pub watches: u64,
+    #[prost(uint64, tag = "8")]
+    pub errors: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttributionShare {
+    /// tc or socket.
+    #[prost(string, tag = "1")]
+    pub plane: ::prost::alloc::string::String,
+    /// As Endpoint.attribution, of the owner.
+    #[prost(string, tag = "2")]
+    pub attribution: ::prost::alloc::string::String,
+    /// As Endpoint.reason, of the owner.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// As NetworkFlow.supplement.
+    #[prost(bool, tag = "4")]
+    pub supplement: bool,
+    /// As NetworkFlow.scope.
+    #[prost(string, tag = "5")]
+    pub scope: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "6")]
+    pub packets: u64,
+    #[prost(uint64, tag = "7")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cgroups {
+    /// unified, hybrid, v1 or none.
+    #[prost(string, tag = "1")]
+    pub mode: ::prost::alloc::string::String,
+    /// Where cgroup2 is mounted, empty if nowhere.
+    #[prost(string, tag = "2")]
+    pub mount: ::prost::alloc::string::String,
+    /// Runtimes of the containers found: containerd, cri-o, docker, podman.
+    #[prost(string, repeated, tag = "3")]
+    pub runtimes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// systemd or cgroupfs, if pods were found.
+    #[prost(string, tag = "4")]
+    pub driver: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "5")]
+    pub known: u64,
+    /// Why cgroups cannot be resolved, if so.
+    #[prost(string, tag = "6")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PodPlane {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub pod: ::prost::alloc::string::String,
+    /// socket, tc or none.
+    #[prost(string, tag = "3")]
+    pub plane: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Connection tracking of the kernel: which backend a Service's address was translated to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectionTracking {
+    /// ok, unavailable or resyncing.
+    #[prost(string, tag = "1")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Translated connections held, and the bound.
+    #[prost(uint64, tag = "3")]
+    pub entries: u64,
+    #[prost(uint64, tag = "4")]
+    pub max_entries: u64,
+    /// Entries that did not fit, and times that the kernel's messages overran us.
+    #[prost(uint64, tag = "5")]
+    pub evicted: u64,
+    #[prost(uint64, tag = "6")]
+    pub overruns: u64,
 }
 /// Memory of the agent in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -633,9 +903,12 @@ pub struct Interface {
     /// ethernet, raw or other: how the link header is stripped.
     #[prost(string, tag = "8")]
     pub link: ::prost::alloc::string::String,
-    /// Why it was chosen: default_route, global_address or configured.
+    /// Why it was chosen: default_route, global_address, configured or pod_link.
     #[prost(string, tag = "9")]
     pub chosen_by: ::prost::alloc::string::String,
+    /// full: every packet is counted; supplement: only those that the socket plane cannot see.
+    #[prost(string, tag = "10")]
+    pub mode: ::prost::alloc::string::String,
 }
 /// seen = reported + filtered + rejected + lost (+ in_flight until the next drain).
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -182,6 +182,7 @@ fn compile(condition: &Condition) -> Result<Test, FilterError> {
         }
         Field::IpVersion(version @ (4 | 6)) => Test::IpVersion(*version),
         Field::IpVersion(version) => return Err(FilterError::IpVersion(*version)),
+        _ => return Err(FilterError::UnknownField),
     })
 }
 
