@@ -6,6 +6,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod clock;
 pub mod config;
+pub mod conntrack;
 pub mod datapath;
 pub mod ebpf;
 pub mod event;
