@@ -42,8 +42,10 @@ fn pods_talk_in_every_shape_of_cluster_and_see_each_other() {
                 let said = talk::ping(&a.app, other.address(family), 3, 56);
                 assert_eq!(said.there.packets, 3);
             }
-            talk::refused_tcp(&a.app, b.at(family, 81));
-            talk::refused_udp(&a.app, far.at(family, 81), 100);
+            let refused = talk::refused_tcp(&a.app, b.at(family, 81));
+            assert_eq!(refused.back.packets, 1);
+            let (refused, message) = talk::refused_udp(&a.app, far.at(family, 81), 100);
+            assert_eq!((refused.client.src, message.src), (message.dst, far.address(family)));
         }
     }
 }
@@ -81,7 +83,7 @@ fn services_choose_backends_and_hairpin_and_refuse() {
                 talk::tcp_any(&cluster.outside, &[&far.app, &near.app], node, 8080, 10, 10);
             assert_ne!(said.server.src, cluster.outside.address(family));
             let refused = talk::refused_by_service(&client.app, SocketAddr::new(none.ips[at], 80));
-            assert_eq!(refused.there.packets, 1);
+            assert_eq!(refused.0.dst, none.ips[at]);
         }
         cluster.set_backends(&web, &[&near]);
         let dial = SocketAddr::new(web.ips[0], 80);

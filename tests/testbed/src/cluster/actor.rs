@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -148,15 +148,16 @@ impl Actor {
         Self::connect_by(socket, to)
     }
 
-    /// A TCP connection from a certain port of its address.
-    ///
-    /// # Errors
-    /// What the kernel says: refused, unreachable, timed out.
-    pub fn connect_from(&self, port: u16, to: SocketAddr) -> io::Result<TcpStream> {
+    /// A TCP connection from a certain port of its address, 0 for a free one, and where it comes
+    /// from, also if it fails.
+    pub fn connect_from(&self, port: u16, to: SocketAddr) -> (SocketAddr, io::Result<TcpStream>) {
         let socket = self.socket(domain(to), libc::SOCK_STREAM, 0);
-        rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
-        bind(&socket, SocketAddr::new(any(to), port));
-        Self::connect_by(socket, to)
+        rustix::net::sockopt::set_socket_reuseaddr(&socket, true).expect("an option");
+        let own = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+        bind(&socket, SocketAddr::new(self.address(own), port));
+        let local = rustix::net::getsockname(&socket).expect("a bound socket has an address");
+        let local = SocketAddr::try_from(local).expect("an IP address");
+        (local, Self::connect_by(socket, to))
     }
 
     fn connect_by(socket: OwnedFd, to: SocketAddr) -> io::Result<TcpStream> {
@@ -241,10 +242,6 @@ impl Drop for Actor {
 
 fn domain(address: SocketAddr) -> i32 {
     if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
-}
-
-fn any(like: SocketAddr) -> IpAddr {
-    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 #[track_caller]

@@ -196,7 +196,7 @@ impl Connection {
     #[must_use]
     pub fn open_from(client: &Actor, from: u16, server: &Actor, dial: SocketAddr) -> Self {
         let listeners = listen(&[server], dial, dial.port());
-        let stream = client.connect_from(from, dial);
+        let (_, stream) = client.connect_from(from, dial);
         let stream = stream.unwrap_or_else(|error| panic!("connecting to {dial}: {error}"));
         Self::accept(stream, &listeners, dial).1
     }
@@ -301,11 +301,8 @@ pub fn ping(client: &Actor, to: IpAddr, count: u64, len: usize) -> Talk {
 /// If somebody listens, or nobody answers.
 #[must_use]
 pub fn refused_tcp(client: &Actor, to: SocketAddr) -> Talk {
-    // From a port that we choose, since a refused socket does not tell its own.
-    let probe = client.listen(SocketAddr::new(client.address(family(to.ip())), 0));
-    let local = probe.local_addr().expect("a bound socket has an address");
-    drop(probe);
-    let error = client.connect_from(local.port(), to).expect_err("nobody listens there");
+    let (local, refused) = client.connect_from(0, to);
+    let error = refused.expect_err("nobody listens there");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
     let flow = Flow::ports(TCP, end(local), end(to));
     let bytes = ip_header(to.ip()) + TCP_HEADER;
@@ -353,6 +350,10 @@ fn end(address: SocketAddr) -> (IpAddr, u16) {
 /// # Panics
 /// If somebody answers.
 #[must_use]
-pub fn refused_by_service(client: &Actor, to: SocketAddr) -> Talk {
-    refused_tcp(client, to)
+pub fn refused_by_service(client: &Actor, to: SocketAddr) -> (Flow, Total) {
+    let (local, refused) = client.connect_from(0, to);
+    let error = refused.expect_err("nobody is behind it");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
+    let bytes = ip_header(to.ip()) + TCP_HEADER + SYN_OPTIONS;
+    (Flow::ports(TCP, end(local), end(to)), Total { packets: 1, bytes })
 }
