@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 use tracing::{error, info, warn};
 
+use crate::capture::{self, Choice, NoSocketPlane, View};
 use crate::cgroup::{self, Memberships};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
@@ -96,6 +97,8 @@ pub struct Parts {
     pub start: Start,
     /// What preflight found.
     pub checks: Vec<Check>,
+    /// How cgroups are mounted, and what is in them.
+    pub cgroups: View,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -112,6 +115,7 @@ impl Parts {
                 ebpf::datapath::start(settings, facts, decoders)
             }),
             checks: preflight::run(&roots, &kernel_release(), bpf),
+            cgroups: capture::look(&settings.proc_root, settings.cgroup_root.as_deref()),
             clock: SystemClock::shared(),
         }
     }
@@ -216,15 +220,24 @@ impl Shared {
         }
     }
 
-    fn board(&self, settings: &Settings, checks: Vec<Check>) -> Board {
+    fn board(
+        &self,
+        settings: &Settings,
+        checks: Vec<Check>,
+        choice: Result<Choice, NoSocketPlane>,
+    ) -> Board {
         let table = Arc::clone(&self.table);
+        let (capture, capture_reason) = match choice {
+            Ok(choice) => (choice.planes.name(), choice.reason),
+            Err(error) => ("", error.to_string()),
+        };
         Board {
             identity: Identity {
                 node_name: self.status.node_name(),
                 kernel_release: kernel_release(),
                 max_flows: settings.max_flows,
-                capture: "tc",
-                capture_reason: "this version counts at interfaces only".to_owned(),
+                capture,
+                capture_reason,
                 started_ns: self.clock.monotonic_ns(),
                 proc_root: settings.proc_root.clone(),
             },
@@ -255,8 +268,9 @@ impl Agent {
         // Before the first event, so that none of our own is taken for traffic.
         shared.facts.update(|facts| facts.add_listening(address));
         let memberships = memberships(settings, &shared.clock);
+        let choice = capture::choose(settings.capture, &parts.cgroups);
         let Kernel { sources, datapath } =
-            start_kernel(settings, parts.start, &parts.checks, &shared).await?;
+            start_kernel(settings, parts.start, &parts.checks, &choice, &shared).await?;
         let (ended, pipeline_ended) = oneshot::channel();
         let mover = Mover::new(shared.stages(memberships), Arc::clone(&shared.ledger));
         let pipeline = runner::spawn(sources, mover, Arc::clone(&shared.clock), move || {
@@ -264,7 +278,7 @@ impl Agent {
             ended.send(()).ok();
         })
         .map_err(|source| AgentError::Thread { name: "pipeline", source })?;
-        let board = shared.board(settings, parts.checks);
+        let board = shared.board(settings, parts.checks, choice);
         let service = shared.service(settings, board, datapath.clone());
         let (stop_server, mut stopped) = watch::channel(false);
         let stop = async move {
@@ -362,11 +376,16 @@ async fn start_kernel(
     settings: &Settings,
     start: Start,
     checks: &[Check],
+    choice: &Result<Choice, NoSocketPlane>,
     shared: &Shared,
 ) -> Result<Kernel, AgentError> {
-    let missing = preflight::failures(checks);
-    let (cause, reason) = if missing.is_empty() {
-        let (datapath, facts) = (settings.datapath(), Arc::clone(&shared.facts));
+    let missing = match choice {
+        Ok(_) => preflight::failures(checks),
+        Err(error) => error.to_string(),
+    };
+    let (cause, reason) = if let (Ok(choice), true) = (choice, missing.is_empty()) {
+        let (datapath, facts) =
+            (settings.datapath(choice.planes.clone()), Arc::clone(&shared.facts));
         let started = tokio::task::spawn_blocking(move || start(&datapath, facts)).await;
         let started = started.unwrap_or_else(|error| {
             Err(StartError { message: format!("loading the programs ended early: {error}") })
@@ -392,9 +411,9 @@ async fn start_kernel(
 fn memberships(settings: &Settings, clock: &Arc<dyn Clock>) -> Memberships {
     let roots =
         cgroup::Roots { proc: settings.proc_root.clone(), cgroup: settings.cgroup_root.clone() };
-    cgroup::start(&roots, Arc::clone(clock)).unwrap_or_else(|error| {
+    cgroup::start(&roots, Arc::clone(clock), cgroup::no_pods()).unwrap_or_else(|error| {
         warn!(%error, "The cgroup thread could not be started; flows carry no cgroup path.");
-        Memberships::unanswered()
+        Memberships::unanswered(cgroup::Cgroups::default())
     })
 }
 

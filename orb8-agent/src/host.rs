@@ -25,10 +25,22 @@ pub struct InterfaceName {
     pub name: Box<str>,
 }
 
+/// The end of a link into a pod's network namespace, as its node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodLink {
+    /// Addresses behind it: from host routes, or from neighbours and the bridge's table. Sorted,
+    /// and no more than [`MAX_POD_ADDRESSES`].
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Addresses that are kept of one pod link.
+pub const MAX_POD_ADDRESSES: usize = 16;
+
 /// A snapshot of what is known.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     interfaces: HashMap<u32, Arc<InterfaceName>>,
+    pod_links: Arc<HashMap<u32, PodLink>>,
     addresses: HashSet<IpAddr>,
     listening: Vec<SocketAddr>,
     own_addresses: HashSet<IpAddr>,
@@ -45,6 +57,22 @@ impl Facts {
     /// Forgets an interface that is gone.
     pub fn remove_interface(&mut self, index: u32) {
         self.interfaces.remove(&index);
+    }
+
+    /// Replaces what is known of the links to pods, by ifindex.
+    pub fn set_pod_links(&mut self, links: HashMap<u32, PodLink>) {
+        self.pod_links = Arc::new(links);
+    }
+
+    /// The link to a pod with this ifindex; none if the interface is another kind.
+    #[must_use]
+    pub fn pod_link(&self, index: u32) -> Option<&PodLink> {
+        self.pod_links.get(&index)
+    }
+
+    /// Every link to a pod, in no order.
+    pub fn pod_links(&self) -> impl Iterator<Item = (u32, &PodLink)> {
+        self.pod_links.iter().map(|(index, link)| (*index, link))
     }
 
     /// Replaces the addresses of this host.

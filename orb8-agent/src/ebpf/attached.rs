@@ -3,7 +3,7 @@
 use super::chain::{Chain, ChainPolicy};
 use super::hook::Hook;
 use super::netlink::{Carried, Device};
-use crate::datapath::{AttachRoute, AttachState, ChosenBy, InterfaceStatus};
+use crate::datapath::{AttachRoute, AttachState, ChosenBy, CountMode, InterfaceStatus};
 
 /// One attached interface.
 pub(super) struct Attached {
@@ -64,5 +64,6 @@ fn status(
         after: Vec::new(),
         link: device.link,
         chosen_by: why,
+        mode: CountMode::Full,
     }
 }

@@ -480,6 +480,7 @@ const fn chosen_word(why: ChosenBy) -> &'static str {
         ChosenBy::DefaultRoute => "it has a default route",
         ChosenBy::GlobalAddress => "it has a global address",
         ChosenBy::Configured => "the settings name it",
+        ChosenBy::PodLink => "it leads to a pod",
     }
 }
 

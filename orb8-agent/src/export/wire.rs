@@ -3,7 +3,7 @@
 use orb8_proto::v1;
 
 use crate::clock;
-use crate::datapath::{AttachRoute, AttachState, ChosenBy, InterfaceStatus, LinkKind};
+use crate::datapath::{AttachRoute, AttachState, ChosenBy, CountMode, InterfaceStatus, LinkKind};
 use crate::event::{LossRecord, Notice, Severity, Volume};
 use crate::export::hub::SubscriberSummary;
 use crate::pipeline::ledger::{Balance, EventSummary, PacketSummary};
@@ -108,6 +108,11 @@ fn interface(status: &InterfaceStatus) -> v1::Interface {
         ChosenBy::DefaultRoute => "default_route",
         ChosenBy::GlobalAddress => "global_address",
         ChosenBy::Configured => "configured",
+        ChosenBy::PodLink => "pod_link",
+    };
+    let mode = match status.mode {
+        CountMode::Full => "full",
+        CountMode::Supplement => "supplement",
     };
     v1::Interface {
         name: status.name.clone(),
@@ -119,7 +124,7 @@ fn interface(status: &InterfaceStatus) -> v1::Interface {
         after: status.after.clone(),
         link: link.to_owned(),
         chosen_by: chosen_by.to_owned(),
-        ..v1::Interface::default()
+        mode: mode.to_owned(),
     }
 }
 
