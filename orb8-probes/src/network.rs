@@ -140,7 +140,13 @@ const fn flags_of(hook: u32) -> u8 {
 
 /// Books the differences between what the skb weighs and what its datagrams weigh on the wire.
 #[inline(always)]
-fn settle<const HOOK: u32>(counters: Counters<HOOK>, frame: &Frame, parsed: &Parsed, packets: u32, seen: u64) {
+fn settle<const HOOK: u32>(
+    counters: Counters<HOOK>,
+    frame: &Frame,
+    parsed: &Parsed,
+    packets: u32,
+    seen: u64,
+) {
     let padding = seen - parsed.datagram_bytes as u64;
     if padding != 0 {
         counters.add(counter::PADDING_BYTES, padding);
@@ -173,12 +179,7 @@ fn reject<const HOOK: u32>(counters: Counters<HOOK>, why: u64, packets: u64, byt
 }
 
 #[inline(always)]
-fn count<const HOOK: u32>(
-    ctx: &TcContext,
-    counters: Counters<HOOK>,
-    parsed: Parsed,
-    packets: u32,
-) {
+fn count<const HOOK: u32>(ctx: &TcContext, counters: Counters<HOOK>, parsed: Parsed, packets: u32) {
     let owner = owner::<HOOK>(ctx);
     let mut key = parsed.key;
     key.flags |= flags_of(HOOK);
@@ -400,7 +401,8 @@ fn sender_facts<const HOOK: u32>(ctx: &TcContext) -> (u64, u64, u8) {
 /// A packet with SYN, FIN or RST on a known flow.
 #[inline(never)]
 fn tcp_flags_seen<const HOOK: u32>(packet: &Packet, slot: u32) -> u64 {
-    let (Some(meta), Some(counters)) = (META.get_ptr_mut(slot), Counters::<HOOK>::of_this_cpu()) else {
+    let (Some(meta), Some(counters)) = (META.get_ptr_mut(slot), Counters::<HOOK>::of_this_cpu())
+    else {
         return 1;
     };
     if !mark_tcp_flags(meta, packet.tcp_flags) {

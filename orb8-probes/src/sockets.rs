@@ -66,8 +66,10 @@ pub fn receiver<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u8 {
         return scope::UNKNOWN;
     }
     let netns = if HOOK & hook::POD != 0 {
-        // SAFETY: a context field that a classifier may read, and a value in a map.
-        match unsafe { POD_LINKS.get(&(*ctx.skb.skb).ifindex) } {
+        // SAFETY: a context field that a classifier may read.
+        let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+        // SAFETY: only user space writes, and whole values.
+        match unsafe { POD_LINKS.get(ifindex) } {
             Some(id) => *id as u64,
             None => return scope::UNKNOWN,
         }
@@ -135,17 +137,16 @@ fn look_up(ctx: &TcContext, key: &FlowKey, netns: u64) -> Found {
 /// The socket was found and not given back yet.
 #[inline(always)]
 unsafe fn is_of_any_address(sk: *const bpf_sock, ipv6: bool) -> bool {
-    // Volatile, because the verifier knows loads of whole fields only.
+    // All are read, and volatile: the verifier knows loads of whole fields at constant offsets only,
+    // and the compiler would choose between offsets.
     // SAFETY: as the caller says.
-    unsafe {
-        if ipv6 {
-            let bound = &raw const (*sk).src_ip6;
-            let word = |at: usize| core::ptr::read_volatile(bound.cast::<u32>().add(at));
-            word(0) | word(1) | word(2) | word(3) == 0
-        } else {
-            core::ptr::read_volatile(&raw const (*sk).src_ip4) == 0
-        }
-    }
+    let (v4, v6) = unsafe {
+        let bound = &raw const (*sk).src_ip6;
+        let word = |at: usize| core::ptr::read_volatile(bound.cast::<u32>().add(at));
+        let v4 = core::ptr::read_volatile(&raw const (*sk).src_ip4);
+        (v4, word(0) | word(1) | word(2) | word(3))
+    };
+    (if ipv6 { v6 } else { v4 }) == 0
 }
 
 /// Whether the host would send the packet on.
@@ -158,7 +159,7 @@ fn is_forwarded(ctx: &TcContext, key: &FlowKey) -> bool {
     let mut ask = [0u32; 16];
     ask[0] = if key.flags & flag::IPV6 != 0 { AF_INET6 } else { AF_INET };
     // SAFETY: a context field that a classifier may read.
-    ask[2] = unsafe { (*ctx.skb.skb).ingress_ifindex };
+    ask[2] = unsafe { (*ctx.skb.skb).ifindex };
     if key.flags & flag::IPV6 != 0 {
         [ask[4], ask[5], ask[6], ask[7]] = key.src;
         [ask[8], ask[9], ask[10], ask[11]] = key.dst;
@@ -167,9 +168,8 @@ fn is_forwarded(ctx: &TcContext, key: &FlowKey) -> bool {
         ask[8] = key.dst[3];
     }
     // SAFETY: the struct has 64 bytes, as asserted below.
-    let result = unsafe {
-        bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut ask).cast::<FibLookup>(), SIZE, 0)
-    };
+    let result =
+        unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut ask).cast::<FibLookup>(), SIZE, 0) };
     GOES_ON[0] == result || GOES_ON[1..].contains(&result)
 }
 

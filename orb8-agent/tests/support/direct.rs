@@ -299,9 +299,21 @@ fn key(id: &FlowId) -> Flow {
 }
 impl DirectObserved {
     pub fn dump(&self) -> Vec<String> {
-        self.flows.iter().map(|(id, t)| {
-            let f = key(id);
-            format!("{}{} proto {} owner {} {:?} > {:?} {:?} {t:?}", if id.key.flags & flag::SOCKET_PLANE != 0 {"SOCK"} else {"tc  "}, if id.key.flags & flag::EGRESS != 0 {" out"} else {" in "}, id.key.protocol, id.owner, f.src, f.dst, f.l4)
-        }).collect()
+        self.flows
+            .iter()
+            .map(|(id, t)| {
+                let f = key(id);
+                format!(
+                    "{}{} proto {} owner {} {:?} > {:?} {:?} {t:?}",
+                    if id.key.flags & flag::SOCKET_PLANE != 0 { "SOCK" } else { "tc  " },
+                    if id.key.flags & flag::EGRESS != 0 { " out" } else { " in " },
+                    id.key.protocol,
+                    id.owner,
+                    f.src,
+                    f.dst,
+                    f.l4
+                )
+            })
+            .collect()
     }
 }
