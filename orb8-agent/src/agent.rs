@@ -411,9 +411,9 @@ async fn start_kernel(
 fn memberships(settings: &Settings, clock: &Arc<dyn Clock>) -> Memberships {
     let roots =
         cgroup::Roots { proc: settings.proc_root.clone(), cgroup: settings.cgroup_root.clone() };
-    cgroup::start(&roots, Arc::clone(clock)).unwrap_or_else(|error| {
+    cgroup::start(&roots, Arc::clone(clock), cgroup::no_pods()).unwrap_or_else(|error| {
         warn!(%error, "The cgroup thread could not be started; flows carry no cgroup path.");
-        Memberships::unanswered()
+        Memberships::unanswered(cgroup::Cgroups::default())
     })
 }
 

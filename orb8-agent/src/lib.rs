@@ -7,6 +7,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod clock;
 pub mod config;
+pub mod conntrack;
 pub mod datapath;
 pub mod ebpf;
 pub mod event;

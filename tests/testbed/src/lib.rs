@@ -19,6 +19,8 @@
 //! | [`counters`] | what the kernel itself says it carried |
 //! | [`bpf`] | foreign tcx programs and questions about attached ones |
 //! | [`fork`] | a copy of this process that holds its descriptors |
+//! | [`scratch`] | folders that end with their handle |
+//! | [`api`] | a Kubernetes API server |
 //! | [`agent`] | `orb8-agent` and `orb8` as processes |
 //! | [`wait`] | conditions with a deadline |
 //!
@@ -29,6 +31,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests ask the machine they run on")]
 
 pub mod agent;
+pub mod api;
 pub mod bpf;
 pub mod counters;
 pub mod flow;
@@ -42,6 +45,7 @@ pub mod python;
 pub mod raw;
 pub mod ring;
 pub mod scapy;
+pub mod scratch;
 pub mod traffic;
 pub mod tun;
 pub mod wait;

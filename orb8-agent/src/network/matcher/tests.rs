@@ -6,7 +6,7 @@ use orb8_proto::v1::{PortRange, condition};
 use proptest::prelude::*;
 
 use super::*;
-use crate::cgroup::{Answer, Membership, Process};
+use crate::cgroup::{Answer, Cgroup, Membership, Process, no_pods};
 use crate::event::{EndReason, FlowId};
 use crate::network::table::blank;
 use crate::network::wire::Shown;
@@ -28,8 +28,8 @@ fn compiled(conditions: Vec<Condition>) -> Result<Matcher, FilterError> {
 fn web() -> FlowRecord {
     let id = flow(6, ([10, 0, 0, 1].into(), 40_000), ([10, 0, 0, 2].into(), 80), true);
     let process = Process { pid: 1, comm: "curl".into(), started_ns: 0 };
-    let answer =
-        Answer { path: Some("/user.slice/a".into()), process: Some(process), checked_ns: 10 };
+    let cgroup = Arc::new(Cgroup::new(7, "/user.slice/a", &no_pods()));
+    let answer = Answer { cgroup: Some(cgroup), process: Some(process), checked_ns: 10 };
     FlowRecord {
         flow_id: 1,
         first_seen_ns: 5,

@@ -3,7 +3,7 @@
 use orb8_common::network::FlowKey;
 
 use super::*;
-use crate::cgroup::{Answer, Membership, Process};
+use crate::cgroup::{Answer, Cgroup, Membership, Process, no_pods};
 use crate::event::FlowId;
 use crate::host::InterfaceName;
 use crate::network::table::blank;
@@ -22,8 +22,8 @@ fn id(protocol: u8, egress: bool) -> FlowId {
 #[test]
 fn every_fact_of_a_flow_is_shown() {
     let process = Process { pid: 42, comm: "nginx".into(), started_ns: 1 };
-    let answer =
-        Answer { path: Some("/web.slice".into()), process: Some(process), checked_ns: 600 };
+    let cgroup = Arc::new(Cgroup::new(11, "/web.slice", &no_pods()));
+    let answer = Answer { cgroup: Some(cgroup), process: Some(process), checked_ns: 600 };
     let record = FlowRecord {
         flow_id: 9,
         packets: 7,
