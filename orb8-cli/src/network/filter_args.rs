@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use orb8_proto::v1::condition::{Field, Side};
 use orb8_proto::v1::{Condition, FlowFilter, PortRange, Ports, Strings};
-use orb8_query::network::filter::{FilterError, Matcher};
+use orb8_query::network::filter::{Filter, FilterError};
 use orb8_util::net;
 
 const HEADING: &str = "Filters";
@@ -309,7 +309,7 @@ fn checked(
 ) -> Result<Value, String> {
     let field = read(text)?;
     let condition = Condition { side: side.into(), negate: false, field: Some(field.clone()) };
-    Matcher::new(Some(&FlowFilter { all: vec![condition] }))
+    Filter::compile(Some(&FlowFilter { all: vec![condition] }), &[], &[])
         .map_err(|error: FilterError| error.to_string())?;
     Ok(Value { text: text.to_owned(), field })
 }

@@ -248,7 +248,7 @@ proptest! {
             .collect();
         let filter = FlowFilter { all };
         let mut ours = Matcher::compile(Some(&filter), &[], &[]).unwrap();
-        let theirs = orb8_query::network::filter::Matcher::new(Some(&filter)).unwrap();
+        let mut theirs = orb8_query::network::filter::Filter::compile(Some(&filter), &[], &[]).unwrap();
         let shown = Shown { node_name: "n".into(), unix_offset_ns: 0 };
         prop_assert_eq!(ours.matches(&flow), theirs.matches(&shown.flow(&flow)));
     }

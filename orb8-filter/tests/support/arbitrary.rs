@@ -1,6 +1,6 @@
 //! Flows of any content for property tests: any text, any number, every field set or not.
 
-use orb8_proto::v1::{Endpoint, IcmpInfo, NetworkFlow, Process, TcpInfo};
+use orb8_proto::v1::{Endpoint, IcmpInfo, NetworkFlow, Process, ServiceUse, TcpInfo};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -50,6 +50,7 @@ pub(crate) fn flow() -> BoxedStrategy<NetworkFlow> {
         any::<bool>(),
         text(&["default", "shop"]),
         text(&["web-1", "web-2"]),
+        (option::of(service()), any::<bool>()),
     );
     (ends, ports, names, numbers, rates, details)
         .prop_map(|(ends, ports, names, numbers, rates, details)| NetworkFlow {
@@ -81,6 +82,8 @@ pub(crate) fn flow() -> BoxedStrategy<NetworkFlow> {
             fragment: details.4,
             namespace: details.5,
             pod_name: details.6,
+            service: details.7.0,
+            supplement: details.7.1,
         })
         .boxed()
 }
@@ -121,17 +124,28 @@ fn endpoint() -> BoxedStrategy<Endpoint> {
     let process = option::of((any::<u32>(), text(&["curl", "nginx"])));
     let process = process.prop_map(|told| told.map(|(pid, comm)| Process { pid, comm }));
     let names = (
-        text(&["process", "external"]),
-        text(&["default"]),
+        text(&["process", "external", "pod", "service"]),
+        text(&["default", "shop"]),
         text(&["web-1"]),
         text(&["main"]),
         text(&["web"]),
         text(&["node-a"]),
         text(&["zone-a"]),
     );
-    let cgroup = (amount(), text(&["/", "/system.slice/a", "/user.slice"]), text(&["cgroup"]));
-    (process, names, cgroup)
-        .prop_map(|(process, names, cgroup)| Endpoint {
+    let cgroup =
+        (amount(), text(&["/", "/system.slice/a", "/user.slice"]), text(&["cgroup", "none"]));
+    let more = (
+        text(&["cart"]),
+        text(&["4f1c9a7be2d03355"]),
+        text(&["containerd"]),
+        text(&["sshd.service"]),
+        text(&["8f0a"]),
+        text(&["Deployment", "Job"]),
+        text(&["pod_unknown"]),
+    );
+    let labels = proptest::collection::hash_map(text(&["app", "tier"]), text(&["web", "a"]), 0..3);
+    (process, names, cgroup, more, labels)
+        .prop_map(|(process, names, cgroup, more, labels)| Endpoint {
             kind: names.0,
             namespace: names.1,
             pod: names.2,
@@ -143,6 +157,34 @@ fn endpoint() -> BoxedStrategy<Endpoint> {
             cgroup_id: cgroup.0,
             cgroup: cgroup.1,
             attribution: cgroup.2,
+            service: more.0,
+            container_id: more.1,
+            runtime: more.2,
+            unit: more.3,
+            pod_uid: more.4,
+            workload_kind: more.5,
+            reason: more.6,
+            labels,
+        })
+        .boxed()
+}
+
+fn service() -> BoxedStrategy<ServiceUse> {
+    let names = (text(&["shop", "bank"]), text(&["cart", "web"]), text(&["http"]));
+    let words = (text(&["cluster_ip", "node_port"]), text(&["ok", "no_endpoints"]));
+    let ends = (text(&["10.96.0.1"]), port(), text(&["10.0.0.2"]), port());
+    (names, words, ends, option::of(endpoint()))
+        .prop_map(|(names, words, ends, backend)| ServiceUse {
+            namespace: names.0,
+            name: names.1,
+            port_name: names.2,
+            kind: words.0,
+            verdict: words.1,
+            ip: ends.0,
+            port: ends.1,
+            backend_ip: ends.2,
+            backend_port: ends.3,
+            backend,
         })
         .boxed()
 }

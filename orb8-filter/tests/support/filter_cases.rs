@@ -1,11 +1,10 @@
-//! Reads `fixtures/filters.txt`: what filters mean, as data. Depends on orb8-proto only, so that any
-//! evaluator of `FlowFilter` can include it and be held to the same cases.
+//! Reads `fixtures/*.txt`: what filters mean, as data.
 
 use std::collections::BTreeSet;
 
 use orb8_proto::v1::condition::{Field, Side};
 use orb8_proto::v1::{
-    Condition, Endpoint, FlowFilter, NetworkFlow, PortRange, Ports, Process, Strings,
+    Condition, Endpoint, FlowFilter, NetworkFlow, PortRange, Ports, Process, ServiceUse, Strings,
 };
 
 /// The flows and the cases.
@@ -28,10 +27,19 @@ pub(crate) struct Case {
     pub(crate) expected: Option<BTreeSet<String>>,
 }
 
-/// Reads the fixture.
-pub(crate) fn read() -> Cases {
+/// The cases on addresses, protocols, interfaces and processes.
+pub(crate) fn filters() -> Cases {
+    read(include_str!("../fixtures/filters.txt"))
+}
+
+/// The cases on who is at the ends.
+pub(crate) fn identity() -> Cases {
+    read(include_str!("../fixtures/identity.txt"))
+}
+
+fn read(text: &str) -> Cases {
     let mut cases = Cases::default();
-    for line in include_str!("../fixtures/filters.txt").lines() {
+    for line in text.lines() {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
@@ -88,10 +96,51 @@ fn flow(line: &str) -> (String, NetworkFlow) {
             "process2" => destination(&mut flow).process = Some(Process { pid: 1, comm: text }),
             "cgroup" => source(&mut flow).cgroup = text,
             "cgroup2" => destination(&mut flow).cgroup = text,
-            _ => panic!("unknown key {key:?}"),
+            "plane" => flow.plane = text,
+            "supplement" => flow.supplement = value == "true",
+            "service" => service(&mut flow, value),
+            "verdict" => flow.service.get_or_insert_default().verdict = text,
+            "owner" => (flow.namespace, flow.pod_name) = pair(value),
+            _ => match key.split_once('.') {
+                Some(("src", key)) => endpoint(source(&mut flow), key, text),
+                Some(("dst", key)) => endpoint(destination(&mut flow), key, text),
+                _ => panic!("unknown key {key:?}"),
+            },
         }
     }
     (name, flow)
+}
+
+fn endpoint(end: &mut Endpoint, key: &str, text: String) {
+    match key {
+        "kind" => end.kind = text,
+        "pod" => (end.namespace, end.pod) = pair(&text),
+        "service" => (end.namespace, end.service) = pair(&text),
+        "workload" => (end.workload_kind, end.workload) = pair(&text),
+        "node" => end.node = text,
+        "zone" => end.zone = text,
+        "container" => end.container = text,
+        "id" => end.container_id = text,
+        "by" => end.attribution = text,
+        "labels" => {
+            end.labels = text
+                .split(',')
+                .map(|label| label.split_once(':').expect("key:value"))
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect();
+        }
+        _ => panic!("unknown key {key:?} of an end"),
+    }
+}
+
+fn service(flow: &mut NetworkFlow, value: &str) {
+    let service: &mut ServiceUse = flow.service.get_or_insert_default();
+    (service.namespace, service.name) = pair(value);
+}
+
+fn pair(text: &str) -> (String, String) {
+    let (first, second) = text.split_once('/').expect("first/second");
+    (first.to_owned(), second.to_owned())
 }
 
 fn source(flow: &mut NetworkFlow) -> &mut Endpoint {
@@ -121,6 +170,7 @@ fn condition(text: &str) -> Condition {
     let field = match field {
         "?" => None,
         "port" => Some(Field::Port(Ports { ranges: values.iter().map(|v| range(v)).collect() })),
+        "supplement" => Some(Field::Supplement(values[0] == "true")),
         "ip_version" => Some(Field::IpVersion(values[0].parse().expect("a number"))),
         field => {
             let strings = Strings { values };
@@ -133,6 +183,18 @@ fn condition(text: &str) -> Condition {
                 "state" => Field::State(strings),
                 "process" => Field::Process(strings),
                 "cgroup" => Field::Cgroup(strings),
+                "namespace" => Field::Namespace(strings),
+                "pod" => Field::Pod(strings),
+                "workload" => Field::Workload(strings),
+                "service" => Field::Service(strings),
+                "node" => Field::Node(strings),
+                "selector" => Field::Selector(strings),
+                "plane" => Field::Plane(strings),
+                "attribution" => Field::Attribution(strings),
+                "kind" => Field::Kind(strings),
+                "container" => Field::Container(strings),
+                "zone" => Field::Zone(strings),
+                "verdict" => Field::Verdict(strings),
                 _ => panic!("unknown field {field:?}"),
             })
         }
