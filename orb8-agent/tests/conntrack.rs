@@ -71,6 +71,8 @@ impl Site {
                     format!("addr add {}/64 dev {dev} nodad", addresses[1]),
                 ]);
             }
+            // A router asks for a neighbour from its link-local address only.
+            node.run(&format!("ip addr add fe80::1/64 dev {name} nodad"));
         };
         let both = |of: fn(Family) -> IpAddr| Family::BOTH.map(|family| of(family).to_string());
         let outside = Netns::new("outside");
@@ -157,7 +159,8 @@ fn connect(from: &Netns, protocol: u8, to: SocketAddr, port: u16) -> Client {
     from.enter(|| {
         let any: IpAddr = if to.is_ipv6() { [0; 16].into() } else { [0; 4].into() };
         let (socket, src): (Box<dyn Send>, _) = if protocol == TCP {
-            let stream = TcpStream::connect_timeout(&to, DEADLINE).unwrap();
+            let stream = TcpStream::connect_timeout(&to, DEADLINE)
+                .unwrap_or_else(|error| panic!("{to} from {}: {error}", from.label()));
             let src = stream.local_addr().unwrap();
             (Box::new(stream), src)
         } else {
