@@ -6,12 +6,12 @@ use std::sync::{Arc, RwLock};
 
 use ipnet::IpNet;
 
+use super::Seen;
 use super::names::Names;
 use super::nodes::HeldNode;
 use super::pods::Held;
 use super::ranges::{Ranges, hull};
 use super::uids::Uids;
-use super::Seen;
 use crate::clock::from_unix;
 use crate::k8s::addresses::{Addresses, End};
 use crate::k8s::model::{Node, Pod};
