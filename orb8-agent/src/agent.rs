@@ -25,7 +25,8 @@ use crate::ebpf::netlink::{Netlink, NetlinkError};
 use crate::export::grpc::{self, ServeError, Service};
 use crate::export::hub::Hub;
 use crate::export::log::LogExporter;
-use crate::host::{HostEnricher, HostFacts};
+use crate::host::HostFacts;
+use crate::k8s::identity::{Knowledge, OwnerEnricher, Resolver};
 use crate::network::decode;
 use crate::network::feed::NetworkFeed;
 use crate::network::filter::SelfTraffic;
@@ -184,8 +185,11 @@ impl Shared {
             StatusExporter { status: Arc::clone(&self.status), ledger: Arc::clone(&self.ledger) };
         Stages {
             filters: vec![Box::new(SelfTraffic::new(facts()))],
-            enrichers: vec![Box::new(HostEnricher::new(facts(), memberships, keys::of_event))],
-            processors: vec![Box::new(FlowProcessor::new(Arc::clone(&self.table)))],
+            enrichers: vec![Box::new(OwnerEnricher::new(facts(), memberships, keys::of_event))],
+            processors: vec![Box::new(FlowProcessor::new(
+                Arc::clone(&self.table),
+                Resolver::new(Knowledge::of_host(facts())),
+            ))],
             exporters: vec![
                 Box::new(status),
                 Box::new(self.hub.exporter()),

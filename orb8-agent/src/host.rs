@@ -8,10 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cgroup::Memberships;
-use crate::event::Event;
-use crate::pipeline::enricher::{EnrichedEvent, EventEnricher, Keys};
-
 /// Cookies of the agent's own sockets that are remembered. Counts of a closed connection arrive
 /// at the next drain, so the latest ones matter; older ones are forgotten.
 const OWN_COOKIES: usize = 1024;
@@ -169,6 +165,12 @@ impl HostFacts {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// A number that moves with every change.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
     /// The facts as of now.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Facts> {
@@ -201,40 +203,6 @@ impl HostReader {
             self.generation = generation;
         }
         &self.facts
-    }
-}
-
-/// Adds interface, locality and cgroup to events.
-///
-/// Which end of an event is the owner's is the feature's knowledge; it is passed in as `keys`.
-#[derive(Debug)]
-pub struct HostEnricher {
-    facts: HostReader,
-    memberships: Memberships,
-    keys: fn(&Event) -> Option<Keys>,
-}
-
-impl HostEnricher {
-    /// An enricher over these facts and cgroups.
-    #[must_use]
-    pub fn new(
-        facts: Arc<HostFacts>,
-        memberships: Memberships,
-        keys: fn(&Event) -> Option<Keys>,
-    ) -> Self {
-        Self { facts: HostReader::new(facts), memberships, keys }
-    }
-}
-
-impl EventEnricher for HostEnricher {
-    fn enrich(&mut self, enriched: &mut EnrichedEvent) {
-        let Some(keys) = (self.keys)(&enriched.event) else { return };
-        let facts = self.facts.get();
-        enriched.interface = keys.ifindex.and_then(|index| facts.interface(index).cloned());
-        enriched.local = facts.is_local(keys.local);
-        if keys.cgroup_id != 0 {
-            enriched.membership = self.memberships.find(keys.cgroup_id, keys.since_ns);
-        }
     }
 }
 

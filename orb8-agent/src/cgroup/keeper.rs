@@ -171,6 +171,3 @@ impl Keeper {
         poll(&mut ready, left.as_ref()).ok();
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -64,8 +64,8 @@ pub(super) struct Tree {
 struct Node {
     cgroup: Arc<Cgroup>,
     watch: Option<i32>,
-    /// The walk that saw it last.
-    walk: u32,
+    /// The walk that saw it last; none if it was not read yet.
+    walk: Option<u32>,
 }
 
 impl Tree {
@@ -94,8 +94,8 @@ impl Tree {
     }
 
     /// Whether an id that is not in the index is in no directory either.
-    pub(super) const fn is_current(&self) -> bool {
-        self.blind.is_none() && !self.behind
+    pub(super) fn is_current(&self) -> bool {
+        self.blind.is_none() && !self.behind && self.nodes.contains_key("/")
     }
 
     /// Whether events were lost, so that the tree has to be walked whoever asks.
@@ -120,7 +120,7 @@ impl Tree {
         self.full = false;
         self.blind = self.inotify.is_none().then_some(self.blind).flatten();
         self.read("/".to_owned(), now_ns);
-        let unseen = |node: &Node| node.walk != self.walk;
+        let unseen = |node: &Node| node.walk != Some(self.walk);
         let gone = self.nodes.iter().filter(|(_, node)| unseen(node));
         let gone: Vec<Arc<str>> = gone.map(|(path, _)| Arc::clone(path)).collect();
         for path in gone {
@@ -200,46 +200,42 @@ impl Tree {
         }
     }
 
-    /// Takes a directory in; false if it has not to be read, because it was in this walk or because
-    /// there is no room.
+    /// Takes a directory in and watches it; false if it has not to be read, because it was in this
+    /// walk, is gone or finds no room.
     fn take(&mut self, path: &str, id: u64, now_ns: u64) -> bool {
-        let (walk, watch) = (self.walk, self.nodes.get(path).and_then(|node| node.watch));
-        let watch = watch.or_else(|| self.watch(path));
-        match self.nodes.get_mut(path) {
-            Some(node) if node.cgroup.id == id => {
-                let again = node.walk != walk;
-                node.walk = walk;
-                node.watch = watch;
-                return again;
+        if self.nodes.get(path).is_some_and(|node| node.cgroup.id != id) {
+            self.remove(path, now_ns);
+        }
+        if !self.nodes.contains_key(path) {
+            if self.nodes.len() >= self.bounds.directories {
+                self.full = true;
+                self.cgroups.reject();
+                return false;
             }
-            Some(_) => self.remove(path, now_ns),
-            None => {}
+            let cgroup = Arc::new(Cgroup::new(id, path, &self.pods));
+            let node = Node { cgroup: Arc::clone(&cgroup), watch: None, walk: None };
+            self.nodes.insert(Arc::clone(&cgroup.path), node);
+            self.cgroups.insert(cgroup);
         }
-        if self.nodes.len() >= self.bounds.directories {
-            self.full = true;
-            self.cgroups.reject();
-            return false;
-        }
-        let cgroup = Arc::new(Cgroup::new(id, path, &self.pods));
-        let path = Arc::clone(&cgroup.path);
-        if let Some(watch) = watch {
-            self.watched.insert(watch, Arc::clone(&path));
-        }
-        self.nodes.insert(path, Node { cgroup: Arc::clone(&cgroup), watch, walk });
-        self.cgroups.insert(cgroup);
-        true
+        self.watch(path);
+        let walk = Some(self.walk);
+        self.nodes.get_mut(path).is_some_and(|node| std::mem::replace(&mut node.walk, walk) != walk)
     }
 
-    fn watch(&mut self, path: &str) -> Option<i32> {
-        let inotify = self.inotify.as_ref()?;
-        match inotify::add_watch(inotify, self.directory(path), WATCHED) {
-            Ok(watch) => Some(watch),
-            // Gone already.
-            Err(Errno::NOENT | Errno::NOTDIR) => None,
-            Err(error) => {
-                self.blind = Some(error);
-                None
+    fn watch(&mut self, path: &str) {
+        let directory = self.directory(path);
+        let (Some(inotify), Some(node)) = (&self.inotify, self.nodes.get_mut(path)) else { return };
+        if node.watch.is_some() {
+            return;
+        }
+        match inotify::add_watch(inotify, directory, WATCHED) {
+            Ok(watch) => {
+                node.watch = Some(watch);
+                self.watched.insert(watch, Arc::clone(&node.cgroup.path));
             }
+            // Gone already; its parent's watch tells.
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(error) => self.blind = Some(error),
         }
     }
 

@@ -71,7 +71,7 @@ pub(super) struct Malformed;
 /// The request for the whole table, of both address families.
 pub(super) fn dump_request() -> [u8; HEADER + GENERIC] {
     let mut bytes = [0; HEADER + GENERIC];
-    bytes[..4].copy_from_slice(&((HEADER + GENERIC) as u32).to_ne_bytes());
+    bytes[..4].copy_from_slice(&20_u32.to_ne_bytes());
     bytes[4..6].copy_from_slice(&CT_GET.to_ne_bytes());
     bytes[6..8].copy_from_slice(&REQUEST_DUMP.to_ne_bytes());
     bytes

@@ -148,6 +148,7 @@ const fn state(state: FlowState) -> (&'static str, &'static str) {
         FlowState::Ended(EndReason::Rst) => ("ended", "rst"),
         FlowState::Ended(EndReason::Evicted) => ("ended", "evicted"),
         FlowState::Ended(EndReason::Shutdown) => ("ended", "shutdown"),
+        FlowState::Ended(EndReason::PeerChanged) => ("ended", "peer_changed"),
     }
 }
 

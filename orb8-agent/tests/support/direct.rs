@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use orb8_agent::capture::Planes;
 use orb8_agent::datapath::AttachState;
 use orb8_agent::ebpf::chain::ChainPolicy;
 use orb8_agent::ebpf::kernel::{self, Kernel, KernelOptions};
@@ -58,6 +59,7 @@ pub fn globs(text: &str) -> GlobSet {
 /// Options that suit tests.
 pub fn options(interfaces: &str) -> KernelOptions {
     KernelOptions {
+        planes: Planes::Tc,
         max_flows: 100_000,
         ring_bytes: 1 << 20,
         route: None,
@@ -294,4 +296,24 @@ fn key(id: &FlowId) -> Flow {
         L4::Plain
     };
     Flow { src: address(key.src), dst: address(key.dst), protocol: key.protocol, l4 }
+}
+impl DirectObserved {
+    pub fn dump(&self) -> Vec<String> {
+        self.flows
+            .iter()
+            .map(|(id, t)| {
+                let f = key(id);
+                format!(
+                    "{}{} proto {} owner {} {:?} > {:?} {:?} {t:?}",
+                    if id.key.flags & flag::SOCKET_PLANE != 0 { "SOCK" } else { "tc  " },
+                    if id.key.flags & flag::EGRESS != 0 { " out" } else { " in " },
+                    id.key.protocol,
+                    id.owner,
+                    f.src,
+                    f.dst,
+                    f.l4
+                )
+            })
+            .collect()
+    }
 }

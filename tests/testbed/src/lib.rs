@@ -21,6 +21,8 @@
 //! | [`fork`] | a copy of this process that holds its descriptors |
 //! | [`scratch`] | folders that end with their handle |
 //! | [`api`] | a Kubernetes API server |
+//! | [`cgroup`] | a subtree of cgroup2 that ends with its handle |
+//! | [`cluster`] | nodes, pods and Services made of namespaces, cgroups and iptables |
 //! | [`agent`] | `orb8-agent` and `orb8` as processes |
 //! | [`wait`] | conditions with a deadline |
 //!
@@ -33,6 +35,8 @@
 pub mod agent;
 pub mod api;
 pub mod bpf;
+pub mod cgroup;
+pub mod cluster;
 pub mod counters;
 pub mod flow;
 pub mod fork;
