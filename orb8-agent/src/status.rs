@@ -158,11 +158,18 @@ impl Status {
             return;
         }
         let interfaces = self.interfaces();
-        let attached = interfaces.iter().any(|found| found.state == AttachState::Attached);
+        let socket_plane = held(&self.datapath).as_ref().and_then(|found| found.socket_plane());
+        let attached = interfaces.iter().any(|found| found.state == AttachState::Attached)
+            || socket_plane.as_ref().is_some_and(|found| found.state == AttachState::Attached);
         let failed: Vec<_> = interfaces
             .iter()
             .filter(|found| found.state == AttachState::Failed)
             .map(|found| format!("{} ({})", found.name, found.reason))
+            .chain(
+                socket_plane
+                    .filter(|found| found.state == AttachState::Failed)
+                    .map(|found| format!("sockets ({})", found.reason)),
+            )
             .collect();
         let reason = match (attached, failed.is_empty()) {
             (true, true) => None,
