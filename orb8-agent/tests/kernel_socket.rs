@@ -205,9 +205,8 @@ fn both_ways_at_once(near: &Port, far: &Port) -> Vec<(Traffic, u64)> {
         let mut running = Vec::new();
         for (from, to) in [(near, far), (far, near)] {
             for len in 10..18 {
-                running.push(scope.spawn(move || {
-                    (traffic::udp(from, to, Family::V4, 400, len), 0)
-                }));
+                running
+                    .push(scope.spawn(move || (traffic::udp(from, to, Family::V4, 400, len), 0)));
             }
             for _ in 0..2 {
                 running.push(scope.spawn(move || {

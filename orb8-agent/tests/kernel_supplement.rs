@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use orb8_agent::capture::Planes;
 use orb8_testbed::flow::{Flow, ICMP, ICMPV6, L4, TCP, Total, Traffic, UDP};
-use orb8_testbed::link::{Family, Port, Veth, VethOptions};
+use orb8_testbed::link::{Family, Port, Veth, VethOptions, mac_text};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
 use orb8_testbed::netns::Netns;
@@ -56,11 +56,13 @@ impl Scene {
 /// Makes the near end that of a pod's link.
 fn lead_to_pod(link: &Veth) {
     let (near, far) = (&link.near, &link.far);
-    let dev = &near.ifname;
+    let (dev, mac) = (&near.ifname, mac_text(far.mac));
     near.netns.ip_batch(&[
         format!("addr del {}/24 dev {dev}", near.v4),
         format!("addr add {}/32 dev {dev}", near.v4),
         format!("route add {}/32 dev {dev}", far.v4),
+        // Gone with the address that had neighbours.
+        format!("neigh replace {} lladdr {mac} dev {dev} nud permanent", far.v4),
         format!("addr del {}/64 dev {dev}", near.v6),
         format!("addr add {}/128 dev {dev} nodad", near.v6),
         format!("route add {}/128 dev {dev}", far.v6),
