@@ -48,8 +48,8 @@ pub struct FlowRecord {
     pub source: Option<EndpointRecord>,
     pub destination: Option<EndpointRecord>,
     pub socket_cookie: Option<u64>,
-    pub service: Option<ServiceRecord>,
     pub supplement: bool,
+    pub service: Option<ServiceRecord>,
 }
 
 /// `TcpInfo`.
