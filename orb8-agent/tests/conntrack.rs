@@ -1,6 +1,8 @@
 //! What the kernel's connection tracking tells, against rules as kube-proxy makes them, in
 //! namespaces that stand for a node, two pods and a machine outside.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
