@@ -13,7 +13,9 @@ use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use globset::Glob;
 
+use crate::capture::Planes;
 use crate::datapath::{AttachMode, DatapathSettings};
+use crate::k8s::{KubernetesSettings, Mode};
 use crate::telemetry;
 
 const KIB: u32 = 1 << 10;
@@ -61,9 +63,8 @@ pub struct Settings {
         value_parser = ring_buffer_size)]
     pub ring_buffer_size: u32,
 
-    /// Where packets are counted: at interfaces (tc), or what suits best.
-    #[arg(long, env = "ORB8_CAPTURE", default_value = "auto", value_name = "PLANE",
-        value_parser = capture)]
+    /// Where packets are counted: at sockets, at interfaces (tc), or what suits this node.
+    #[arg(long, env = "ORB8_CAPTURE", default_value = "auto", value_name = "PLANE", value_enum)]
     pub capture: Capture,
 
     /// How programs are attached: tcx (from kernel 6.6 on), clsact, or what the kernel has.
@@ -91,6 +92,25 @@ pub struct Settings {
     /// Where the host's cgroup2 is mounted; unset: looked up among the mounts.
     #[arg(long, env = "ORB8_CGROUP_ROOT", value_name = "DIRECTORY", value_parser = directory)]
     pub cgroup_root: Option<PathBuf>,
+
+    /// Whether the Kubernetes API is asked who is who; auto: if there is a way to it.
+    #[arg(long, env = "ORB8_KUBERNETES", default_value = "auto", value_name = "WHEN", value_enum)]
+    pub kubernetes: Mode,
+
+    /// Kubeconfigs with colons between; unset: the pod's own service account.
+    #[arg(
+        long,
+        env = "KUBECONFIG",
+        value_name = "FILES",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub kubeconfig: String,
+
+    /// Pods of the cluster that are kept, this node's first; what does not fit is counted.
+    #[arg(long, env = "ORB8_MAX_POD_CACHE", default_value_t = 10_000, value_name = "PODS",
+        value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub max_pod_cache: u32,
 
     /// Seconds in which everything queued is handed over at the end.
     #[arg(long, env = "ORB8_SHUTDOWN_TIMEOUT_SECS", default_value_t = 10, value_name = "SECONDS",
@@ -121,11 +141,13 @@ pub struct Settings {
 }
 
 /// Where packets are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Capture {
-    /// What suits best; today always `tc`.
+    /// What suits this node, decided at start.
     Auto,
-    /// At interfaces.
+    /// At sockets alone.
+    Socket,
+    /// At interfaces alone.
     Tc,
 }
 
@@ -205,7 +227,7 @@ struct Known {
 }
 
 /// Every setting, in the order in which they are shown.
-const SETTINGS: [Known; 18] = [
+const SETTINGS: [Known; 21] = [
     Known { id: "max_flows", range: "16 to 4000000", show: |s| s.max_flows.to_string() },
     Known {
         id: "flow_timeout_secs",
@@ -235,9 +257,10 @@ const SETTINGS: [Known; 18] = [
     },
     Known {
         id: "capture",
-        range: "auto, tc",
+        range: "auto, socket, tc",
         show: |s| match s.capture {
             Capture::Auto => "auto".to_owned(),
+            Capture::Socket => "socket".to_owned(),
             Capture::Tc => "tc".to_owned(),
         },
     },
@@ -266,6 +289,9 @@ const SETTINGS: [Known; 18] = [
         range: "a directory",
         show: |s| s.cgroup_root.as_ref().map_or(String::new(), |path| path.display().to_string()),
     },
+    Known { id: "kubernetes", range: "auto, on, off", show: |s| s.kubernetes.word().to_owned() },
+    Known { id: "kubeconfig", range: "files", show: |s| s.kubeconfig.clone() },
+    Known { id: "max_pod_cache", range: "16 to 1000000", show: |s| s.max_pod_cache.to_string() },
     Known {
         id: "shutdown_timeout_secs",
         range: "1 to 300",
@@ -306,6 +332,7 @@ fn default_of(id: &str, argument: &Arg) -> String {
     match id {
         "node_name" => "the host's name".to_owned(),
         "cgroup_root" => "looked up among the mounts".to_owned(),
+        "kubeconfig" => "the pod's service account".to_owned(),
         "strict" => "false".to_owned(),
         _ => {
             let values: Vec<_> =
@@ -343,10 +370,17 @@ impl Settings {
         Duration::from_secs(self.expiration_interval_secs.into())
     }
 
-    /// What the kernel side is started with.
+    /// Where the Kubernetes API is, and whether it is asked.
     #[must_use]
-    pub fn datapath(&self) -> DatapathSettings {
+    pub fn kubernetes(&self) -> KubernetesSettings {
+        KubernetesSettings { mode: self.kubernetes, kubeconfig: self.kubeconfig.clone() }
+    }
+
+    /// What the kernel side is started with, counting at these planes.
+    #[must_use]
+    pub fn datapath(&self, planes: Planes) -> DatapathSettings {
         DatapathSettings {
+            planes,
             max_flows: self.max_flows,
             ring_buffer_bytes: self.ring_buffer_size,
             attach: match self.tc_attach {
@@ -381,15 +415,6 @@ fn ring_buffer_size(text: &str) -> Result<u32, String> {
             Err(format!("{bytes} bytes are no power of two, use {below} or {}", below << 1))
         }
         Some(_) | None => Err("give 64KiB to 32MiB, a power of two".to_owned()),
-    }
-}
-
-fn capture(text: &str) -> Result<Capture, String> {
-    match text {
-        "auto" => Ok(Capture::Auto),
-        "tc" => Ok(Capture::Tc),
-        "socket" => Err("the socket plane is not in this version, use auto or tc".to_owned()),
-        _ => Err("use auto or tc".to_owned()),
     }
 }
 

@@ -13,8 +13,8 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::clock::Clock;
 use crate::datapath::{
-    AttachRoute, AttachState, ChosenBy, Datapath, InterfaceStatus, LinkKind, PacketWatch, Start,
-    StartError, Started,
+    AttachRoute, AttachState, ChosenBy, CountMode, Datapath, InterfaceStatus, LinkKind,
+    PacketWatch, Start, StartError, Started,
 };
 use crate::event::{Event, FlowCount, FlowFacts, FlowId, FlowSignal, SignalKind};
 use crate::network::keys;
@@ -175,6 +175,7 @@ impl ScriptedDatapath {
             after: Vec::new(),
             link: LinkKind::Ethernet,
             chosen_by: ChosenBy::DefaultRoute,
+            mode: CountMode::Full,
         };
         let datapath = Self::default();
         lock(&datapath.interfaces).push(interface);

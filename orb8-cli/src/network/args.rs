@@ -71,6 +71,9 @@ pub struct FlowsArgs {
     /// Time between updates of a flow while following [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = milliseconds, requires = "follow")]
     pub interval: Option<u32>,
+    /// Also the labels of pods, in json, yaml and csv
+    #[arg(long)]
+    pub labels: bool,
     #[command(flatten)]
     agents: AgentArgs,
 }
@@ -94,6 +97,9 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", requires = "packets")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub rate_limit: Option<u32>,
+    /// Also the labels of pods, in json, yaml and csv
+    #[arg(long)]
+    pub labels: bool,
     #[command(flatten)]
     agents: AgentArgs,
 }
@@ -123,9 +129,11 @@ impl FlowsArgs {
             limit: self.last.or(self.limit).unwrap_or(0),
             start_time_ns,
             end_time_ns,
+            namespaces: self.filter.namespaces(),
+            pod_names: self.filter.pod_names(),
             filter: self.filter.filter(),
             sort,
-            ..QueryFlowsRequest::default()
+            labels: self.labels,
         })
     }
 
@@ -133,7 +141,10 @@ impl FlowsArgs {
     #[must_use]
     pub fn subscription(&self) -> StreamEventsRequest {
         StreamEventsRequest {
+            namespaces: self.filter.namespaces(),
+            pod_names: self.filter.pod_names(),
             filter: self.filter.filter(),
+            labels: self.labels,
             update_interval_ms: self.interval.unwrap_or(0),
             ..StreamEventsRequest::default()
         }
@@ -145,11 +156,13 @@ impl TraceArgs {
     #[must_use]
     pub fn subscription(&self) -> StreamEventsRequest {
         StreamEventsRequest {
+            namespaces: self.filter.namespaces(),
+            pod_names: self.filter.pod_names(),
             filter: self.filter.filter(),
+            labels: self.labels,
             update_interval_ms: self.interval.unwrap_or(0),
             packets: self.packets,
             packet_rate_limit: self.rate_limit.unwrap_or(0),
-            ..StreamEventsRequest::default()
         }
     }
 }

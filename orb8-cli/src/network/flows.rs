@@ -13,8 +13,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::FlowsArgs;
+use super::columns::{self, COMPOSED, LEAVES, TABLE, WIDE};
 use super::explain;
-use super::rows::{self, COMPOSED, LEAVES, Line, Look, TABLE, WIDE};
+use super::legend::Legend;
+use super::rows::{self, Line, Look};
 use super::trace;
 use crate::args::GlobalArgs;
 use crate::error::{CliError, Exit, next_step};
@@ -66,6 +68,7 @@ fn from_file(
     terminal: &mut Terminal<'_>,
 ) -> Result<FlowAnswer, CliError> {
     let name = if path == "-" { "stdin" } else { path };
+    let request = &QueryFlowsRequest { filter: args.filter.given(), ..request.clone() };
     let failed = |cause: FileError| CliError::File { path: name.to_owned(), cause };
     let read = if path == "-" {
         file::query(&mut terminal.input, request)
@@ -209,7 +212,7 @@ fn print_table(
     let look = Look { now_ns: (terminal.clock)(), zone: terminal.zone.clone() };
     let cells: Vec<_> =
         answer.flows.iter().map(|flow| Line::flow(flow).cells(&columns, &look)).collect();
-    let mut table = Table::new(rows::headings(&columns), terminal.out_color);
+    let mut table = Table::new(columns::headings(&columns), terminal.out_color);
     table.fit(&cells);
     if !global.no_headers {
         table.header(&mut terminal.out)?;
@@ -217,6 +220,12 @@ fn print_table(
     for row in &cells {
         table.row(&mut terminal.out, row)?;
     }
+    let mut legend = Legend::default();
+    for flow in &answer.flows {
+        legend.add(Line::flow(flow).marks(&columns));
+    }
+    terminal.out.flush()?;
+    legend.tell(terminal);
     Ok(())
 }
 

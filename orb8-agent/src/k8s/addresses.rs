@@ -1,0 +1,274 @@
+//! Who held an address when: each address has tenures, and a tenure says how sure it is.
+//!
+//! The API tells late and at times not at all, so a tenure has an inner interval, in which the
+//! holder is sure, and an outer one, in which it is possible. An answer is given only where nobody
+//! else can have been it; two that can be are [`Found::Ambiguous`]. Nothing here reads a clock or
+//! talks to the API.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::k8s::model::{Node, Pod, Service};
+
+/// An end that has not been told.
+const OPEN: u64 = u64::MAX;
+
+/// Tenures of one address that are kept; the one that ended first goes.
+const MAX_TENURES: usize = 16;
+
+/// What can hold an address.
+#[derive(Clone, Debug)]
+pub(crate) enum Who {
+    /// A pod that has its own network namespace.
+    Pod(Arc<Pod>),
+    /// A node, as its own.
+    Node(Arc<Node>),
+    /// A Service, as its ClusterIP.
+    Service(Arc<Service>),
+}
+
+impl Who {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pod(one), Self::Pod(two)) => Arc::ptr_eq(one, two),
+            (Self::Node(one), Self::Node(two)) => one.name == two.name,
+            (Self::Service(one), Self::Service(two)) => {
+                one.namespace == two.namespace && one.name == two.name
+            }
+            (Self::Pod(_) | Self::Node(_) | Self::Service(_), _) => false,
+        }
+    }
+}
+
+/// What the API told of a holder that has an address now. CLOCK_MONOTONIC nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    /// The earliest time at which it can have had the address.
+    pub(crate) from_ns: u64,
+    /// When this was told.
+    pub(crate) told_ns: u64,
+    /// It is about to go.
+    pub(crate) leaving: bool,
+    /// None of its containers runs any more, so that the address may be free already.
+    pub(crate) quiet: bool,
+}
+
+/// When something ended: told at `told_ns`, and not before `sure_until_ns`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    pub(crate) sure_until_ns: u64,
+    pub(crate) told_ns: u64,
+}
+
+/// One holder of an address.
+#[derive(Debug)]
+pub(crate) struct Tenure {
+    pub(crate) who: Who,
+    from_ns: u64,
+    sure_from_ns: u64,
+    sure_until_ns: u64,
+    until_ns: u64,
+    leaving_ns: u64,
+    quiet_ns: u64,
+    /// When the API told last that it holds the address.
+    told_ns: u64,
+}
+
+impl Tenure {
+    fn begin(who: Who, claim: Claim) -> Self {
+        let told_ns = claim.told_ns;
+        let mut tenure = Self {
+            who,
+            from_ns: claim.from_ns.min(told_ns),
+            sure_from_ns: told_ns,
+            sure_until_ns: OPEN,
+            until_ns: OPEN,
+            leaving_ns: OPEN,
+            quiet_ns: OPEN,
+            told_ns,
+        };
+        tenure.tell(claim);
+        tenure
+    }
+
+    fn tell(&mut self, claim: Claim) {
+        let since = |held_ns: u64, is: bool| if is { held_ns.min(claim.told_ns) } else { OPEN };
+        self.leaving_ns = since(self.leaving_ns, claim.leaving || claim.quiet);
+        self.quiet_ns = since(self.quiet_ns, claim.quiet);
+        self.told_ns = claim.told_ns;
+    }
+
+    /// An end that was not announced may have come any time after the API last told of the holder.
+    fn end(&mut self, end: End) {
+        self.leaving_ns = self.leaving_ns.min(self.told_ns);
+        self.sure_until_ns = end.sure_until_ns.max(self.sure_from_ns).min(end.told_ns);
+        self.until_ns = end.told_ns;
+    }
+
+    fn is_live(&self) -> bool {
+        self.until_ns == OPEN
+    }
+
+    fn is_sure(&self, at_ns: u64) -> bool {
+        (self.sure_from_ns..=self.sure_until_ns).contains(&at_ns)
+    }
+
+    fn is_possible(&self, at_ns: u64) -> bool {
+        (self.from_ns..=self.until_ns).contains(&at_ns)
+    }
+
+    fn is_leaving(&self, at_ns: u64) -> bool {
+        self.leaving_ns <= at_ns
+    }
+}
+
+/// Who held an address at a time.
+#[derive(Debug)]
+pub(crate) enum Found<'a> {
+    /// Nobody that is known.
+    Nobody,
+    /// This one, and whether nobody else has the address now.
+    One(&'a Tenure, bool),
+    /// More than one can have been it.
+    Ambiguous,
+}
+
+/// Tenures by address. Bounded by the holders that are kept and by `max_ended`.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    tenures: HashMap<IpAddr, Vec<Tenure>>,
+    /// Addresses with an ended tenure, in the order of the ends.
+    ended: VecDeque<(u64, IpAddr)>,
+    max_ended: usize,
+    /// Pods without an address yet, by node: uid and the earliest time of an address.
+    awaiting: HashMap<Arc<str>, Vec<(Box<str>, u64)>>,
+}
+
+impl Addresses {
+    pub(crate) fn new(max_ended: usize) -> Self {
+        Self {
+            tenures: HashMap::new(),
+            ended: VecDeque::new(),
+            max_ended,
+            awaiting: HashMap::new(),
+        }
+    }
+
+    /// `who` has `address`. True if that was not known before.
+    pub(crate) fn claim(&mut self, address: IpAddr, who: Who, claim: Claim) -> bool {
+        let tenures = self.tenures.entry(address).or_default();
+        if let Some(held) = tenures.iter_mut().find(|t| t.is_live() && t.who.is(&who)) {
+            let before = (held.leaving_ns, held.quiet_ns);
+            held.who = who;
+            held.tell(claim);
+            return before != (held.leaving_ns, held.quiet_ns);
+        }
+        if let Some(at) = reopened(tenures, &who) {
+            tenures[at].sure_until_ns = OPEN;
+            tenures[at].until_ns = OPEN;
+            tenures[at].tell(claim);
+            return true;
+        }
+        if tenures.len() >= MAX_TENURES
+            && let Some(oldest) = (0..tenures.len()).min_by_key(|at| tenures[*at].until_ns)
+        {
+            tenures.remove(oldest);
+        }
+        tenures.push(Tenure::begin(who, claim));
+        true
+    }
+
+    /// `who` has `address` no longer. True if it had it.
+    pub(crate) fn release(&mut self, address: IpAddr, who: &Who, end: End) -> bool {
+        let Some(tenures) = self.tenures.get_mut(&address) else { return false };
+        let Some(held) = tenures.iter_mut().find(|t| t.is_live() && t.who.is(who)) else {
+            return false;
+        };
+        held.end(end);
+        self.ended.push_back((end.told_ns, address));
+        if self.ended.len() > self.max_ended {
+            self.forget_first();
+        }
+        true
+    }
+
+    /// A pod of `node` that has no address yet may have any that becomes free.
+    pub(crate) fn await_address(&mut self, node: &Arc<str>, uid: &str, from_ns: u64) {
+        let waiting = self.awaiting.entry(Arc::clone(node)).or_default();
+        if !waiting.iter().any(|(of, _)| **of == *uid) {
+            waiting.push((uid.into(), from_ns));
+        }
+    }
+
+    /// The pod has one now, or never will.
+    pub(crate) fn awaits_no_longer(&mut self, node: &str, uid: &str) {
+        if let Some(waiting) = self.awaiting.get_mut(node) {
+            waiting.retain(|(of, _)| **of != *uid);
+            if waiting.is_empty() {
+                self.awaiting.remove(node);
+            }
+        }
+    }
+
+    /// Forgets what ended before `before_ns`. True if something did.
+    pub(crate) fn expire(&mut self, before_ns: u64) -> bool {
+        let held = self.ended.len();
+        while self.ended.front().is_some_and(|(until_ns, _)| *until_ns < before_ns) {
+            self.forget_first();
+        }
+        held != self.ended.len()
+    }
+
+    fn forget_first(&mut self) {
+        let Some((until_ns, address)) = self.ended.pop_front() else { return };
+        if let Some(tenures) = self.tenures.get_mut(&address) {
+            tenures.retain(|tenure| tenure.until_ns > until_ns);
+            if tenures.is_empty() {
+                self.tenures.remove(&address);
+            }
+        }
+    }
+
+    /// Who held `address` at `at_ns`, as far as it can be told.
+    pub(crate) fn find(&self, address: IpAddr, at_ns: u64) -> Found<'_> {
+        let Some(tenures) = self.tenures.get(&address) else { return Found::Nobody };
+        let possible = || tenures.iter().filter(|t| t.is_possible(at_ns));
+        let sure = || possible().filter(|t| t.is_sure(at_ns));
+        let only = match (sure().count(), possible().count()) {
+            (_, 0) => return Found::Nobody,
+            (_, 1) => possible().next(),
+            (0, _) => None,
+            // Nobody else can have what one holds that is alive and well.
+            (1, _) => sure().find(|t| !t.is_leaving(at_ns)),
+            (_, _) => {
+                let mut staying = sure().filter(|t| !t.is_leaving(at_ns));
+                staying.next().filter(|_| staying.next().is_none())
+            }
+        };
+        let Some(only) = only else { return Found::Ambiguous };
+        if self.may_be_taken(only, at_ns) {
+            return Found::Ambiguous;
+        }
+        let passed_on = tenures.iter().any(|t| t.is_live() && !t.who.is(&only.who));
+        Found::One(only, !passed_on)
+    }
+
+    /// The holder's containers are gone and a new pod of its node has no address that is known yet.
+    fn may_be_taken(&self, tenure: &Tenure, at_ns: u64) -> bool {
+        let Who::Pod(pod) = &tenure.who else { return false };
+        if tenure.quiet_ns > at_ns {
+            return false;
+        }
+        let node = pod.identity().and_then(|identity| identity.node.as_ref());
+        let waiting = node.and_then(|node| self.awaiting.get(&node.name));
+        waiting.is_some_and(|pods| pods.iter().any(|(_, from_ns)| *from_ns <= at_ns))
+    }
+}
+
+/// The ended tenure of the same holder, if nobody else had the address after it: the mirror object
+/// of a static pod goes and comes back while the pod runs on.
+fn reopened(tenures: &[Tenure], who: &Who) -> Option<usize> {
+    let last = (0..tenures.len()).max_by_key(|at| tenures[*at].until_ns)?;
+    tenures[last].who.is(who).then_some(last)
+}

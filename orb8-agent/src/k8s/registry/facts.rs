@@ -1,0 +1,130 @@
+//! What is read of a pod object; all else of it is dropped here.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod as ApiPod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+/// Set by the kubelet on the object that mirrors a static pod, to the config hash that also names
+/// the pod's cgroup. Only nodes may make mirror objects, so nobody can borrow another pod's hash;
+/// `kubernetes.io/config.hash` anybody may write.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// A pod object, with what is of use picked out.
+#[derive(Debug)]
+pub(super) struct PodFacts<'a> {
+    pub(super) meta: &'a ObjectMeta,
+    pub(super) uid: &'a str,
+    /// As the kubelet names the cgroup.
+    pub(super) cgroup_uid: &'a str,
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+    pub(super) node: Option<&'a str>,
+    pub(super) host_network: bool,
+    pub(super) addresses: Vec<IpAddr>,
+    /// Succeeded or Failed: its addresses are free, whatever the object says.
+    pub(super) finished: bool,
+    /// Its deletion was asked for.
+    pub(super) leaving: bool,
+    /// No container of it runs, and none will again.
+    pub(super) quiet: bool,
+    pub(super) created_unix_ns: Option<i64>,
+    status: Option<&'a PodStatus>,
+}
+
+impl<'a> PodFacts<'a> {
+    /// None if the object lacks what every pod has.
+    pub(super) fn read(pod: &'a ApiPod) -> Option<Self> {
+        let (meta, spec, status) = (&pod.metadata, pod.spec.as_ref(), pod.status.as_ref());
+        let uid = meta.uid.as_deref()?;
+        let mirror = meta.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR));
+        let phase = status.and_then(|status| status.phase.as_deref());
+        let leaving = meta.deletion_timestamp.is_some();
+        let policy = spec.and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
+        Some(Self {
+            meta,
+            uid,
+            cgroup_uid: mirror.map_or(uid, String::as_str),
+            namespace: meta.namespace.as_deref()?,
+            name: meta.name.as_deref()?,
+            node: spec.and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty()),
+            host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
+            addresses: status.map(addresses).unwrap_or_default(),
+            finished: matches!(phase, Some("Succeeded" | "Failed")),
+            leaving,
+            quiet: status.is_some_and(|status| all_ended(status, policy, leaving)),
+            created_unix_ns: meta.creation_timestamp.as_ref().and_then(unix_ns),
+            status,
+        })
+    }
+
+    /// Containers of all kinds: id without the runtime's scheme, and name. Of one that is between
+    /// two lives the id of the last one too.
+    pub(super) fn containers(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let statuses = self.status.into_iter().flat_map(|status| {
+            let kinds = [
+                &status.container_statuses,
+                &status.init_container_statuses,
+                &status.ephemeral_container_statuses,
+            ];
+            kinds.into_iter().flatten().flatten()
+        });
+        statuses.flat_map(|status| {
+            let last = status.last_state.as_ref().and_then(ended_id);
+            let ids = [status.container_id.as_deref(), last.filter(|id| status.is_new(id))];
+            ids.into_iter()
+                .flatten()
+                .map(bare_id)
+                .filter(|id| !id.is_empty())
+                .map(|id| (id, status.name.as_str()))
+        })
+    }
+}
+
+trait Ids {
+    fn is_new(&self, id: &str) -> bool;
+}
+
+impl Ids for ContainerStatus {
+    fn is_new(&self, id: &str) -> bool {
+        self.container_id.as_deref() != Some(id)
+    }
+}
+
+fn ended_id(state: &ContainerState) -> Option<&str> {
+    state.terminated.as_ref()?.container_id.as_deref()
+}
+
+/// `containerd://<id>` to `<id>`.
+fn bare_id(id: &str) -> &str {
+    id.split_once("://").map_or(id, |(_scheme, id)| id)
+}
+
+fn addresses(status: &PodStatus) -> Vec<IpAddr> {
+    let all = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+    let mut parsed: Vec<IpAddr> =
+        all.chain(status.pod_ip.as_deref()).filter_map(|ip| ip.parse().ok()).collect();
+    parsed.sort_unstable();
+    parsed.dedup();
+    parsed
+}
+
+/// Whether no container runs and the kubelet will start none again.
+fn all_ended(status: &PodStatus, policy: &str, leaving: bool) -> bool {
+    let mut kinds = [&status.container_statuses, &status.init_container_statuses].into_iter();
+    let ended = |status: &ContainerStatus| {
+        let ended = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| match policy {
+            "Never" => true,
+            "OnFailure" => leaving || ended.exit_code == 0,
+            _always => leaving,
+        })
+    };
+    status.container_statuses.as_ref().is_some_and(|statuses| !statuses.is_empty())
+        && kinds.all(|kind| kind.iter().flatten().all(ended))
+}
+
+/// Nanoseconds since 1970 of a time as the API writes it, which is in whole seconds.
+pub(super) fn unix_ns(time: &Time) -> Option<i64> {
+    i64::try_from(time.0.as_nanosecond()).ok()
+}

@@ -1,0 +1,205 @@
+//! The tables behind the registry's lock, and what a list does to them.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Arc, RwLock};
+
+use ipnet::IpNet;
+
+use super::Seen;
+use super::names::Names;
+use super::nodes::HeldNode;
+use super::pods::Held;
+use super::ranges::{Ranges, hull};
+use super::uids::Uids;
+use crate::clock::from_unix;
+use crate::k8s::addresses::{Addresses, End};
+use crate::k8s::model::{Node, Pod};
+use crate::k8s::owners::Owners;
+use crate::k8s::services::Services;
+use crate::k8s::status::{Resource, Status};
+
+/// Objects of each other kind for each pod that there is room for: a Deployment keeps ten old
+/// ReplicaSets.
+const OWNERS_PER_POD: usize = 4;
+
+/// The API's times are in whole seconds, rounded down.
+const SECOND_NS: u64 = 1_000_000_000;
+
+#[derive(Debug)]
+pub(super) struct Tables {
+    pub(super) own_node: Arc<Node>,
+    pub(super) max: usize,
+    pub(super) pods: HashMap<Box<str>, Held>,
+    pub(super) local: usize,
+    pub(super) nodes: HashMap<Arc<str>, HeldNode>,
+    pub(super) addresses: Addresses,
+    pub(super) services: Services,
+    pub(super) owners: Owners,
+    pub(super) names: Names,
+    pub(super) ranges: Ranges,
+    pub(super) rejected: u64,
+    /// Names or uids that the running list has told so far.
+    listing: [Option<HashSet<Box<str>>>; Resource::COUNT],
+    listed: [bool; Resource::COUNT],
+    expired_ns: u64,
+}
+
+impl Tables {
+    pub(super) fn new(own_node: &str, max: usize) -> Self {
+        let own_node = Arc::new(Node::named(own_node));
+        let held = HeldNode::of(Arc::clone(&own_node));
+        Self {
+            nodes: HashMap::from([(Arc::clone(&own_node.name), held)]),
+            own_node,
+            max,
+            pods: HashMap::new(),
+            local: 0,
+            addresses: Addresses::new(max.max(1024)),
+            services: Services::default(),
+            owners: Owners::new(max.saturating_mul(OWNERS_PER_POD)),
+            names: Names::default(),
+            ranges: Ranges::default(),
+            rejected: 0,
+            listing: Default::default(),
+            listed: [false; Resource::COUNT],
+            expired_ns: 0,
+        }
+    }
+
+    pub(super) const fn own_node(&self) -> &Arc<Node> {
+        &self.own_node
+    }
+
+    /// Whether a list of the resource was complete once.
+    pub(super) fn is_listed(&self, resource: Resource) -> bool {
+        self.listed[resource.index()]
+    }
+
+    pub(super) fn local_pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values().filter(|held| held.local && !held.finished).map(|held| &held.pod)
+    }
+
+    pub(super) fn reject_unless(&mut self, fits: bool) {
+        self.rejected += u64::from(!fits);
+    }
+
+    pub(super) fn begin_list(&mut self, resource: Resource) {
+        self.listing[resource.index()] = Some(HashSet::new());
+    }
+
+    /// Notes that the running list named this.
+    pub(super) fn told(&mut self, resource: Resource, key: &str) {
+        if let Some(listed) = &mut self.listing[resource.index()] {
+            listed.insert(key.into());
+        }
+    }
+
+    pub(super) fn end_list(&mut self, resource: Resource, seen: Seen, uids: &RwLock<Uids>) {
+        let Some(listed) = self.listing[resource.index()].take() else { return };
+        match resource {
+            Resource::Pods => {
+                let gone = gone(self.pods.keys(), &listed);
+                for uid in gone {
+                    self.end_pod(&uid, seen, uids);
+                }
+            }
+            Resource::Nodes => {
+                let known = self.nodes.iter().filter(|(_, held)| held.told).map(|(name, _)| name);
+                let gone: Vec<Arc<str>> =
+                    known.filter(|name| !listed.contains(&***name)).cloned().collect();
+                for name in gone {
+                    self.end_node(&name, seen);
+                }
+            }
+            Resource::Services => {
+                let gone = self.services.missing(|key| listed.contains(key));
+                for name in gone {
+                    self.end_service(&name, seen);
+                }
+            }
+            Resource::EndpointSlices => {
+                for name in self.services.missing_slices(|key| listed.contains(key)) {
+                    self.services.apply_slice(&name, None);
+                }
+            }
+            Resource::ReplicaSets | Resource::Jobs => self.owners.sweep(resource, &listed),
+        }
+        self.listed[resource.index()] = true;
+        self.rebuild_ranges();
+    }
+
+    /// The ranges follow the nodes and Services; during a list they would be built for each object.
+    pub(super) fn ranges_changed(&mut self, by: Resource) {
+        if self.listing[by.index()].is_none() {
+            self.rebuild_ranges();
+        }
+    }
+
+    fn rebuild_ranges(&mut self) {
+        let pods = self.nodes.values().flat_map(|held| held.pod_ranges.iter().copied());
+        let all: Vec<IpNet> = pods.chain(hull(self.services.cluster_ips())).collect();
+        self.ranges = Ranges::of(all.into_iter());
+    }
+
+    pub(super) fn is_in_cluster(&self, address: IpAddr) -> bool {
+        self.ranges.contains(address)
+    }
+
+    pub(super) const fn is_time_to_expire(&self, now_ns: u64, every_ns: u64) -> bool {
+        now_ns >= self.expired_ns.saturating_add(every_ns)
+    }
+
+    /// Forgets what ended before `before_ns`, and names that nobody holds. True if an answer may
+    /// have changed.
+    pub(super) fn expire(&mut self, now_ns: u64, before_ns: u64) -> bool {
+        self.expired_ns = now_ns;
+        self.owners.expire();
+        self.names.expire();
+        self.expire_nodes();
+        self.addresses.expire(before_ns)
+    }
+
+    pub(super) fn count(&self, status: &mut Status) {
+        status.pods = self.pods.len();
+        status.pods_local = self.local;
+        status.max_pods = self.max;
+        status.rejected += self.rejected;
+        for resource in Resource::ALL {
+            status.resources[resource.index()].objects = match resource {
+                Resource::Pods => self.pods.len(),
+                Resource::Nodes => self.nodes.values().filter(|held| held.told).count(),
+                Resource::Services => self.services.len(),
+                Resource::EndpointSlices => self.services.slices(),
+                Resource::ReplicaSets | Resource::Jobs => self.owners.count(resource),
+            };
+        }
+    }
+}
+
+fn gone<'a>(held: impl Iterator<Item = &'a Box<str>>, listed: &HashSet<Box<str>>) -> Vec<Box<str>> {
+    held.filter(|key| !listed.contains(*key)).cloned().collect()
+}
+
+impl Seen {
+    /// When something that was told now ended.
+    pub(super) fn end(self) -> End {
+        End { sure_until_ns: self.since_ns, told_ns: self.at_ns }
+    }
+
+    /// The earliest time at which an object told now, and not before, may have existed.
+    ///
+    /// A watch that runs tells of it at once, so that it was not there before; the API's own time
+    /// of creation, in whole seconds, says whether the watch was late or the clocks differ.
+    pub(super) fn earliest(self, created_unix_ns: Option<i64>) -> u64 {
+        let created = created_unix_ns.map(|unix_ns| from_unix(unix_ns, self.unix_offset_ns));
+        let is_live = self.since_ns == self.at_ns;
+        match created {
+            Some(second_ns) if is_live && self.at_ns.saturating_sub(second_ns) < SECOND_NS => {
+                self.at_ns
+            }
+            Some(second_ns) => second_ns.min(self.at_ns),
+            None => self.since_ns,
+        }
+    }
+}

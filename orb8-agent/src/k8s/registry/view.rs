@@ -1,0 +1,208 @@
+//! The questions that may be asked, for a batch at a time.
+
+use std::net::IpAddr;
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use super::read;
+use super::tables::Tables;
+use super::uids::Uids;
+use crate::k8s::addresses::{Found, Who};
+use crate::k8s::model::{Node, Pod, Service};
+use crate::k8s::services::ServiceHit;
+use crate::k8s::status::Resource;
+
+/// Who has an address.
+#[derive(Debug)]
+pub enum Holder<'a> {
+    /// A pod had it at that time.
+    Pod {
+        /// The pod.
+        pod: &'a Arc<Pod>,
+        /// Nobody else has the address now.
+        current: bool,
+    },
+    /// A node, as its own.
+    Node(&'a Arc<Node>),
+    /// A Service, as its ClusterIP or as an external address.
+    Service(&'a Arc<Service>),
+    /// More than one may have had it at that time.
+    Ambiguous,
+    /// Nobody that is known, but it is one that pods or Services get.
+    InCluster,
+    /// Nobody's, and of no range of the cluster's.
+    Outside,
+    /// Nobody's that is known, and the API has not told of everybody yet.
+    NotSynced,
+}
+
+/// What a filter may speak of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// A whole name of a namespace.
+    Namespace,
+    /// `[namespace/]prefix` of a pod's name.
+    Pod,
+    /// `[namespace/][kind/]name` of a top owner, the kind in any case.
+    Workload,
+    /// `[namespace/]name` of a Service.
+    Service,
+    /// A whole name of a node.
+    Node,
+}
+
+/// What the registry knows, as of one moment. Changes wait while it is held, so it is held briefly.
+#[derive(Debug)]
+pub struct View<'r> {
+    tables: RwLockReadGuard<'r, Tables>,
+    uids: &'r RwLock<Uids>,
+}
+
+impl<'r> View<'r> {
+    pub(super) const fn new(tables: RwLockReadGuard<'r, Tables>, uids: &'r RwLock<Uids>) -> Self {
+        Self { tables, uids }
+    }
+
+    /// Who had `address` at `at_ns` (monotonic).
+    #[must_use]
+    pub fn holder(&self, address: IpAddr, at_ns: u64) -> Holder<'_> {
+        // Half a list may lack the one pod that has the address now.
+        if !self.tables.is_listed(Resource::Pods) {
+            return Holder::NotSynced;
+        }
+        match self.tables.addresses.find(address, at_ns) {
+            Found::Ambiguous => Holder::Ambiguous,
+            Found::Nobody => self.nobody(address),
+            Found::One(tenure, current) => match &tenure.who {
+                Who::Pod(pod) => Holder::Pod { pod, current },
+                Who::Node(node) => Holder::Node(node),
+                Who::Service(service) => Holder::Service(service),
+            },
+        }
+    }
+
+    fn nobody(&self, address: IpAddr) -> Holder<'_> {
+        match self.tables.services.external(address) {
+            Some(Some(service)) => return Holder::Service(service),
+            Some(None) => return Holder::Ambiguous,
+            None => {}
+        }
+        if self.tables.is_in_cluster(address) {
+            return Holder::InCluster;
+        }
+        let told = [Resource::Nodes, Resource::Services];
+        if told.into_iter().all(|resource| self.tables.is_listed(resource)) {
+            Holder::Outside
+        } else {
+            Holder::NotSynced
+        }
+    }
+
+    /// The Service that is dialled at an address and port; `protocol` is the IP protocol's number.
+    #[must_use]
+    pub fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<ServiceHit<'_>> {
+        let listed = self.tables.is_listed(Resource::EndpointSlices);
+        self.tables.services.at(address, port, protocol, listed)
+    }
+
+    /// The Service that is dialled at a port of a node.
+    #[must_use]
+    pub fn node_port(&self, port: u16, protocol: u8) -> Option<ServiceHit<'_>> {
+        let listed = self.tables.is_listed(Resource::EndpointSlices);
+        self.tables.services.at_node(port, protocol, listed)
+    }
+
+    /// A node by its name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.tables.nodes.get(name).map(|held| &held.node)
+    }
+
+    /// The agent's own node.
+    #[must_use]
+    pub fn own_node(&self) -> &Arc<Node> {
+        self.tables.own_node()
+    }
+
+    /// Whether anything is known that a filter's value can mean, ended pods that are kept included.
+    /// True where it cannot be told, because the API has not told of everything.
+    #[must_use]
+    pub fn knows(&self, field: Field, value: &str) -> bool {
+        let needs: &[Resource] = match field {
+            Field::Namespace => &[Resource::Pods, Resource::Services],
+            Field::Pod => &[Resource::Pods],
+            Field::Workload => &[Resource::Pods, Resource::ReplicaSets, Resource::Jobs],
+            Field::Service => &[Resource::Services],
+            Field::Node => &[Resource::Nodes],
+        };
+        if needs.iter().any(|resource| !self.tables.is_listed(*resource)) {
+            return true;
+        }
+        match field {
+            Field::Namespace => {
+                self.tables.services.iter().any(|service| *service.namespace == *value)
+                    || self.any_name(|namespace, _| namespace == value)
+                    || self.any_pod(|pod| is_in(pod, Some(value)))
+            }
+            Field::Pod => {
+                let (namespace, prefix) = split(value);
+                let fits = |of: &str, name: &str| {
+                    namespace.is_none_or(|wanted| wanted == of) && name.starts_with(prefix)
+                };
+                self.any_name(fits)
+                    || self.any_pod(|pod| {
+                        pod.identity().is_some_and(|of| fits(&of.namespace, &of.name))
+                    })
+            }
+            Field::Workload => self.any_pod(|pod| has_workload(pod, value)),
+            Field::Service => {
+                let (namespace, name) = split(value);
+                self.tables.services.iter().any(|service| {
+                    *service.name == *name
+                        && namespace.is_none_or(|wanted| *service.namespace == *wanted)
+                })
+            }
+            Field::Node => self.tables.nodes.contains_key(value),
+        }
+    }
+
+    /// Whether any pod that is kept, ended ones included, fulfils a condition.
+    #[must_use]
+    pub fn any_pod(&self, condition: impl FnMut(&Pod) -> bool) -> bool {
+        let mut condition = condition;
+        read(self.uids).iter().any(|pod| condition(pod))
+    }
+
+    /// Whether any pod that waits for a node has such a namespace and name.
+    fn any_name(&self, fits: impl Fn(&str, &str) -> bool) -> bool {
+        let unbound = self.tables.pods.values().filter_map(|held| held.unbound.as_ref());
+        unbound.into_iter().any(|identity| fits(&identity.namespace, &identity.name))
+    }
+}
+
+fn split(value: &str) -> (Option<&str>, &str) {
+    value.split_once('/').map_or((None, value), |(namespace, name)| (Some(namespace), name))
+}
+
+fn is_in(pod: &Pod, namespace: Option<&str>) -> bool {
+    let identity = pod.identity();
+    namespace.is_none_or(|wanted| identity.is_some_and(|of| *of.namespace == *wanted))
+}
+
+/// `[namespace/][kind/]name`: with two words the first may be either.
+fn has_workload(pod: &Pod, value: &str) -> bool {
+    let state = pod.state();
+    let Some(workload) = &state.workload else { return false };
+    let is_kind = |kind: &str| workload.kind.eq_ignore_ascii_case(kind);
+    let is_name = |name: &str| *workload.name == *name;
+    let mut words = value.splitn(3, '/');
+    match (words.next(), words.next(), words.next()) {
+        (Some(name), None, _) => is_name(name),
+        (Some(first), Some(name), None) => {
+            is_name(name) && (is_kind(first) || is_in(pod, Some(first)))
+        }
+        (Some(namespace), Some(kind), Some(name)) => {
+            is_in(pod, Some(namespace)) && is_kind(kind) && is_name(name)
+        }
+        (None, _, _) => false,
+    }
+}
