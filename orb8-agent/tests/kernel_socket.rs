@@ -11,24 +11,14 @@ use orb8_agent::capture::Planes;
 use orb8_agent::ebpf::sys;
 use orb8_testbed::counters;
 use orb8_testbed::flow::{Flow, Traffic, UDP};
-use orb8_testbed::link::{Family, Veth, VethOptions};
+use orb8_testbed::link::{Family, Port, Veth, VethOptions};
 use orb8_testbed::need;
-use orb8_testbed::need::skip;
+use orb8_testbed::need::Need;
 use orb8_testbed::netns::Netns;
 use orb8_testbed::traffic;
-use support::cgroup::{self, Cgroup};
+use support::cgroup::Cgroup;
 use support::direct::{Direct, DirectObserved, options};
 use support::{Egress, Ingress};
-
-/// Skips where cgroup2 is not mounted.
-macro_rules! need_cgroup2 {
-    () => {
-        need!();
-        if let Some(why) = cgroup::missing() {
-            return skip(&why);
-        }
-    };
-}
 
 /// The socket plane alone at a tree.
 fn watch(tree: &Cgroup, netns: &Netns) -> Direct {
@@ -76,19 +66,19 @@ fn check_real_traffic(segmentation: bool) {
 
 #[test]
 fn sockets_are_counted_exactly_without_segmentation_offload() {
-    need_cgroup2!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     check_real_traffic(false);
 }
 
 #[test]
 fn sockets_are_counted_exactly_with_segmentation_offload() {
-    need_cgroup2!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     check_real_traffic(true);
 }
 
 #[test]
 fn pings_are_counted_at_the_socket_that_asks() {
-    need_cgroup2!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     let tree = Cgroup::tree();
     let veth = Veth::addressed(VethOptions::default());
     let (near, far) = (&veth.near, &veth.far);
@@ -125,7 +115,7 @@ fn over_loopback(netns: &Netns, count: u64) -> Traffic {
 
 #[test]
 fn the_same_five_tuple_on_loopback_of_two_pods_is_two_flows() {
-    need_cgroup2!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     let tree = Cgroup::tree();
     let pods = ["a", "b"].map(|name| (Netns::new(name), tree.child(name)));
     let mut watch = watch(&tree, &pods[0].0);
@@ -142,7 +132,7 @@ fn the_same_five_tuple_on_loopback_of_two_pods_is_two_flows() {
 
 #[test]
 fn sockets_outside_the_tree_are_not_seen() {
-    need_cgroup2!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     let (tree, other) = (Cgroup::tree(), Cgroup::tree());
     let netns = Netns::new("outside");
     let mut watch = watch(&tree, &netns);
@@ -154,7 +144,7 @@ fn sockets_outside_the_tree_are_not_seen() {
 
 #[test]
 fn a_socket_keeps_the_cgroup_in_which_it_was_made() {
-    need_cgroup2!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     let tree = Cgroup::tree();
     let (first, second) = (tree.child("first"), tree.child("second"));
     let netns = Netns::new("moved");
@@ -185,7 +175,7 @@ fn attached(cgroup: &Path) -> usize {
 
 #[test]
 fn nothing_of_ours_stays_attached() {
-    need_cgroup2!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     let tree = Cgroup::tree();
     let netns = Netns::new("leaves");
     let first = watch(&tree, &netns);
@@ -199,48 +189,73 @@ fn nothing_of_ours_stays_attached() {
     assert_eq!(attached(tree.path()), 0, "dropped without being stopped");
 }
 
+/// Lets what arrives be handled on any CPU, which interrupts whatever runs there (RPS).
+fn receive_on_any_cpu(port: &Port) {
+    let file = format!("/sys/class/net/{}/queues/rx-0/rps_cpus", port.ifname);
+    // The namespace has a /sys of its own, once it is mounted.
+    let script = format!("mount -t sysfs sysfs /sys && echo 3 > {file}");
+    let mut command = port.netns.command("unshare");
+    let status = command.args(["--mount", "sh", "-c", &script]).status().expect("unshare runs");
+    assert!(status.success(), "{script}: {status}");
+}
+
+/// Many flows in both directions at the same time; each with how often it sent again.
+fn both_ways_at_once(near: &Port, far: &Port) -> Vec<(Traffic, u64)> {
+    std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        for (from, to) in [(near, far), (far, near)] {
+            for len in 10..18 {
+                running
+                    .push(scope.spawn(move || (traffic::udp(from, to, Family::V4, 400, len), 0)));
+            }
+            for _ in 0..2 {
+                running.push(scope.spawn(move || {
+                    let report = traffic::tcp(from, to, Family::V4, 2_000_000, 1);
+                    (report.traffic, report.retransmitted)
+                }));
+            }
+        }
+        running.into_iter().map(|one| one.join().expect("traffic arrives")).collect()
+    })
+}
+
 /// Both directions of everything at once, so that receiving interrupts sending on each CPU.
 #[test]
 fn nothing_is_lost_where_receiving_interrupts_sending() {
-    need_cgroup2!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     let tree = Cgroup::tree();
     let veth = Veth::addressed(VethOptions { segmentation: true, ..VethOptions::default() });
     let (near, far) = (&veth.near, &veth.far);
-    // What arrives is handled on another CPU, which interrupts whatever runs there.
+    traffic::plain_tcp([near, far]);
     for port in [near, far] {
-        let path = format!("/sys/class/net/{}/queues/rx-0/rps_cpus", port.ifname);
-        port.netns.run(&format!("sh -c true {path}"));
+        receive_on_any_cpu(port);
     }
     let mut watch = watch(&tree, &near.netns);
     let before = [near, far].map(|port| counters::protocols(&port.netns));
     let until = Instant::now() + Duration::from_secs(3);
-    let mut rounds = 0;
-    while Instant::now() < until || rounds == 0 {
-        rounds += 1;
-        tree.enter(|| {
-            std::thread::scope(|scope| {
-                for (from, to) in [(near, far), (far, near)] {
-                    for flow in 0..8 {
-                        scope.spawn(move || traffic::udp(from, to, Family::V4, 400, 10 + flow));
-                    }
-                    for _ in 0..2 {
-                        scope.spawn(|| traffic::tcp(from, to, Family::V4, 2_000_000, 1));
-                    }
-                }
-            });
-        });
+    let (mut sent, mut retransmitted) = (Traffic::new(), 0);
+    while Instant::now() < until || sent.is_empty() {
+        for (part, again) in tree.enter(|| both_ways_at_once(near, far)) {
+            retransmitted += again;
+            for (&flow, total) in part.iter() {
+                sent.add(flow, total.packets, total.bytes);
+            }
+        }
     }
-    let observed = watch.settled(rounds * 2 * 16 * 400);
+    let lost = retransmitted > 0;
+    let observed = watch.settled(if lost { 1 } else { 2 * sent.total().packets });
     let after = [near, far].map(|port| counters::protocols(&port.netns));
     let grown = |name: &str| -> u64 {
         after.iter().zip(&before).map(|(after, before)| after[name] - before[name]).sum()
     };
-    let udp = |direction| observed.at_sockets(tree.id(), direction).only(|f| f.protocol == UDP);
-    assert_eq!(udp(Egress).total().packets, grown("Udp.OutDatagrams"), "datagrams sent");
-    assert_eq!(udp(Ingress).total().packets, grown("Udp.InDatagrams"), "datagrams taken");
-    // The kernel's own counters of all IP bytes: nothing else was in these namespaces.
-    let all = |direction| observed.at_sockets(tree.id(), direction).total().bytes;
-    assert_eq!(all(Egress), grown("IpExt.OutOctets"), "bytes sent");
-    assert_eq!(all(Ingress), grown("IpExt.InOctets"), "bytes taken");
+    let (out, taken) =
+        (observed.at_sockets(tree.id(), Egress), observed.at_sockets(tree.id(), Ingress));
+    out.assert_equals(&sent, "sent by sockets");
+    let udp = |traffic: &Traffic| traffic.only(|flow| flow.protocol == UDP).total().packets;
+    assert_eq!(udp(&out), grown("Udp.OutDatagrams"), "datagrams sent");
+    assert_eq!(udp(&taken), grown("Udp.InDatagrams"), "datagrams taken");
+    if !lost {
+        taken.assert_equals(&sent, "taken by sockets");
+    }
     observed.assert_complete();
 }

@@ -128,11 +128,6 @@ pub fn mount() -> PathBuf {
     view.root.unwrap_or_else(|error| panic!("{error}")).path
 }
 
-/// Why there can be no trees here.
-pub fn missing() -> Option<String> {
-    capture::look(Path::new("/proc"), None).root.err()
-}
-
 fn move_in() -> Home {
     let mount = mount();
     remove_stale(&mount);
@@ -149,9 +144,8 @@ fn move_in() -> Home {
 fn remove_stale(mount: &Path) {
     for entry in fs::read_dir(mount).expect("a mount").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let dead = name
-            .strip_prefix(PREFIX)
-            .is_some_and(|pid| !Path::new("/proc").join(pid).exists());
+        let dead =
+            name.strip_prefix(PREFIX).is_some_and(|pid| !Path::new("/proc").join(pid).exists());
         if dead {
             remove_below(&entry.path());
         }

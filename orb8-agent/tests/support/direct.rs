@@ -110,7 +110,8 @@ impl Direct {
             now: Instant::now(),
             observed: DirectObserved::default(),
         };
-        wait_until(DEADLINE, "interfaces to be attached", || direct.is_attached(count));
+        let sockets = options.planes.socket_root().is_some();
+        wait_until(DEADLINE, "programs to be attached", || direct.is_attached(sockets, count));
         for name in direct.attached() {
             let index = ifindex(netns, &name);
             direct.observed.names.insert(name, index.into());
@@ -118,9 +119,9 @@ impl Direct {
         direct
     }
 
-    fn is_attached(&self, interfaces: usize) -> bool {
+    fn is_attached(&self, sockets: bool, interfaces: usize) -> bool {
         let socket_plane = self.kernel.state().socket_plane.clone();
-        socket_plane.is_none_or(|plane| plane.state == AttachState::Attached)
+        socket_plane.is_some_and(|plane| plane.state == AttachState::Attached) == sockets
             && self.attached().len() == interfaces
     }
 
