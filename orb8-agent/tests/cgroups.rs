@@ -1,6 +1,8 @@
 //! The cgroup index on the real cgroup2, in a subtree of the test's own, and on directories that
 //! stand for other hosts.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write as _;

@@ -1,3 +1,5 @@
+//! Tests of the survey, on directories that stand for hosts.
+
 use proptest::prelude::*;
 
 use super::*;
