@@ -1,6 +1,8 @@
 //! What the kernel's connection tracking tells, against rules as kube-proxy makes them, in
 //! namespaces that stand for a node, two pods and a machine outside.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -182,6 +184,11 @@ fn found(table: &Translations, tuple: &Tuple) -> Arc<Translation> {
     wait_for(DEADLINE, "the connection is known", || table.find(tuple))
 }
 
+fn living(table: &Translations, tuple: &Tuple) -> Arc<Translation> {
+    let goes_on = |it: &Arc<Translation>| it.until_ns().is_none();
+    wait_for(DEADLINE, "a connection that goes on is known", || table.find(tuple).filter(goes_on))
+}
+
 fn is_ok(table: &Translations) -> bool {
     table.status().state == State::Ok
 }
@@ -271,9 +278,7 @@ fn connections_that_were_there_before_are_found_and_so_are_ends_and_reuse() {
     drop((before, first));
     let again = connect(site.pod(1), UDP, service, 40_002);
     assert_eq!(again.original, original);
-    let two = wait_for(DEADLINE, "the second is known", || {
-        table.find(&original).filter(|it| it.until_ns().is_none())
-    });
+    let two = living(table, &original);
     assert_eq!(two.reply.src, SocketAddr::new(family.pod(1), 8080));
     assert_eq!(one.reply.src, SocketAddr::new(family.pod(2), 8080));
     assert!(Arc::ptr_eq(&table.find_at(&original, until_ns).unwrap(), &one), "as of then");
@@ -281,7 +286,7 @@ fn connections_that_were_there_before_are_found_and_so_are_ends_and_reuse() {
     // Of what was there before, the kernel may tell no end; whoever takes its tuple ends it.
     let taker = connect(site.pod(1), UDP, service, 40_001);
     wait_until(DEADLINE, "the old one is over", || old.until_ns().is_some());
-    assert_eq!(found(table, &taker.original).reply.src.ip(), family.pod(1));
+    assert_eq!(living(table, &taker.original).reply.src.ip(), family.pod(1));
 }
 
 #[test]

@@ -66,7 +66,11 @@ pub(super) fn given(known: Knowledge) -> Running {
     Running { known, memberships, keepers: Keepers::default() }
 }
 
-fn memberships(settings: &Settings, clock: &Arc<dyn Clock>, registry: &Arc<Registry>) -> Memberships {
+fn memberships(
+    settings: &Settings,
+    clock: &Arc<dyn Clock>,
+    registry: &Arc<Registry>,
+) -> Memberships {
     let roots =
         cgroup::Roots { proc: settings.proc_root.clone(), cgroup: settings.cgroup_root.clone() };
     let registry = Arc::clone(registry);

@@ -205,10 +205,8 @@ impl Batch<'_> {
 
     /// Who the ends of a flow were for the whole of a time.
     pub fn resolve(&mut self, question: &Question<'_>, span: Span) -> Answer {
-        let translation = question
-            .translation
-            .cloned()
-            .or_else(|| self.translation(question, span));
+        let translation =
+            question.translation.cloned().or_else(|| self.translation(question, span));
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
         self.learn(question);
         let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
@@ -226,12 +224,13 @@ impl Batch<'_> {
     fn learn(&mut self, question: &Question<'_>) {
         let Some(ifindex) = question.ifindex.filter(|_| question.egress) else { return };
         let pod = question.membership.and_then(|found| found.cgroup()).and_then(|it| it.pod());
-        let Some(pod) = pod.filter(|_| self.lookup.facts.pod_link(ifindex).is_some()) else { return };
+        let Some(pod) = pod.filter(|_| self.lookup.facts.pod_link(ifindex).is_some()) else {
+            return;
+        };
         if let Some(interface) = self.lookup.facts.interface(ifindex) {
             self.links.learn(ifindex, interface, pod);
         }
     }
-
 }
 
 /// Looks addresses up.
@@ -287,9 +286,7 @@ const fn is_shared(address: IpAddr) -> bool {
             address.is_multicast() || address.is_broadcast() || address.is_unspecified()
         }
         IpAddr::V6(address) => {
-            address.is_multicast()
-                || address.is_unspecified()
-                || address.is_unicast_link_local()
+            address.is_multicast() || address.is_unspecified() || address.is_unicast_link_local()
         }
     }
 }

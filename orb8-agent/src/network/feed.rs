@@ -52,7 +52,8 @@ impl Feed for NetworkFeed {
             }
             rate => rate,
         };
-        let packets = request.packets.then(|| PacketAsk { filter: packet_filter(&filter.required()), rate });
+        let packets =
+            request.packets.then(|| PacketAsk { filter: packet_filter(&filter.required()), rate });
         let node = self.known.registry.own_node();
         let view = Updates {
             filter: filter.clone(),
@@ -76,7 +77,9 @@ impl Wants for FlowWants {
     fn wants(&mut self, told: &Told) -> bool {
         let node = &self.node;
         match told {
-            Told::FlowStart(flow) | Told::FlowEnd(flow) => self.filter.matches(&Seen { flow, node }),
+            Told::FlowStart(flow) | Told::FlowEnd(flow) => {
+                self.filter.matches(&Seen { flow, node })
+            }
             Told::Packet(packet) => self.filter.matches(&Seen { flow: &packet.flow, node }),
             Told::Notice(_) | Told::Loss(_) | Told::Drained(_) => true,
         }
@@ -126,7 +129,9 @@ impl View for Updates {
             let end = table.used_rows().min(cursor.row + ROWS_PER_LOOK);
             while cursor.row < end && changed.len() < UPDATES_PER_LOOK {
                 let flow = table.changed(cursor.row, cursor.since, cursor.until);
-                if let Some(flow) = flow.filter(|flow| self.filter.matches(&Seen { flow, node: &self.node })) {
+                if let Some(flow) =
+                    flow.filter(|flow| self.filter.matches(&Seen { flow, node: &self.node }))
+                {
                     changed.push(table.record(flow));
                 }
                 cursor.row += 1;

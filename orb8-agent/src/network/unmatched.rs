@@ -20,8 +20,7 @@ pub fn of(request: &QueryFlowsRequest, registry: &Registry) -> Vec<Unmatched> {
         }
     };
     let named = |field| move |view: &View<'_>, value: &str| view.knows(field, value);
-    let (is_namespace, is_pod) =
-        (named(registry::Field::Namespace), named(registry::Field::Pod));
+    let (is_namespace, is_pod) = (named(registry::Field::Namespace), named(registry::Field::Pod));
     ask("namespace", &request.namespaces, &|value| is_namespace(&view, value));
     ask("pod", &request.pod_names, &|value| is_pod(&view, value));
     let conditions = request.filter.iter().flat_map(|filter| &filter.all);

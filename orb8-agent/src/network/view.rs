@@ -305,4 +305,3 @@ pub fn packet_filter(required: &Required) -> PacketFilter {
     found.protocol = required.protocol.unwrap_or(FlowKey::EMPTY.protocol);
     found
 }
-

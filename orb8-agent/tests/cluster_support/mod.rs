@@ -6,7 +6,7 @@ pub mod ask;
 pub mod rows;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orb8_proto::v1::{AgentStatus, NetworkFlow, QueryFlowsRequest};
 use orb8_testbed::agent::AgentProcess;
@@ -22,6 +22,9 @@ use rows::{Row, line};
 pub const DEADLINE: Duration = Duration::from_secs(40);
 /// The most that an agent answers, and more flows than any test makes.
 pub const ALL: u32 = 100_000;
+
+/// Time between two questions to an agent, which are connections of their own.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// `ORB8_CAPTURE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,17 +178,15 @@ impl Scene {
         what: &str,
         condition: impl Fn(&AgentStatus) -> bool,
     ) -> AgentStatus {
-        let mut last = None;
-        let end = std::time::Instant::now() + DEADLINE;
-        wait_for(DEADLINE + Duration::from_secs(1), what, || {
+        let end = Instant::now() + DEADLINE;
+        loop {
             let status = self.status(node);
             if condition(&status) {
-                return Some(status);
+                return status;
             }
-            last = Some(status);
-            assert!(std::time::Instant::now() < end, "waited for {what} on node{node}: {last:#?}");
-            None
-        })
+            assert!(Instant::now() < end, "waited for {what} on node{node}: {status:#?}");
+            std::thread::park_timeout(PAUSE);
+        }
     }
 
     pub fn flows(&self, node: u8) -> Vec<NetworkFlow> {
@@ -218,16 +219,16 @@ impl Scene {
                 lines.sort_unstable();
                 lines
             };
-            let end = std::time::Instant::now() + DEADLINE;
+            let end = Instant::now() + DEADLINE;
             loop {
                 let lines = answered();
                 if lines == wanted {
                     break;
                 }
-                if std::time::Instant::now() > end {
+                if Instant::now() > end {
                     panic!("node{number}, {:?}:\n{}", self.capture, difference(&lines, &wanted));
                 }
-                std::thread::park_timeout(Duration::from_millis(50));
+                std::thread::park_timeout(PAUSE);
             }
             self.expect_traced(number, &wanted);
         }
@@ -237,7 +238,7 @@ impl Scene {
     #[track_caller]
     fn expect_traced(&self, node: u8, wanted: &[String]) {
         let Some(trace) = self.traces.get(usize::from(node) - 1) else { return };
-        let end = std::time::Instant::now() + DEADLINE;
+        let end = Instant::now() + DEADLINE;
         loop {
             let traced = trace.lines();
             let missing: Vec<&String> =
@@ -245,10 +246,10 @@ impl Scene {
             if missing.is_empty() {
                 return;
             }
-            if std::time::Instant::now() > end {
+            if Instant::now() > end {
                 panic!("the trace of node{node} does not say\n{missing:#?}\nbut\n{traced:#?}");
             }
-            std::thread::park_timeout(Duration::from_millis(50));
+            std::thread::park_timeout(PAUSE);
         }
     }
 

@@ -1,3 +1,5 @@
+//! Tests of what is kept, against what was true at each time.
+
 use std::net::SocketAddr;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Tests of the parser, on a recorded message and on messages made at random.
+
 use proptest::prelude::*;
 
 use super::*;

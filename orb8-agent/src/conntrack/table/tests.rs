@@ -1,3 +1,5 @@
+//! Tests of lookups by form and by time.
+
 use super::*;
 
 fn tuple(src: &str, dst: &str) -> Tuple {

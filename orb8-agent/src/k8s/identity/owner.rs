@@ -10,23 +10,21 @@ use crate::k8s::model::Pod;
 
 impl Batch<'_> {
     /// The owner at a time.
-    pub(super) fn owner(
-        &self,
-        question: &Question<'_>,
-        sides: Option<&Sides>,
-        at_ns: u64,
-    ) -> End {
+    pub(super) fn owner(&self, question: &Question<'_>, sides: Option<&Sides>, at_ns: u64) -> End {
         let unsaid = match by_cgroup(question) {
             Ok(end) => return end,
             Err(unsaid) => unsaid,
         };
-        let link = question.ifindex.and_then(|index| Some((index, self.lookup.facts.pod_link(index)?)));
+        let link =
+            question.ifindex.and_then(|index| Some((index, self.lookup.facts.pod_link(index)?)));
         let end = match link {
             Some((index, link)) => self.behind(index, link, question.owner, at_ns),
             None => self.at_host(question.owner, sides, at_ns),
         };
         match end {
-            End::Unknown(how) if how.reason != Reason::AddressAmbiguous && unsaid != Reason::None => {
+            End::Unknown(how)
+                if how.reason != Reason::AddressAmbiguous && unsaid != Reason::None =>
+            {
                 End::unknown(unsaid)
             }
             End::Node(how, node) if how.reason == Reason::None => {

@@ -121,12 +121,7 @@ impl FlowTable {
         self.end(slot, reason, output);
     }
 
-    pub(super) fn close_drain(
-        &mut self,
-        time_ns: u64,
-        batch: &mut Batch<'_>,
-        output: &mut Output,
-    ) {
+    pub(super) fn close_drain(&mut self, time_ns: u64, batch: &mut Batch<'_>, output: &mut Output) {
         self.note_drain_begins();
         self.drain_begun = false;
         self.now_ns = self.now_ns.max(time_ns);

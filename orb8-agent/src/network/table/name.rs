@@ -5,7 +5,7 @@ use super::rows::{Row, mark};
 use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
 use crate::event::{
-    Attribution, EndReason, End, Ends, FlowRecord, Reason, Scope, Told, Volume, tcp_bit,
+    Attribution, End, EndReason, Ends, FlowRecord, Reason, Scope, Told, Volume, tcp_bit,
 };
 use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
 use crate::network::keys;
@@ -89,12 +89,7 @@ impl FlowTable {
             && batch.translation(&question(flow, Began::Unknown), self.span(slot)).is_some()
     }
 
-    fn ask(
-        &self,
-        slot: u32,
-        span: Span,
-        batch: &mut Batch<'_>,
-    ) -> Answer {
+    fn ask(&self, slot: u32, span: Span, batch: &mut Batch<'_>) -> Answer {
         let flow = &self.rows[slot as usize].flow;
         batch.resolve(&question(flow, self.began(flow)), span)
     }
@@ -173,8 +168,7 @@ impl FlowTable {
             let Some(place) = self.young.pop_front() else { break };
             let row = &self.rows[place.slot as usize];
             let first_ns = row.flow.first_seen_ns;
-            if row.flow.flow_id == place.flow_id
-                && self.now_ns.saturating_sub(first_ns) < YOUNG_NS
+            if row.flow.flow_id == place.flow_id && self.now_ns.saturating_sub(first_ns) < YOUNG_NS
             {
                 self.rename(place.slot, batch);
                 self.young.push_back(place);

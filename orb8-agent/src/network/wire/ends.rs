@@ -45,7 +45,8 @@ impl Shown {
             end.workload_kind = workload.kind.to_string();
         }
         if let Some(labels) = state.labels.as_ref().filter(|_| self.labels) {
-            let text = |(key, value): &(_, _)| (ToString::to_string(key), ToString::to_string(value));
+            let text =
+                |(key, value): &(_, _)| (ToString::to_string(key), ToString::to_string(value));
             end.labels = labels.iter().map(text).collect();
         }
     }
@@ -55,7 +56,8 @@ impl Shown {
         let asked = flow.ends.asked.as_ref()?;
         let translation = flow.ends.translation.as_deref();
         let translated = translation.filter(|found| found.rewrites_destination());
-        let dialled = translated.map_or_else(|| dialled(flow, asked.kind), |it| it.original.dst.ip());
+        let dialled =
+            translated.map_or_else(|| dialled(flow, asked.kind), |it| it.original.dst.ip());
         let kind = match asked.kind {
             ServiceKind::ClusterIp => "cluster_ip",
             ServiceKind::External => "external_ip",
