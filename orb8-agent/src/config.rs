@@ -13,6 +13,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use globset::Glob;
 
+use crate::capture::Planes;
 use crate::datapath::{AttachMode, DatapathSettings};
 use crate::k8s::{KubernetesSettings, Mode};
 use crate::telemetry;
@@ -62,9 +63,8 @@ pub struct Settings {
         value_parser = ring_buffer_size)]
     pub ring_buffer_size: u32,
 
-    /// Where packets are counted: at interfaces (tc), or what suits best.
-    #[arg(long, env = "ORB8_CAPTURE", default_value = "auto", value_name = "PLANE",
-        value_parser = capture)]
+    /// Where packets are counted: at sockets, at interfaces (tc), or what suits this node.
+    #[arg(long, env = "ORB8_CAPTURE", default_value = "auto", value_name = "PLANE", value_enum)]
     pub capture: Capture,
 
     /// How programs are attached: tcx (from kernel 6.6 on), clsact, or what the kernel has.
@@ -141,11 +141,13 @@ pub struct Settings {
 }
 
 /// Where packets are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Capture {
-    /// What suits best; today always `tc`.
+    /// What suits this node, decided at start.
     Auto,
-    /// At interfaces.
+    /// At sockets alone.
+    Socket,
+    /// At interfaces alone.
     Tc,
 }
 
@@ -255,9 +257,10 @@ const SETTINGS: [Known; 21] = [
     },
     Known {
         id: "capture",
-        range: "auto, tc",
+        range: "auto, socket, tc",
         show: |s| match s.capture {
             Capture::Auto => "auto".to_owned(),
+            Capture::Socket => "socket".to_owned(),
             Capture::Tc => "tc".to_owned(),
         },
     },
@@ -373,10 +376,11 @@ impl Settings {
         KubernetesSettings { mode: self.kubernetes, kubeconfig: self.kubeconfig.clone() }
     }
 
-    /// What the kernel side is started with.
+    /// What the kernel side is started with, counting at these planes.
     #[must_use]
-    pub fn datapath(&self) -> DatapathSettings {
+    pub fn datapath(&self, planes: Planes) -> DatapathSettings {
         DatapathSettings {
+            planes,
             max_flows: self.max_flows,
             ring_buffer_bytes: self.ring_buffer_size,
             attach: match self.tc_attach {
@@ -411,15 +415,6 @@ fn ring_buffer_size(text: &str) -> Result<u32, String> {
             Err(format!("{bytes} bytes are no power of two, use {below} or {}", below << 1))
         }
         Some(_) | None => Err("give 64KiB to 32MiB, a power of two".to_owned()),
-    }
-}
-
-fn capture(text: &str) -> Result<Capture, String> {
-    match text {
-        "auto" => Ok(Capture::Auto),
-        "tc" => Ok(Capture::Tc),
-        "socket" => Err("the socket plane is not in this version, use auto or tc".to_owned()),
-        _ => Err("use auto or tc".to_owned()),
     }
 }
 

@@ -3,17 +3,21 @@
 //! `ebpf` implements this; tests put a scripted one in its place. Nothing here touches the kernel.
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orb8_common::network::PacketFilter;
 
+use crate::capture::Planes;
 use crate::host::HostFacts;
 use crate::pipeline::source::EventSource;
 
 /// What the kernel side is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatapathSettings {
+    /// Where packets are counted.
+    pub planes: Planes,
     /// Flow lines in the kernel.
     pub max_flows: u32,
     /// Bytes of the ring buffer: a power of two and a multiple of the page size.
@@ -71,6 +75,11 @@ pub trait Datapath: Send + Sync + Debug {
     /// The interfaces that were chosen, in the order of their index.
     fn interfaces(&self) -> Vec<InterfaceStatus>;
 
+    /// The socket plane's programs, none where it is not in use.
+    fn socket_plane(&self) -> Option<SocketPlaneStatus> {
+        None
+    }
+
     /// Memory of all kernel maps in bytes (fdinfo `memlock`).
     fn map_bytes(&self) -> u64;
 
@@ -120,6 +129,28 @@ pub struct InterfaceStatus {
     pub link: LinkKind,
     /// Why it was chosen.
     pub chosen_by: ChosenBy,
+    /// What is counted there.
+    pub mode: CountMode,
+}
+
+/// Where the socket plane's programs are, and whether they run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketPlaneStatus {
+    /// The directory of the cgroup whose sockets are seen, with all below it.
+    pub root: PathBuf,
+    /// Whether our programs run there.
+    pub state: AttachState,
+    /// Why not attached; empty if all is well.
+    pub reason: String,
+}
+
+/// What programs at an interface count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CountMode {
+    /// Every packet.
+    Full,
+    /// Only packets that the socket plane cannot see.
+    Supplement,
 }
 
 /// Whether programs run at an interface.
@@ -162,4 +193,6 @@ pub enum ChosenBy {
     GlobalAddress,
     /// A glob of the settings names it.
     Configured,
+    /// It leads into another network namespace: a pod's.
+    PodLink,
 }

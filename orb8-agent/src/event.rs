@@ -10,6 +10,10 @@ use orb8_common::network::{FlowKey, PacketEvent};
 use crate::cgroup::Membership;
 use crate::host::InterfaceName;
 
+mod ends;
+
+pub use ends::{Asked, Attribution, End, Ends, How, Reason};
+
 /// Identifies a flow inside one agent: what the kernel keys it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId {
@@ -197,6 +201,8 @@ pub struct FlowRecord {
     pub membership: Option<Arc<Membership>>,
     /// The interface it was counted at, if its name is known.
     pub interface: Option<Arc<InterfaceName>>,
+    /// Who talks to whom.
+    pub ends: Ends,
     /// Bytes a second over the last drain.
     pub byte_rate: f32,
     /// Packets a second over the last drain.
@@ -264,6 +270,8 @@ pub enum EndReason {
     Evicted,
     /// The agent stopped.
     Shutdown,
+    /// Somebody else has the address of an end by now; what follows is another flow.
+    PeerChanged,
 }
 
 /// A packet with what is known of its flow.

@@ -8,10 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cgroup::Memberships;
-use crate::event::Event;
-use crate::pipeline::enricher::{EnrichedEvent, EventEnricher, Keys};
-
 /// Cookies of the agent's own sockets that are remembered. Counts of a closed connection arrive
 /// at the next drain, so the latest ones matter; older ones are forgotten.
 const OWN_COOKIES: usize = 1024;
@@ -25,10 +21,22 @@ pub struct InterfaceName {
     pub name: Box<str>,
 }
 
+/// The end of a link into a pod's network namespace, as its node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodLink {
+    /// Addresses behind it: from host routes, or from neighbours and the bridge's table. Sorted,
+    /// and no more than [`MAX_POD_ADDRESSES`].
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Addresses that are kept of one pod link.
+pub const MAX_POD_ADDRESSES: usize = 16;
+
 /// A snapshot of what is known.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     interfaces: HashMap<u32, Arc<InterfaceName>>,
+    pod_links: Arc<HashMap<u32, PodLink>>,
     addresses: HashSet<IpAddr>,
     listening: Vec<SocketAddr>,
     own_addresses: HashSet<IpAddr>,
@@ -45,6 +53,22 @@ impl Facts {
     /// Forgets an interface that is gone.
     pub fn remove_interface(&mut self, index: u32) {
         self.interfaces.remove(&index);
+    }
+
+    /// Replaces what is known of the links to pods, by ifindex.
+    pub fn set_pod_links(&mut self, links: HashMap<u32, PodLink>) {
+        self.pod_links = Arc::new(links);
+    }
+
+    /// The link to a pod with this ifindex; none if the interface is another kind.
+    #[must_use]
+    pub fn pod_link(&self, index: u32) -> Option<&PodLink> {
+        self.pod_links.get(&index)
+    }
+
+    /// Every link to a pod, in no order.
+    pub fn pod_links(&self) -> impl Iterator<Item = (u32, &PodLink)> {
+        self.pod_links.iter().map(|(index, link)| (*index, link))
     }
 
     /// Replaces the addresses of this host.
@@ -141,6 +165,12 @@ impl HostFacts {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// A number that moves with every change.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
     /// The facts as of now.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Facts> {
@@ -173,40 +203,6 @@ impl HostReader {
             self.generation = generation;
         }
         &self.facts
-    }
-}
-
-/// Adds interface, locality and cgroup to events.
-///
-/// Which end of an event is the owner's is the feature's knowledge; it is passed in as `keys`.
-#[derive(Debug)]
-pub struct HostEnricher {
-    facts: HostReader,
-    memberships: Memberships,
-    keys: fn(&Event) -> Option<Keys>,
-}
-
-impl HostEnricher {
-    /// An enricher over these facts and cgroups.
-    #[must_use]
-    pub fn new(
-        facts: Arc<HostFacts>,
-        memberships: Memberships,
-        keys: fn(&Event) -> Option<Keys>,
-    ) -> Self {
-        Self { facts: HostReader::new(facts), memberships, keys }
-    }
-}
-
-impl EventEnricher for HostEnricher {
-    fn enrich(&mut self, enriched: &mut EnrichedEvent) {
-        let Some(keys) = (self.keys)(&enriched.event) else { return };
-        let facts = self.facts.get();
-        enriched.interface = keys.ifindex.and_then(|index| facts.interface(index).cloned());
-        enriched.local = facts.is_local(keys.local);
-        if keys.cgroup_id != 0 {
-            enriched.membership = self.memberships.find(keys.cgroup_id, keys.since_ns);
-        }
     }
 }
 

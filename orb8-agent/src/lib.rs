@@ -3,9 +3,11 @@
 //! `main.rs` reads settings and exits; `agent` puts the parts together; everything else is a part.
 
 pub mod agent;
+pub mod capture;
 pub mod cgroup;
 pub mod clock;
 pub mod config;
+pub mod conntrack;
 pub mod datapath;
 pub mod ebpf;
 pub mod event;

@@ -7,6 +7,7 @@ use agent_support::{
     DEADLINE, TestAgent, connect, drained, drained_with, local, next, query, settings, word,
 };
 use orb8_agent::agent::{Agent, AgentError, Parts};
+use orb8_agent::capture::View;
 use orb8_agent::clock::SystemClock;
 use orb8_agent::datapath::StartError;
 use orb8_agent::event::{Counters, Event, Notice, Severity};
@@ -299,7 +300,7 @@ async fn stopping_does_not_wait_for_a_stalled_subscriber_beyond_the_deadline() {
 }
 
 fn parts(start: orb8_agent::datapath::Start, checks: Vec<preflight::Check>) -> Parts {
-    Parts { start, checks, clock: SystemClock::shared() }
+    Parts { start, checks, cgroups: View::none(), known: None, clock: SystemClock::shared() }
 }
 
 #[tokio::test]

@@ -116,7 +116,7 @@ fn the_request_carries_filter_bounds_sort_and_limit() {
     let sort = Sort { field: SortField::PacketsPerSecond.into(), ascending: true };
     assert_eq!(request.sort, Some(sort));
     let conditions = request.filter.unwrap().all;
-    assert_eq!(conditions.len(), 2);
+    assert_eq!(conditions.len(), 3, "the third leaves out what passes the node");
     let Some(Field::Port(ports)) = &conditions[0].field else { panic!("{conditions:?}") };
     let range = |first, last| PortRange { first, last };
     assert_eq!(ports.ranges, [range(53, 53), range(8000, 8100), range(443, 443)]);
@@ -433,11 +433,9 @@ fn following_says_why_nothing_that_is_held_matches() {
     response.flows.clear();
     response.matched = 0;
     let (run, _) = follow(&["--last", "5", "--port", "1"], response);
-    assert!(
-        run.err.starts_with("note: no flows on node-a: 5 flows held, none matches --port 1\n"),
-        "{}",
-        run.err
-    );
+    let why = "note: no flows on node-a: 5 flows held, none matches --port 1; what passes the node \
+               is hidden, show it with --all-scopes\n";
+    assert!(run.err.starts_with(why), "{}", run.err);
 }
 
 #[test]
@@ -483,10 +481,14 @@ fn every_leaf_of_json_is_a_column_and_none_is_missing() {
         icmp: Some(orb8_proto::v1::IcmpInfo::default()),
         source: sample::flows(NOW)[0].source.clone(),
         destination: sample::flows(NOW)[0].source.clone(),
+        service: Some(orb8_proto::v1::ServiceUse {
+            backend: sample::flows(NOW)[0].source.clone(),
+            ..Default::default()
+        }),
         ..NetworkFlow::default()
     };
     let record = orb8_query::rows::FlowRecord::from(&whole);
     let mut found = Vec::new();
     leaves(&serde_json::to_value(record).unwrap(), "", &mut found);
-    assert_eq!(found, orb8_cli::network::rows::LEAVES);
+    assert_eq!(found, orb8_cli::network::columns::LEAVES);
 }

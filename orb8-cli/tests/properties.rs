@@ -1,6 +1,6 @@
 //! What holds for any flow that an agent or a file may bring, and for any words.
 
-#[path = "../../orb8-query/tests/support/arbitrary.rs"]
+#[path = "../../orb8-filter/tests/support/arbitrary.rs"]
 mod arbitrary;
 mod support;
 

@@ -70,7 +70,7 @@ fn the_subscription_carries_filter_interval_and_packets() {
     assert_eq!(asked.update_interval_ms, 2000);
     assert!(asked.packets);
     assert_eq!(asked.packet_rate_limit, 50);
-    assert_eq!(asked.filter.unwrap().all.len(), 1);
+    assert_eq!(asked.filter.unwrap().all.len(), 2, "the second leaves out what passes the node");
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub const SEGMENT_EXCESS: usize = 7;
 pub const REJECTED: usize = 8;
 /// First packet-and-bytes pair of the reasons for loss; see [`Lost`].
 pub const LOST: usize = 32;
+/// First packet-and-bytes pair of what is left out in the kernel; see [`Filtered`].
+pub const FILTERED: usize = 40;
 /// Number of counters.
 pub const COUNT: usize = 48;
 
@@ -85,7 +87,29 @@ impl Lost {
     }
 }
 
+/// Why a parsed packet was left out on purpose.
+#[repr(usize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtered {
+    /// At an interface: the socket plane counts it.
+    CountedAtSocket = 0,
+}
+
+impl Filtered {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 1] = [Self::CountedAtSocket];
+
+    /// The name that status, JSON and metrics use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CountedAtSocket => "counted_at_socket",
+        }
+    }
+}
+
 const _: () = {
     assert!(REJECTED + 2 * Reject::ALL.len() <= LOST);
-    assert!(LOST + 2 * Lost::ALL.len() <= COUNT);
+    assert!(LOST + 2 * Lost::ALL.len() <= FILTERED);
+    assert!(FILTERED + 2 * Filtered::ALL.len() <= COUNT);
 };

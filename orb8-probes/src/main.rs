@@ -16,6 +16,8 @@ mod maps;
 mod network;
 mod packets;
 mod skb;
+mod sockets;
+mod supplement;
 
 /// The kernel allows GPL-only helpers to programs that say so.
 #[unsafe(no_mangle)]

@@ -3,12 +3,14 @@
 //! Sizes here are those of the smallest table; the agent sets the real ones before it loads.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray, RingBuf, Stack};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
 use orb8_common::index::Group;
 use orb8_common::network::{ClockPair, FlowLine, FlowMeta, PacketFilter};
 
 /// User space may map the array (kernel 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
+/// Entries take memory as they come.
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// Flow counters, one line a flow. Programs add, user space reads through a mapping and zeroes a
 /// line when no program can hold it any more.
@@ -52,6 +54,15 @@ pub static PACKET_COUNTERS: PerCpuArray<[u64; 8]> = PerCpuArray::with_max_entrie
 #[map]
 pub static CLOCK: Array<ClockPair> = Array::with_max_entries(1, 0);
 
+/// The network namespace behind each link to a pod: ifindex to the id that the node's namespace
+/// has for it. User space writes, programs read.
+#[map]
+pub static POD_LINKS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Which flows have a socket, remembered for a while; see `supplement`. Programs only.
+#[map]
+pub static SOCKETS: Array<u64> = Array::with_max_entries(1 << crate::supplement::CELLS_SHIFT, 0);
+
 /// Settings: read-only before the programs load, so that the verifier sees constants.
 #[unsafe(no_mangle)]
 static SEED: u64 = 0;
@@ -61,6 +72,12 @@ static GROUP_MASK: u32 = 1;
 /// proves that the ledger notices. 0 in every other use, and the code is then pruned.
 #[unsafe(no_mangle)]
 static FAULT_BYTES: u32 = 0;
+/// Id of the cgroup whose sockets the socket plane sees, with all below it.
+#[unsafe(no_mangle)]
+static ROOT_CGROUP: u64 = 0;
+/// How many cgroups lie above that one; 0: it is the hierarchy's root, which holds every socket.
+#[unsafe(no_mangle)]
+static ROOT_LEVEL: u32 = 0;
 
 macro_rules! setting {
     ($name:ident, $global:ident, $type:ty) => {
@@ -74,3 +91,5 @@ macro_rules! setting {
 setting!(seed, SEED, u64);
 setting!(group_mask, GROUP_MASK, u32);
 setting!(fault_bytes, FAULT_BYTES, u32);
+setting!(root_cgroup, ROOT_CGROUP, u64);
+setting!(root_level, ROOT_LEVEL, u32);

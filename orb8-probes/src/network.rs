@@ -3,32 +3,38 @@
 //! Per packet: parse, one group of the index, one line, two atomic adds. Whatever costs a helper
 //! call happens once a flow, or for packets of a rare form.
 
-use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_jiffies64, bpf_ktime_get_ns, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-    bpf_sk_release, bpf_skb_cgroup_id,
+    bpf_get_socket_cookie, bpf_jiffies64, bpf_ktime_get_ns, bpf_skb_cgroup_id,
 };
 use aya_ebpf::programs::TcContext;
-use orb8_common::counter::{self, Lost, Reject};
+use orb8_common::counter::{self, Filtered, Lost, Reject};
 use orb8_common::index::{self, EMPTY_CELL, GROUP_CELLS};
 use orb8_common::network::{
     FlowEvent, FlowKey, FlowLine, FlowMeta, event_kind, flag, scope, tcp_seen,
 };
-use orb8_common::parse::{self, Frame, Parsed, protocol, tcp_flag};
+use orb8_common::parse::{self, Frame, Parsed, tcp_flag};
 
 use crate::atomic::{add32, add64};
+use crate::hooks::hook;
 use crate::maps::{COUNTERS, EVENTS, FREE, INDEX, LINES, META, fault_bytes, group_mask, seed};
 use crate::skb::{Anywhere, Linear, frame, seen_bytes};
+use crate::{sockets, supplement};
 
 /// TCP flags that take the slow path.
-const RARE_TCP_FLAGS: u8 = tcp_flag::FIN | tcp_flag::SYN | tcp_flag::RST;
+pub const RARE_TCP_FLAGS: u8 = tcp_flag::FIN | tcp_flag::SYN | tcp_flag::RST;
 
-/// This CPU's ledger counters. Classifiers run with bottom halves off, so nothing on this CPU
-/// writes in between.
+/// This CPU's ledger counters.
+///
+/// A socket's egress runs in the sender's context and is interrupted by anything that counts too,
+/// so its adds are single instructions. Classifiers run with bottom halves off, and what runs on
+/// top of them in hard interrupts counts nothing: between their load and their store nobody else
+/// writes on this CPU, and what they interrupt is before or behind its one instruction. So both
+/// kinds of adds may go to one array. A socket's ingress has bottom halves off as well wherever
+/// it was looked at; it does not rely on it.
 #[derive(Clone, Copy)]
-struct Counters(*mut u64);
+struct Counters<const HOOK: u32>(*mut u64);
 
-impl Counters {
+impl<const HOOK: u32> Counters<HOOK> {
     #[inline(always)]
     fn of_this_cpu() -> Option<Self> {
         COUNTERS.get_ptr_mut(0).map(|p| Self(p.cast()))
@@ -37,7 +43,14 @@ impl Counters {
     #[inline(always)]
     fn add(self, at: usize, n: u64) {
         // SAFETY: every index is a constant below `counter::COUNT`.
-        unsafe { *self.0.add(at) += n }
+        unsafe {
+            let counter = self.0.add(at);
+            if HOOK & hook::SOCKET != 0 {
+                add64(counter, n);
+            } else {
+                *counter += n;
+            }
+        }
     }
 
     #[inline(always)]
@@ -50,6 +63,13 @@ impl Counters {
     #[inline(always)]
     fn lose(self, why: Lost, packets: u64, bytes: u64) {
         let at = counter::LOST + 2 * why as usize;
+        self.add(at, packets);
+        self.add(at + 1, bytes);
+    }
+
+    #[inline(always)]
+    fn filter(self, why: Filtered, packets: u64, bytes: u64) {
+        let at = counter::FILTERED + 2 * why as usize;
         self.add(at, packets);
         self.add(at + 1, bytes);
     }
@@ -67,8 +87,8 @@ struct Packet {
 
 /// Counts one packet. Never fails: what cannot be counted is counted as rejected or lost.
 #[inline(always)]
-pub fn observe<const LINK: u32, const EGRESS: bool>(ctx: &TcContext) {
-    let Some(counters) = Counters::of_this_cpu() else { return };
+pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
+    let Some(counters) = Counters::<HOOK>::of_this_cpu() else { return };
     let frame = frame::<LINK>(ctx);
     let estimate = frame.packets_estimate();
     let seen = seen_bytes::<LINK>(&frame);
@@ -87,14 +107,46 @@ pub fn observe<const LINK: u32, const EGRESS: bool>(ctx: &TcContext) {
     };
     let packets = parsed.packets(&frame);
     settle(counters, &frame, &parsed, packets, seen);
-    // SAFETY: a context field that a classifier may read.
-    let owner = unsafe { (*ctx.skb.skb).ifindex } as u64;
-    count::<EGRESS>(ctx, counters, parsed, packets, owner);
+    count(ctx, counters, parsed, packets);
+}
+
+/// The cgroup of the socket, or the interface.
+#[inline(always)]
+fn owner<const HOOK: u32>(ctx: &TcContext) -> u64 {
+    // SAFETY: a helper and a context field that the program may use.
+    unsafe {
+        if HOOK & hook::SOCKET != 0 {
+            bpf_skb_cgroup_id(ctx.skb.skb)
+        } else {
+            (*ctx.skb.skb).ifindex as u64
+        }
+    }
+}
+
+/// The bits of a key that the hook knows.
+const fn flags_of(hook: u32) -> u8 {
+    let mut flags = 0;
+    if hook & hook::EGRESS != 0 {
+        flags |= flag::EGRESS;
+    }
+    if hook & hook::SOCKET != 0 {
+        flags |= flag::SOCKET_PLANE;
+    }
+    if hook & hook::SUPPLEMENT != 0 {
+        flags |= flag::SUPPLEMENT;
+    }
+    flags
 }
 
 /// Books the differences between what the skb weighs and what its datagrams weigh on the wire.
 #[inline(always)]
-fn settle(counters: Counters, frame: &Frame, parsed: &Parsed, packets: u32, seen: u64) {
+fn settle<const HOOK: u32>(
+    counters: Counters<HOOK>,
+    frame: &Frame,
+    parsed: &Parsed,
+    packets: u32,
+    seen: u64,
+) {
     let padding = seen - parsed.datagram_bytes as u64;
     if padding != 0 {
         counters.add(counter::PADDING_BYTES, padding);
@@ -116,7 +168,7 @@ pub fn parse_slowly<const LINK: u32>(ctx: &TcContext, out: &mut Parsed) -> u64 {
 }
 
 #[inline(always)]
-fn reject(counters: Counters, why: u64, packets: u64, bytes: u64) {
+fn reject<const HOOK: u32>(counters: Counters<HOOK>, why: u64, packets: u64, bytes: u64) {
     let why = match why {
         1 => Reject::NotIp,
         2 => Reject::Truncated,
@@ -127,20 +179,19 @@ fn reject(counters: Counters, why: u64, packets: u64, bytes: u64) {
 }
 
 #[inline(always)]
-fn count<const EGRESS: bool>(
-    ctx: &TcContext,
-    counters: Counters,
-    parsed: Parsed,
-    packets: u32,
-    owner: u64,
-) {
+fn count<const HOOK: u32>(ctx: &TcContext, counters: Counters<HOOK>, parsed: Parsed, packets: u32) {
+    let owner = owner::<HOOK>(ctx);
     let mut key = parsed.key;
-    if EGRESS {
-        key.flags |= flag::EGRESS;
+    key.flags |= flags_of(HOOK);
+    let bytes = parsed.datagram_bytes as u64 + parsed.gso_header_bytes(packets);
+    if HOOK & hook::SUPPLEMENT != 0
+        && supplement::is_counted_at_socket::<HOOK>(ctx, &key, parsed.tcp_flags, owner)
+    {
+        counters.filter(Filtered::CountedAtSocket, packets as u64, bytes);
+        return;
     }
     let hash = index::hash(&key, owner, seed());
     key.tag = index::tag(hash);
-    let bytes = parsed.datagram_bytes as u64 + parsed.gso_header_bytes(packets);
     if fault_bytes() != 0 && bytes == fault_bytes() as u64 {
         return;
     }
@@ -150,12 +201,11 @@ fn count<const EGRESS: bool>(
             return;
         }
         let packet = Packet { key, owner, hash, packets, bytes, tcp_flags: parsed.tcp_flags };
-        tcp_flags_seen(&packet, slot);
+        tcp_flags_seen::<HOOK>(&packet, slot);
         return;
     }
     let packet = Packet { key, owner, hash, packets, bytes, tcp_flags: parsed.tcp_flags };
-    not_in_first_group(ctx, &packet);
-    let _ = counters;
+    not_in_first_group::<HOOK>(ctx, &packet);
 }
 
 /// The number of the line that a group holds for the flow.
@@ -204,22 +254,22 @@ fn add(slot: u32, packets: u32, bytes: u64) -> bool {
 
 /// The second group, or a new line.
 #[inline(never)]
-fn not_in_first_group(ctx: &TcContext, packet: &Packet) -> u64 {
+fn not_in_first_group<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
     let group = index::second_group(packet.hash, group_mask());
     if let Some(slot) = find(&packet.key, packet.owner, packet.hash, group) {
         add(slot, packet.packets, packet.bytes);
         if packet.tcp_flags & RARE_TCP_FLAGS != 0 {
-            tcp_flags_seen(packet, slot);
+            tcp_flags_seen::<HOOK>(packet, slot);
         }
         return 0;
     }
-    start(ctx, packet)
+    start::<HOOK>(ctx, packet)
 }
 
 /// Takes a line for a flow, publishes it and tells the start.
 #[inline(always)]
-fn start(ctx: &TcContext, packet: &Packet) -> u64 {
-    let Some(counters) = Counters::of_this_cpu() else { return 1 };
+fn start<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
+    let Some(counters) = Counters::<HOOK>::of_this_cpu() else { return 1 };
     let (packets, bytes) = (packet.packets as u64, packet.bytes);
     // First, because a flow without a cell would take a line with every packet.
     let cell = free_cell(packet.hash);
@@ -242,7 +292,7 @@ fn start(ctx: &TcContext, packet: &Packet) -> u64 {
         counters.lose(Lost::FlowTableFull, packets, bytes);
         return 1;
     };
-    let event = first_facts(ctx, packet, slot);
+    let event = first_facts::<HOOK>(ctx, packet, slot);
     // User space has zeroed line and meta. Counters are only ever added to, so that it does not
     // matter in which order another CPU sees these stores.
     // SAFETY: a line and a meta in the maps.
@@ -303,15 +353,23 @@ fn publish(cell: u32, slot: u32) {
 
 /// What is asked once a flow, and the event that tells it.
 #[inline(always)]
-fn first_facts(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
+fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
     // SAFETY: a helper that a classifier may call.
     let time_ns = unsafe { bpf_ktime_get_ns() };
     // A packet that comes over a veth still carries the sender's socket, which says nothing of
     // who receives it.
-    let (cgroup_id, cookie, scope) = if packet.key.flags & flag::EGRESS != 0 {
-        sender_facts(ctx)
+    let (cgroup_id, cookie, scope) = if HOOK & hook::SOCKET != 0 {
+        // SAFETY: a helper that the program may call.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
+        (packet.owner, cookie, scope::SOCKET)
+    } else if HOOK & hook::EGRESS != 0 {
+        sender_facts::<HOOK>(ctx)
+    } else if HOOK & hook::SUPPLEMENT != 0 {
+        // Asked before it came here.
+        let asked = sockets::can_be_asked_for(&packet.key);
+        (0, 0, if asked { scope::NO_SOCKET } else { scope::UNKNOWN })
     } else {
-        (0, 0, receiver_scope(ctx, &packet.key))
+        (0, 0, sockets::receiver::<HOOK>(ctx, &packet.key))
     };
     FlowEvent {
         key: packet.key,
@@ -330,71 +388,21 @@ fn first_facts(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
 
 /// cgroup, cookie and scope of the socket that a packet comes from.
 #[inline(always)]
-fn sender_facts(ctx: &TcContext) -> (u64, u64, u8) {
+fn sender_facts<const HOOK: u32>(ctx: &TcContext) -> (u64, u64, u8) {
     let skb = ctx.skb.skb;
     // SAFETY: helpers that a classifier may call.
     let (cgroup_id, cookie) =
         unsafe { (bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast())) };
-    (cgroup_id, cookie, if cookie != 0 { scope::SOCKET } else { scope::NO_SOCKET })
-}
-
-/// Whether a local socket would receive the packet.
-#[inline(always)]
-fn receiver_scope(ctx: &TcContext, key: &FlowKey) -> u8 {
-    let tcp = key.protocol == protocol::TCP;
-    if (!tcp && key.protocol != protocol::UDP) || key.flags & flag::FRAGMENT != 0 {
-        return scope::UNKNOWN;
-    }
-    let mut tuple = [0u32; 9];
-    let size = if key.flags & flag::IPV6 != 0 {
-        tuple = [
-            key.src[0],
-            key.src[1],
-            key.src[2],
-            key.src[3],
-            key.dst[0],
-            key.dst[1],
-            key.dst[2],
-            key.dst[3],
-            ports(key),
-        ];
-        36
-    } else {
-        tuple[0] = key.src[3];
-        tuple[1] = key.dst[3];
-        tuple[2] = ports(key);
-        12
-    };
-    let skb = ctx.skb.skb.cast();
-    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-    // The namespace of the device (BPF_F_CURRENT_NETNS).
-    let netns = -1i64 as u64;
-    // SAFETY: the tuple has `size` bytes; the reference is given back.
-    unsafe {
-        let sk = if tcp {
-            bpf_sk_lookup_tcp(skb, tuple, size, netns, 0)
-        } else {
-            bpf_sk_lookup_udp(skb, tuple, size, netns, 0)
-        };
-        if sk.is_null() {
-            return scope::NO_SOCKET;
-        }
-        bpf_sk_release(sk.cast());
-    }
-    scope::SOCKET
-}
-
-/// Both ports as they stand in the packet.
-#[inline(always)]
-fn ports(key: &FlowKey) -> u32 {
-    let (s, d) = (key.src_port, key.dst_port);
-    u32::from_ne_bytes([s[0], s[1], d[0], d[1]])
+    // What is left to the supplement has a socket of the kernel's at most.
+    let socket = cookie != 0 && HOOK & hook::SUPPLEMENT == 0;
+    (cgroup_id, cookie, if socket { scope::SOCKET } else { scope::NO_SOCKET })
 }
 
 /// A packet with SYN, FIN or RST on a known flow.
 #[inline(never)]
-fn tcp_flags_seen(packet: &Packet, slot: u32) -> u64 {
-    let (Some(meta), Some(counters)) = (META.get_ptr_mut(slot), Counters::of_this_cpu()) else {
+fn tcp_flags_seen<const HOOK: u32>(packet: &Packet, slot: u32) -> u64 {
+    let (Some(meta), Some(counters)) = (META.get_ptr_mut(slot), Counters::<HOOK>::of_this_cpu())
+    else {
         return 1;
     };
     if !mark_tcp_flags(meta, packet.tcp_flags) {
@@ -454,7 +462,7 @@ fn mark(meta: *mut FlowMeta, at: usize) -> bool {
 
 /// Puts an event into the ring. The kernel wakes the reader if it had caught up.
 #[inline(always)]
-fn tell(counters: Counters, event: &FlowEvent) {
+fn tell<const HOOK: u32>(counters: Counters<HOOK>, event: &FlowEvent) {
     counters.add(counter::EVENTS_PRODUCED, 1);
     match EVENTS.reserve::<FlowEvent>(0) {
         Some(mut place) => {

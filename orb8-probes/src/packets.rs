@@ -7,19 +7,20 @@ use orb8_common::network::{
 };
 use orb8_common::parse::Parsed;
 
+use crate::hooks::hook;
 use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS};
 use crate::network::parse_slowly;
 use crate::skb::frame;
 
 /// Tells a packet if it passes the filter and the rate.
 #[inline(always)]
-pub fn watch<const LINK: u32, const EGRESS: bool>(ctx: &TcContext) {
+pub fn watch<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let mut parsed = Parsed::EMPTY;
     if parse_slowly::<LINK>(ctx, &mut parsed) != 0 {
         return;
     }
     let mut key = parsed.key;
-    if EGRESS {
+    if HOOK & hook::EGRESS != 0 {
         key.flags |= flag::EGRESS;
     }
     let (Some(filter), Some(counters)) = (PACKET_FILTER.get(0), PACKET_COUNTERS.get_ptr_mut(0))

@@ -9,6 +9,7 @@ use orb8_proto::v1::{
     QueryFlowsResponse,
 };
 use orb8_util::net::HostPort;
+use prost::Message;
 
 use crate::error::AgentError;
 use crate::network::sort;
@@ -64,7 +65,10 @@ impl FlowAnswer {
         }
         sort::sort_and_limit(&mut answer.flows, request.sort.unwrap_or_default(), request.limit);
         answer.nodes.sort_by(|a, b| node_order(a).cmp(&node_order(b)));
-        answer.contexts.sort_by(|a, b| context_order(a).cmp(&context_order(b)));
+        // Two contexts of one name are told apart by all that they say.
+        answer
+            .contexts
+            .sort_by_cached_key(|(node, context)| (node.clone(), context.encode_to_vec()));
         answer.errors.sort_by(|a, b| a.address.cmp(&b.address));
         answer.loss = add_up(losses);
         answer
@@ -133,12 +137,6 @@ fn answered(node_name: String, complete: bool) -> NodeStatus {
 
 fn node_order(node: &NodeStatus) -> (&str, &str, bool, &str) {
     (&node.node_name, &node.state, node.complete, &node.message)
-}
-
-fn context_order(entry: &(String, AnswerContext)) -> (&str, u64, u64, u32, i64, &str) {
-    let (node, context) = entry;
-    let c = context;
-    (node, c.flows_held, c.packets_seen, c.interfaces_attached, c.held_since_ns, &c.health_message)
 }
 
 /// One entry per stage and reason, in the order of the words; entries of nothing fall away.

@@ -70,7 +70,7 @@ pub enum FileError {
 /// What cannot be read and where. A file that ends in the middle of an object is not an error: what
 /// precedes is answered, and [`FileAnswer::cut_off_at_line`] tells.
 pub fn query(input: impl Read, request: &QueryFlowsRequest) -> Result<FileAnswer, FileError> {
-    let selector = Selector::new(request)?;
+    let mut selector = Selector::new(request)?;
     let mut reader = Reader::default();
     let mut answer = FileAnswer::default();
     let input = std::io::BufReader::new(input);

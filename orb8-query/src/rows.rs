@@ -6,10 +6,16 @@
 //! written gives the same message, except that a rate that is no number becomes 0.
 
 use orb8_proto::v1::{
-    Endpoint, Event, IcmpInfo, Loss, NetworkFlow, NodeStatus, Notice, PacketEvent, Process,
+    Endpoint, Event, IcmpInfo, Loss, NetworkFlow, NodeStatus, Notice, PacketEvent, ServiceUse,
     TcpInfo, event, flow_event,
 };
 use serde::{Deserialize, Serialize};
+
+mod conversation;
+mod endpoint;
+
+pub use conversation::{AmountRecord, ConversationRecord, PartyRecord};
+pub use endpoint::{EndpointRecord, ProcessRecord, ServiceRecord};
 
 /// `NetworkFlow`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +50,8 @@ pub struct FlowRecord {
     pub source: Option<EndpointRecord>,
     pub destination: Option<EndpointRecord>,
     pub socket_cookie: Option<u64>,
+    pub supplement: bool,
+    pub service: Option<ServiceRecord>,
 }
 
 /// `TcpInfo`.
@@ -63,33 +71,6 @@ pub struct IcmpRecord {
     #[serde(rename = "type")]
     pub kind: u32,
     pub code: u32,
-}
-
-/// `Endpoint`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[expect(missing_docs, reason = "the fields are those of Endpoint in orb8.v1")]
-pub struct EndpointRecord {
-    pub kind: Option<String>,
-    pub namespace: Option<String>,
-    pub pod: Option<String>,
-    pub container: Option<String>,
-    pub workload: Option<String>,
-    pub node: Option<String>,
-    pub zone: Option<String>,
-    pub process: Option<ProcessRecord>,
-    pub cgroup_id: Option<u64>,
-    pub cgroup: Option<String>,
-    pub attribution: Option<String>,
-}
-
-/// `Process`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[expect(missing_docs, reason = "the fields are those of Process in orb8.v1")]
-pub struct ProcessRecord {
-    pub pid: u32,
-    pub comm: Option<String>,
 }
 
 /// `NodeStatus`.
@@ -264,6 +245,8 @@ impl From<&NetworkFlow> for FlowRecord {
             source: flow.source.as_ref().map(EndpointRecord::from),
             destination: flow.destination.as_ref().map(EndpointRecord::from),
             socket_cookie: nonzero(flow.socket_cookie),
+            service: flow.service.as_ref().map(ServiceRecord::from),
+            supplement: flow.supplement,
         }
     }
 }
@@ -301,7 +284,8 @@ impl From<FlowRecord> for NetworkFlow {
             fragment: record.fragment,
             node_name: record.node_name.unwrap_or_default(),
             socket_cookie: record.socket_cookie.unwrap_or_default(),
-            ..Self::default()
+            service: record.service.map(ServiceUse::from),
+            supplement: record.supplement,
         }
     }
 }
@@ -309,49 +293,6 @@ impl From<FlowRecord> for NetworkFlow {
 impl From<&IcmpInfo> for IcmpRecord {
     fn from(icmp: &IcmpInfo) -> Self {
         Self { kind: icmp.r#type, code: icmp.code }
-    }
-}
-
-impl From<&Endpoint> for EndpointRecord {
-    fn from(end: &Endpoint) -> Self {
-        Self {
-            kind: known(&end.kind),
-            namespace: known(&end.namespace),
-            pod: known(&end.pod),
-            container: known(&end.container),
-            workload: known(&end.workload),
-            node: known(&end.node),
-            zone: known(&end.zone),
-            process: end
-                .process
-                .as_ref()
-                .map(|process| ProcessRecord { pid: process.pid, comm: known(&process.comm) }),
-            cgroup_id: nonzero(end.cgroup_id),
-            cgroup: known(&end.cgroup),
-            attribution: known(&end.attribution),
-        }
-    }
-}
-
-impl From<EndpointRecord> for Endpoint {
-    fn from(record: EndpointRecord) -> Self {
-        Self {
-            kind: record.kind.unwrap_or_default(),
-            namespace: record.namespace.unwrap_or_default(),
-            pod: record.pod.unwrap_or_default(),
-            container: record.container.unwrap_or_default(),
-            workload: record.workload.unwrap_or_default(),
-            node: record.node.unwrap_or_default(),
-            zone: record.zone.unwrap_or_default(),
-            process: record.process.map(|process| Process {
-                pid: process.pid,
-                comm: process.comm.unwrap_or_default(),
-            }),
-            cgroup_id: record.cgroup_id.unwrap_or_default(),
-            cgroup: record.cgroup.unwrap_or_default(),
-            attribution: record.attribution.unwrap_or_default(),
-            ..Self::default()
-        }
     }
 }
 

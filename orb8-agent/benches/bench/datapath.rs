@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
+use orb8_agent::capture::Planes;
 use orb8_agent::ebpf::load::{self, LoadOptions, Loaded};
 use orb8_agent::ebpf::sys;
 
@@ -117,6 +118,7 @@ fn cpu_ns() -> f64 {
 
 fn load_probes() -> anyhow::Result<Loaded> {
     Ok(load::load(&LoadOptions {
+        planes: Planes::Tc,
         max_flows: 100_000,
         ring_bytes: 1 << 20,
         packet_ring_bytes: 1 << 16,

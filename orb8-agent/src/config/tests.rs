@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::capture::Planes;
 
 fn settings(flags: &[&str]) -> Result<Settings, clap::Error> {
     let all = ["orb8-agent"].iter().chain(flags);
@@ -57,8 +58,7 @@ fn every_bad_setting_is_refused_with_its_name_and_what_is_allowed() {
     check("--ring-buffer-size", "32KiB", "64KiB to 32MiB");
     check("--ring-buffer-size", "64MiB", "64KiB to 32MiB");
     check("--ring-buffer-size", "1GiB", "64KiB to 32MiB");
-    check("--capture", "socket", "not in this version");
-    check("--capture", "xdp", "use auto or tc");
+    check("--capture", "xdp", "possible values: auto, socket, tc");
     check("--tc-attach", "xdp", "possible values: auto, tcx, clsact");
     check("--interfaces", "eth0,,wg0", "between commas is empty");
     check("--interfaces", "eth[0", "is no glob");
@@ -83,11 +83,12 @@ fn sizes_are_read_with_units() {
 
 #[test]
 fn the_kernel_side_gets_what_was_set() {
-    let found =
-        settings(&["--interfaces", "eth0, wg*", "--tc-attach", "clsact"]).unwrap().datapath();
+    let found = settings(&["--interfaces", "eth0, wg*", "--tc-attach", "clsact"])
+        .unwrap()
+        .datapath(Planes::Tc);
     assert_eq!(found.interfaces, ["eth0", "wg*"]);
     assert_eq!(found.attach, AttachMode::Clsact);
-    let found = settings(&[]).unwrap().datapath();
+    let found = settings(&[]).unwrap().datapath(Planes::Tc);
     assert!(found.interfaces.is_empty());
     assert_eq!(found.ring_buffer_bytes, 1 << 20);
 }

@@ -11,11 +11,12 @@ use globset::GlobSet;
 
 use super::chain::ChainPolicy;
 use super::clsact::Instance;
-use super::load::Programs;
-use super::netlink::{self, Netlink};
+use super::load::{PodLinks, Programs};
+use super::netlink::{self, Changed, Netlink};
 use super::side_channel::SideChannel;
 use super::worker::Worker;
-use crate::datapath::{self, AttachRoute, InterfaceStatus};
+use crate::capture::SocketRoot;
+use crate::datapath::{self, AttachRoute, CountMode, InterfaceStatus, SocketPlaneStatus};
 use crate::event::{Notice, Severity};
 use crate::host::HostFacts;
 
@@ -24,6 +25,12 @@ use crate::host::HostFacts;
 pub struct AttachOptions {
     /// tcx or clsact.
     pub route: AttachRoute,
+    /// The cgroup whose sockets are seen, if that plane is in use.
+    pub socket_root: Option<SocketRoot>,
+    /// Whether programs are attached to interfaces.
+    pub interfaces: bool,
+    /// What is counted at interfaces.
+    pub mode: CountMode,
     /// Interfaces besides the uplinks.
     pub configured: GlobSet,
     /// When to look at our place in the chain, and how often to move.
@@ -35,6 +42,8 @@ pub struct AttachOptions {
 pub struct AttachState {
     /// All chosen interfaces, in the order of their numbers.
     pub interfaces: Vec<InterfaceStatus>,
+    /// The socket plane, if it is in use.
+    pub socket_plane: Option<SocketPlaneStatus>,
 }
 
 /// What the thread is asked to do.
@@ -49,6 +58,7 @@ pub enum Request {
 pub(super) struct Shared {
     pub(super) side: Arc<SideChannel>,
     pub(super) changed: Arc<AtomicBool>,
+    pub(super) neighbours: Arc<AtomicBool>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) facts: Arc<HostFacts>,
     pub(super) state: Arc<Mutex<AttachState>>,
@@ -74,6 +84,7 @@ impl Attacher {
     /// If netlink cannot be opened or the thread not started.
     pub fn start(
         programs: Programs,
+        pod_links: PodLinks,
         options: AttachOptions,
         seed: u64,
         side: Arc<SideChannel>,
@@ -81,26 +92,38 @@ impl Attacher {
     ) -> Result<Self, netlink::NetlinkError> {
         let (requests, queue) = sync_channel(16);
         let changed = Arc::new(AtomicBool::new(true));
+        let neighbours = Arc::new(AtomicBool::new(false));
         let stopping = Arc::new(AtomicBool::new(false));
         let state = Arc::new(Mutex::new(AttachState::default()));
         let end = End { side: Arc::clone(&side), state: Arc::clone(&state) };
         let (alive, ended) = sync_channel(0);
         let netlink = Netlink::open()?;
         // Before the first listing, so that no change in between is missed.
-        let (mark, wake) = (Arc::clone(&changed), requests.clone());
-        netlink::watch(move || {
-            mark.store(true, Ordering::Release);
+        let (links, behind, wake) =
+            (Arc::clone(&changed), Arc::clone(&neighbours), requests.clone());
+        netlink::watch(move |what| {
+            let mark = match what {
+                Changed::Links => &links,
+                Changed::Neighbours => &behind,
+            };
+            let told = mark.swap(true, Ordering::AcqRel);
+            // Neighbours change all the time; the thread comes to them when it has rested.
+            if told && what == Changed::Neighbours {
+                return true;
+            }
             // A full queue is awake anyway, and looks at the mark.
             !matches!(wake.try_send(Request::Wake), Err(TrySendError::Disconnected(_)))
         })?;
         let worker = Worker::new(
             netlink,
             programs,
+            pod_links,
             options,
             Instance::take(seed)?,
             Shared {
                 side,
                 changed,
+                neighbours,
                 facts,
                 stopping: Arc::clone(&stopping),
                 state: Arc::clone(&state),
@@ -189,6 +212,10 @@ impl Drop for End {
         for interface in &mut state.interfaces {
             interface.state = datapath::AttachState::Failed;
             message.clone_into(&mut interface.reason);
+        }
+        if let Some(socket_plane) = &mut state.socket_plane {
+            socket_plane.state = datapath::AttachState::Failed;
+            message.clone_into(&mut socket_plane.reason);
         }
     }
 }

@@ -1,9 +1,11 @@
 //! What the attach thread holds of each chosen interface, and how status shows it.
 
-use super::chain::{Chain, ChainPolicy};
-use super::hook::Hook;
+use super::attach::AttachOptions;
+use super::chain::Chain;
+use super::hook::{Hook, Shape};
 use super::netlink::{Carried, Device};
-use crate::datapath::{AttachRoute, AttachState, ChosenBy, InterfaceStatus};
+use super::worker;
+use crate::datapath::{AttachState, ChosenBy, InterfaceStatus};
 
 /// One attached interface.
 pub(super) struct Attached {
@@ -17,6 +19,14 @@ pub(super) struct Attached {
     pub(super) carried: Carried,
 }
 
+/// One chosen interface that waits to be attached.
+pub(super) struct Pending {
+    pub(super) device: Device,
+    pub(super) why: ChosenBy,
+    /// What it had carried when its loss began to count.
+    pub(super) before: Carried,
+}
+
 /// One chosen interface that could not be attached.
 pub(super) struct Failed {
     pub(super) device: Device,
@@ -27,24 +37,36 @@ pub(super) struct Failed {
 }
 
 impl Attached {
+    /// What it looks like to the programs.
+    pub(super) fn shape(&self) -> Shape {
+        worker::shape(&self.device, self.why)
+    }
+
     /// As status shows it.
-    pub(super) fn status(&self, route: AttachRoute, policy: &ChainPolicy) -> InterfaceStatus {
+    pub(super) fn status(&self, options: &AttachOptions) -> InterfaceStatus {
         InterfaceStatus {
-            reason: self.chain.reason(policy),
+            reason: self.chain.reason(&options.chain),
             before: self.chain.neighbours().before.clone(),
             after: self.chain.neighbours().after.clone(),
-            ..status(&self.device, self.why, AttachState::Attached, route)
+            ..status(&self.device, self.why, AttachState::Attached, options)
         }
     }
 }
 
 impl Failed {
     /// As status shows it.
-    pub(super) fn status(&self, route: AttachRoute) -> InterfaceStatus {
+    pub(super) fn status(&self, options: &AttachOptions) -> InterfaceStatus {
         InterfaceStatus {
             reason: self.reason.clone(),
-            ..status(&self.device, self.why, AttachState::Failed, route)
+            ..status(&self.device, self.why, AttachState::Failed, options)
         }
+    }
+}
+
+impl Pending {
+    /// As status shows it.
+    pub(super) fn status(&self, options: &AttachOptions) -> InterfaceStatus {
+        status(&self.device, self.why, AttachState::Attaching, options)
     }
 }
 
@@ -52,17 +74,18 @@ fn status(
     device: &Device,
     why: ChosenBy,
     state: AttachState,
-    route: AttachRoute,
+    options: &AttachOptions,
 ) -> InterfaceStatus {
     InterfaceStatus {
         name: device.name.clone(),
         ifindex: device.ifindex,
         state,
-        route: Some(route),
+        route: Some(options.route),
         reason: String::new(),
         before: Vec::new(),
         after: Vec::new(),
         link: device.link,
         chosen_by: why,
+        mode: options.mode,
     }
 }

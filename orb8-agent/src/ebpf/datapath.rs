@@ -11,8 +11,8 @@ use super::kernel::{self, Kernel, KernelOptions, LINGER, PacketViewCounts};
 use super::lines::LineTimes;
 use super::ring::Decode;
 use crate::datapath::{
-    AttachMode, AttachRoute, Datapath, DatapathSettings, InterfaceStatus, PacketWatch, StartError,
-    Started,
+    AttachMode, AttachRoute, Datapath, DatapathSettings, InterfaceStatus, PacketWatch,
+    SocketPlaneStatus, StartError, Started,
 };
 use crate::host::HostFacts;
 
@@ -43,6 +43,7 @@ pub fn start(
             AttachMode::Tcx => Some(AttachRoute::Tcx),
             AttachMode::Clsact => Some(AttachRoute::Clsact),
         },
+        planes: settings.planes.clone(),
         interfaces: globs(&settings.interfaces).map_err(|e| fail(e.to_string()))?,
         times: LineTimes {
             drain_interval: settings.drain_interval,
@@ -57,6 +58,7 @@ pub fn start(
     let started = kernel::start(&options, facts).map_err(|e| fail(e.to_string()))?;
     let handle = Arc::new_cyclic(|me| TcDatapath {
         me: Weak::clone(me),
+        has_interfaces: settings.planes.has_interfaces(),
         kernel: started.kernel,
         views: Mutex::new(Vec::new()),
     });
@@ -75,6 +77,7 @@ fn globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
 #[derive(Debug)]
 struct TcDatapath {
     me: Weak<Self>,
+    has_interfaces: bool,
     kernel: Kernel,
     views: Mutex<Vec<View>>,
 }
@@ -120,6 +123,10 @@ impl Datapath for TcDatapath {
         self.kernel.state().interfaces.clone()
     }
 
+    fn socket_plane(&self) -> Option<SocketPlaneStatus> {
+        self.kernel.state().socket_plane.clone()
+    }
+
     fn map_bytes(&self) -> u64 {
         self.kernel.map_bytes()
     }
@@ -129,6 +136,10 @@ impl Datapath for TcDatapath {
         filter: &PacketFilter,
         rate: u32,
     ) -> Result<Box<dyn PacketWatch>, StartError> {
+        if !self.has_interfaces {
+            let message = "packets are shown at interfaces, and the agent counts at sockets alone: start it with --capture auto or tc";
+            return Err(StartError { message: message.to_owned() });
+        }
         let mut views = self.views();
         let number = views.iter().map(|v| v.number).max().map_or(0, |n| n + 1);
         let before = self.kernel.packet_view_counts();

@@ -9,7 +9,7 @@ use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions,
 use super::load::Programs;
 use super::netlink::Netlink;
 use super::sys;
-use crate::datapath::LinkKind;
+use crate::datapath::{CountMode, LinkKind};
 
 /// The two hooks of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,28 +54,55 @@ impl Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Counts flows.
-    Flows,
+    Flows(CountMode),
     /// Tells packets.
     Packets,
 }
 
-/// The name of the program for a purpose, a side and a link header.
+/// What an interface looks like to a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// The host's own, with this link header.
+    Own(LinkKind),
+    /// The node's end of a link to a pod.
+    PodLink,
+}
+
+/// Names by purpose, side and shape.
+const NAMES: [[[&str; 4]; 2]; 3] = [
+    [
+        ["orb8_in_eth", "orb8_in_raw", "orb8_in_any", "orb8_in_pod"],
+        ["orb8_out_eth", "orb8_out_raw", "orb8_out_any", "orb8_out_pod"],
+    ],
+    [
+        ["orb8_sup_in_eth", "orb8_sup_in_raw", "orb8_sup_in_any", "orb8_sup_in_pod"],
+        ["orb8_sup_out_eth", "orb8_sup_out_raw", "orb8_sup_out_any", "orb8_sup_out_pod"],
+    ],
+    [
+        ["orb8_pkt_in_eth", "orb8_pkt_in_raw", "orb8_pkt_in_any", "orb8_pkt_in_pod"],
+        ["orb8_pkt_out_eth", "orb8_pkt_out_raw", "orb8_pkt_out_any", "orb8_pkt_out_pod"],
+    ],
+];
+
+/// The name of the program for a purpose, a side and a shape.
 #[must_use]
-pub const fn program(purpose: Purpose, side: Side, link: LinkKind) -> &'static str {
-    match (purpose, side, link) {
-        (Purpose::Flows, Side::Ingress, LinkKind::Ethernet) => "orb8_in_eth",
-        (Purpose::Flows, Side::Egress, LinkKind::Ethernet) => "orb8_out_eth",
-        (Purpose::Flows, Side::Ingress, LinkKind::Raw) => "orb8_in_raw",
-        (Purpose::Flows, Side::Egress, LinkKind::Raw) => "orb8_out_raw",
-        (Purpose::Flows, Side::Ingress, LinkKind::Other) => "orb8_in_any",
-        (Purpose::Flows, Side::Egress, LinkKind::Other) => "orb8_out_any",
-        (Purpose::Packets, Side::Ingress, LinkKind::Ethernet) => "orb8_pkt_in_eth",
-        (Purpose::Packets, Side::Egress, LinkKind::Ethernet) => "orb8_pkt_out_eth",
-        (Purpose::Packets, Side::Ingress, LinkKind::Raw) => "orb8_pkt_in_raw",
-        (Purpose::Packets, Side::Egress, LinkKind::Raw) => "orb8_pkt_out_raw",
-        (Purpose::Packets, Side::Ingress, LinkKind::Other) => "orb8_pkt_in_any",
-        (Purpose::Packets, Side::Egress, LinkKind::Other) => "orb8_pkt_out_any",
-    }
+pub const fn program(purpose: Purpose, side: Side, shape: Shape) -> &'static str {
+    let purpose = match purpose {
+        Purpose::Flows(CountMode::Full) => 0,
+        Purpose::Flows(CountMode::Supplement) => 1,
+        Purpose::Packets => 2,
+    };
+    let side = match side {
+        Side::Ingress => 0,
+        Side::Egress => 1,
+    };
+    let shape = match shape {
+        Shape::Own(LinkKind::Ethernet) => 0,
+        Shape::Own(LinkKind::Raw) => 1,
+        Shape::Own(LinkKind::Other) => 2,
+        Shape::PodLink => 3,
+    };
+    NAMES[purpose][side][shape]
 }
 
 /// Priorities of clsact that are tried: the lowest runs first, and one that another kind of filter
@@ -102,12 +129,14 @@ pub struct Place<'a> {
     pub ifindex: u32,
     /// Its name, for clsact.
     pub name: &'a str,
-    /// Its link header.
-    pub link: LinkKind,
+    /// What it looks like.
+    pub shape: Shape,
     /// Its side.
     pub side: Side,
     /// What for.
     pub purpose: Purpose,
+    /// What flows are counted there.
+    pub mode: CountMode,
 }
 
 /// Attaches by tcx: first in the chain; the packet view right behind our own counting.
@@ -115,10 +144,10 @@ pub struct Place<'a> {
 /// # Errors
 /// What the kernel says; ENODEV if the interface has gone.
 pub fn attach_tcx(programs: &mut Programs, place: &Place<'_>) -> io::Result<Hook> {
-    let name = program(place.purpose, place.side, place.link);
+    let name = program(place.purpose, place.side, place.shape);
     let after = match place.purpose {
-        Purpose::Flows => None,
-        Purpose::Packets => Some(program(Purpose::Flows, place.side, place.link)),
+        Purpose::Flows(_) => None,
+        Purpose::Packets => Some(program(Purpose::Flows(place.mode), place.side, place.shape)),
     };
     let after = after.and_then(|name| programs.id(name));
     let link = sys::tcx_attach(programs.fd(name), place.ifindex, place.side.tcx(), after)?;
@@ -161,10 +190,10 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// What the kernel says.
 pub fn attach_clsact(programs: &mut Programs, place: &Place<'_>, handle: u32) -> io::Result<Hook> {
-    let name = program(place.purpose, place.side, place.link);
+    let name = program(place.purpose, place.side, place.shape);
     // Two filters of one agent may share a priority, but not a handle.
     let first = match place.purpose {
-        Purpose::Flows => *PRIORITIES.start(),
+        Purpose::Flows(_) => *PRIORITIES.start(),
         Purpose::Packets => PRIORITIES.start() + 1,
     };
     let mut last = None;

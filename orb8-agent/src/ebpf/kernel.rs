@@ -19,7 +19,8 @@ use super::netlink::NetlinkError;
 use super::ring::{Decode, RingSource};
 use super::side_channel::SideChannel;
 use super::sys;
-use crate::datapath::AttachRoute;
+use crate::capture::Planes;
+use crate::datapath::{AttachRoute, CountMode};
 use crate::host::HostFacts;
 use crate::pipeline::source::EventSource;
 
@@ -32,6 +33,8 @@ pub struct KernelOptions {
     pub ring_bytes: u32,
     /// tcx or clsact; `None` takes tcx where the kernel has it.
     pub route: Option<AttachRoute>,
+    /// Where packets are counted.
+    pub planes: Planes,
     /// Interfaces besides the uplinks.
     pub interfaces: GlobSet,
     /// Between drains, until idle lines go.
@@ -116,6 +119,7 @@ pub struct Started {
 pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, StartError> {
     raise_descriptor_limit();
     let loaded = load::load(&LoadOptions {
+        planes: options.planes.clone(),
         max_flows: options.max_flows,
         ring_bytes: options.ring_bytes,
         packet_ring_bytes: PACKET_RING_BYTES,
@@ -143,12 +147,21 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
         )),
         Box::new(LineSource::new(loaded.table, clock, grace, options.times, Arc::clone(&side))),
     ];
-    let attach =
-        AttachOptions { route, configured: options.interfaces.clone(), chain: options.chain };
+    let attach = AttachOptions {
+        route,
+        socket_root: options.planes.socket_root().cloned(),
+        interfaces: options.planes.has_interfaces(),
+        mode: match options.planes {
+            Planes::Both(_) => CountMode::Supplement,
+            Planes::Tc | Planes::Socket(_) => CountMode::Full,
+        },
+        configured: options.interfaces.clone(),
+        chain: options.chain,
+    };
     // The seed of the hash stays a secret: the agent's number is another function of it.
     let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     memory::give_back();
-    let attacher = Attacher::start(programs, attach, number, side, facts)?;
+    let attacher = Attacher::start(programs, loaded.pod_links, attach, number, side, facts)?;
     let kernel = Kernel {
         state: Arc::clone(attacher.state()),
         stopping: attacher.stopping(),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf, Stack};
-use aya::programs::SchedClassifier;
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, RingBuf, Stack};
+use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use orb8_common::counter;
 use orb8_common::index::{self, Group};
@@ -12,10 +12,13 @@ use orb8_common::network::{FlowLine, FlowMeta, PacketFilter};
 
 use super::mapping::Mapping;
 use super::object;
+use crate::capture::Planes;
 
 /// Sizes and settings that the programs are loaded with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
+    /// Which programs are needed.
+    pub planes: Planes,
     /// Lines of the flow table.
     pub max_flows: u32,
     /// Bytes of the ring of lifecycle events, a power of two.
@@ -68,6 +71,8 @@ pub struct Loaded {
     pub programs: Programs,
     /// The flow table.
     pub table: Table,
+    /// The network namespace behind each link to a pod, by ifindex.
+    pub pod_links: PodLinks,
     /// Ring of lifecycle events.
     pub events: RingBuf<MapData>,
     /// Ring of the packet view.
@@ -81,6 +86,9 @@ pub struct Loaded {
     /// Bytes of kernel memory of all maps, as the kernel accounts them (fdinfo memlock).
     pub map_bytes: u64,
 }
+
+/// ifindex of a link to a pod, and the id of the namespace behind it.
+pub type PodLinks = BpfHashMap<MapData, u32, u32>;
 
 /// Plain bytes as a map value.
 #[derive(Clone, Copy, Debug)]
@@ -169,12 +177,15 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let seed = seed()?;
     let groups = index::groups(options.max_flows);
     let mask = groups - 1;
+    let (root, level) = options.planes.socket_root().map_or((0, 0), |root| (root.id, root.level));
     let mut ebpf = EbpfLoader::new()
         // Nothing is relocated against the kernel's types, and parsing them costs megabytes.
         .btf(None)
         .override_global("SEED", &seed, true)
         .override_global("GROUP_MASK", &mask, true)
         .override_global("FAULT_BYTES", &options.fault_bytes, true)
+        .override_global("ROOT_CGROUP", &root, true)
+        .override_global("ROOT_LEVEL", &level, true)
         .map_max_entries("LINES", options.max_flows)
         .map_max_entries("META", options.max_flows)
         .map_max_entries("FREE", options.max_flows)
@@ -184,7 +195,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         .load(object::bytes())?;
     let map_bytes = super::memory::map_bytes(&ebpf);
     // Programs first: they refer to maps by descriptors, which taking a map may close.
-    let loaded = load_programs(&mut ebpf)?;
+    let loaded = load_programs(&mut ebpf, &options.planes)?;
     let mut take = |name: &'static str| {
         ebpf.take_map(name).ok_or(LoadError::Map { name, message: "missing".to_owned() })
     };
@@ -196,6 +207,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         counters: typed("COUNTERS", take("COUNTERS")?)?,
         seed,
     };
+    let pod_links = typed("POD_LINKS", take("POD_LINKS")?)?;
     let events = typed("EVENTS", take("EVENTS")?)?;
     let packets = typed("PACKETS", take("PACKETS")?)?;
     let packet_filter = typed("PACKET_FILTER", take("PACKET_FILTER")?)?;
@@ -205,6 +217,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     Ok(Loaded {
         programs: Programs { loaded, ebpf: Some(ebpf) },
         table,
+        pod_links,
         events,
         packets,
         packet_filter,
@@ -251,13 +264,29 @@ fn fill_free_list(free: &mut Stack<MapData, u32>, lines: u32) -> Result<(), Load
     Ok(())
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<String, LoadedProgram>, LoadError> {
+/// Whether the planes need a program. What is not needed is not loaded, which saves the kernel's
+/// checks and memory.
+fn is_needed(planes: &Planes, name: &str) -> bool {
+    let supplement = matches!(planes, Planes::Both(_));
+    if name.starts_with("orb8_sock_") {
+        planes.socket_root().is_some()
+    } else if name.starts_with("orb8_sup_") {
+        supplement
+    } else if name.starts_with("orb8_pkt_") {
+        planes.has_interfaces()
+    } else {
+        name == "orb8_clock" || *planes == Planes::Tc
+    }
+}
+
+fn load_programs(
+    ebpf: &mut Ebpf,
+    planes: &Planes,
+) -> Result<HashMap<String, LoadedProgram>, LoadError> {
     let mut loaded = HashMap::new();
-    for (name, program) in ebpf.programs_mut() {
+    for (name, program) in ebpf.programs_mut().filter(|(name, _)| is_needed(planes, name)) {
         let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
-        let program: &mut SchedClassifier =
-            program.try_into().map_err(|e: aya::programs::ProgramError| fail(e.to_string()))?;
-        program.load().map_err(|e| {
+        load_program(program).map_err(|e| {
             tracing::debug!(program = name, error = %e, "the kernel refused a program");
             fail(ends_of(&e.to_string()))
         })?;
@@ -267,6 +296,13 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<String, LoadedProgram>, Load
         loaded.insert(name.to_owned(), LoadedProgram { fd, id });
     }
     Ok(loaded)
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSkb(program) => program.load(),
+        other => <&mut SchedClassifier>::try_from(other)?.load(),
+    }
 }
 
 /// The first and the last lines of a text that may hold a whole verifier log.

@@ -8,7 +8,10 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt as _};
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -28,8 +31,14 @@ pub struct Device {
     pub link: LinkKind,
     /// Loopback.
     pub loopback: bool,
-    /// Bridge or veth: carries other hosts' or pods' packets, not an uplink by itself.
-    pub internal: bool,
+    /// Bridge: its ports carry the same packets.
+    pub bridge: bool,
+    /// One end of a pair.
+    pub veth: bool,
+    /// Id, in this network namespace, of the one that the other end is in, if that is another.
+    pub peer_netns: Option<u32>,
+    /// ifindex of the bridge that it is a port of.
+    pub controller: Option<u32>,
     /// Behind it is hardware: its counters may be older than its place in this namespace.
     pub hardware: bool,
     /// Packets and link-layer bytes received and sent so far.
@@ -48,6 +57,40 @@ pub struct Carried {
     /// Link-layer bytes sent.
     pub tx_bytes: u64,
 }
+
+/// An address of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The device that has it.
+    pub ifindex: u32,
+    /// The address.
+    pub ip: IpAddr,
+    /// Bits that it has in common with its neighbours.
+    pub prefix: u8,
+    /// Known outside the link.
+    pub global: bool,
+}
+
+/// What routes tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// Devices that a default route leads to, sorted.
+    pub default_devices: Vec<u32>,
+    /// Single addresses and the device that they are behind.
+    pub hosts: Vec<(IpAddr, u32)>,
+}
+
+/// What neighbour tables tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Neighbours {
+    /// Addresses, the device that they are behind, and the hardware address that they have there.
+    pub addresses: Vec<(IpAddr, u32, HardwareAddress)>,
+    /// Hardware addresses and the bridge's port that they were seen at.
+    pub ports: Vec<(HardwareAddress, u32)>,
+}
+
+/// The address of an Ethernet device.
+pub type HardwareAddress = [u8; 6];
 
 /// A classifier on a clsact hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,12 +175,13 @@ impl Netlink {
         found.into_iter().next().map(|device| device.carried)
     }
 
-    /// Every address and the device that has it; global ones are marked.
+    /// Every address of this host.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn addresses(&self) -> Result<Vec<(u32, IpAddr, bool)>, NetlinkError> {
+    pub fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
         self.all("addresses", self.handle.address().get().execute(), |m| {
+            let (ifindex, prefix) = (m.header.index, m.header.prefix_len);
             let global = m.header.scope == AddressScope::Universe;
             let (mut local, mut address) = (None, None);
             for attribute in m.attributes {
@@ -148,25 +192,46 @@ impl Netlink {
                 }
             }
             // On point-to-point links `Address` is the peer's.
-            local.or(address).map(|ip| (m.header.index, ip, global))
+            local.or(address).map(|ip| Address { ifindex, ip, prefix, global })
         })
     }
 
-    /// Devices that a default route leads to.
+    /// Default routes and routes to single addresses.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn default_route_devices(&self) -> Result<Vec<u32>, NetlinkError> {
-        let mut found = Vec::new();
+    pub fn routes(&self) -> Result<Routes, NetlinkError> {
+        let mut found = Routes::default();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut ask = RouteMessage::default();
             ask.header.address_family = family;
             let replies = self.handle.route().get(ask).execute();
-            let lists = self.all("routes", replies, |m| Some(default_route(&m)))?;
-            found.extend(lists.into_iter().flatten());
+            for (default, hosts) in
+                self.all("routes", replies, |m| Some((default_route(&m), host_route(&m))))?
+            {
+                found.default_devices.extend(default);
+                found.hosts.extend(hosts);
+            }
         }
-        found.sort_unstable();
-        found.dedup();
+        found.default_devices.sort_unstable();
+        found.default_devices.dedup();
+        Ok(found)
+    }
+
+    /// Neighbours that answer, and what bridges have learned.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn neighbours(&self) -> Result<Neighbours, NetlinkError> {
+        let list = |family| {
+            let ask = self.handle.neighbours().get().set_address_family(family);
+            self.all("neighbours", ask.execute(), Some)
+        };
+        let mut found = Neighbours::default();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            found.addresses.extend(list(family)?.iter().filter_map(neighbour));
+        }
+        found.ports = list(AddressFamily::Bridge)?.iter().filter_map(port).collect();
         Ok(found)
     }
 
@@ -269,7 +334,10 @@ fn device(message: &LinkMessage) -> Option<Device> {
         name: String::new(),
         link: link_kind(message.header.link_layer_type),
         loopback: message.header.link_layer_type == LinkLayerType::Loopback,
-        internal: false,
+        bridge: false,
+        veth: false,
+        peer_netns: None,
+        controller: None,
         hardware: false,
         carried: Carried::default(),
     };
@@ -277,10 +345,15 @@ fn device(message: &LinkMessage) -> Option<Device> {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::LinkInfo(infos) => {
-                device.internal = infos
-                    .iter()
-                    .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth | InfoKind::Bridge)));
+                let is = |kind: &InfoKind| {
+                    infos.iter().any(|info| matches!(info, LinkInfo::Kind(of) if of == kind))
+                };
+                device.bridge = is(&InfoKind::Bridge);
+                device.veth = is(&InfoKind::Veth);
             }
+            // Below zero: the namespace has no id here.
+            LinkAttribute::LinkNetNsId(id) => device.peer_netns = u32::try_from(*id).ok(),
+            LinkAttribute::Controller(ifindex) => device.controller = Some(*ifindex),
             LinkAttribute::ParentDevName(_) => device.hardware = true,
             LinkAttribute::Stats64(stats) => {
                 device.carried = Carried {
@@ -323,6 +396,59 @@ fn default_route(message: &RouteMessage) -> Vec<u32> {
     devices
 }
 
+/// The address and the device of a route to a single address behind a device.
+fn host_route(message: &RouteMessage) -> Option<(IpAddr, u32)> {
+    let header = &message.header;
+    if header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut to, mut device) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Oif(ifindex) => device = Some(*ifindex),
+            // The address is not behind the device, somebody there knows the way.
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => return None,
+            _ => {}
+        }
+    }
+    let (to, device) = (to?, device?);
+    (header.destination_prefix_length == bits(to)).then_some((to, device))
+}
+
+/// Bits of an address.
+#[must_use]
+pub const fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// A neighbour with a hardware address.
+fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, u32, HardwareAddress)> {
+    if matches!(message.header.state, NeighbourState::Failed | NeighbourState::Incomplete) {
+        return None;
+    }
+    let ip = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    Some((ip, message.header.ifindex, hardware_address(message)?))
+}
+
+/// A hardware address that a bridge has learned; its ports' own are permanent.
+fn port(message: &NeighbourMessage) -> Option<(HardwareAddress, u32)> {
+    let learned = message.header.state != NeighbourState::Permanent;
+    learned.then(|| Some((hardware_address(message)?, message.header.ifindex))).flatten()
+}
+
+fn hardware_address(message: &NeighbourMessage) -> Option<HardwareAddress> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
+        _ => None,
+    })
+}
+
 fn filter(message: &TcMessage, ingress: bool) -> Option<Filter> {
     let mut name = None;
     for attribute in &message.attributes {
@@ -344,12 +470,21 @@ fn filter(message: &TcMessage, ingress: bool) -> Option<Filter> {
     })
 }
 
-/// Starts a thread that calls `changed` whenever interfaces, addresses or default routes may have
-/// changed, also when the kernel had to drop messages; until it returns false.
+/// What may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Interfaces, addresses or default routes.
+    Links,
+    /// Routes to single addresses or neighbours: who is behind an interface.
+    Neighbours,
+}
+
+/// Starts a thread that calls `changed` whenever something may have changed, also when the kernel
+/// had to drop messages; until it returns false.
 ///
 /// # Errors
 /// What opening the socket or starting the thread says.
-pub fn watch(changed: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
+pub fn watch(changed: impl Fn(Changed) -> bool + Send + 'static) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_io().build()?;
     let mut messages = subscribe(&runtime)?;
     std::thread::Builder::new().name("interfaces".to_owned()).stack_size(256 * 1024).spawn(
@@ -363,7 +498,7 @@ pub fn watch(changed: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
                         Err(error) => tracing::warn!(%error, "interfaces cannot be watched"),
                     }
                 };
-                if !changed() {
+                if !changed(Changed::Links) {
                     return;
                 }
             }
@@ -380,6 +515,7 @@ type Messages = Pin<Box<dyn Stream<Item = NetlinkPayload<RouteNetlinkMessage>> +
 fn subscribe(runtime: &Runtime) -> io::Result<Messages> {
     let groups = [
         MulticastGroup::Link,
+        MulticastGroup::Neigh,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
@@ -392,21 +528,29 @@ fn subscribe(runtime: &Runtime) -> io::Result<Messages> {
 }
 
 /// Tells changes until the messages end (true) or nobody wants to know (false).
-async fn forward(messages: &mut Messages, changed: &impl Fn() -> bool) -> bool {
+async fn forward(messages: &mut Messages, changed: &impl Fn(Changed) -> bool) -> bool {
     while let Some(payload) = messages.next().await {
-        if concerns(&payload) && !changed() {
+        if concerns(&payload).is_some_and(|what| !changed(what)) {
             return false;
         }
     }
     true
 }
 
-/// Whether a message can change which interfaces are uplinks.
-fn concerns(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+/// What a message may change.
+fn concerns(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Changed> {
+    use RouteNetlinkMessage::{DelNeighbour, DelRoute, NewNeighbour, NewRoute};
     match payload {
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
-        ) => route.header.destination_prefix_length == 0,
-        _ => true,
+        NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => {
+            if route.header.destination_prefix_length == 0 {
+                Some(Changed::Links)
+            } else {
+                host_route(route).map(|_| Changed::Neighbours)
+            }
+        }
+        NetlinkPayload::InnerMessage(NewNeighbour(_) | DelNeighbour(_)) => {
+            Some(Changed::Neighbours)
+        }
+        _ => Some(Changed::Links),
     }
 }

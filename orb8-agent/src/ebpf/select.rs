@@ -1,41 +1,55 @@
-//! Which interfaces are attached: uplinks, and those that the settings name.
+//! Which interfaces are attached: uplinks, links to pods, and those that the settings name.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 
 use globset::GlobSet;
 
-use super::netlink::Device;
+use super::netlink::{Address, Device, bits};
 use crate::datapath::ChosenBy;
 
-/// The devices to attach, each with the reason, in the order of their numbers.
+/// The devices to attach, each with the reason: links to pods last, else in the order of their
+/// numbers.
 #[must_use]
 pub fn choose(
     devices: &[Device],
-    addresses: &[(u32, IpAddr, bool)],
+    addresses: &[Address],
     default_routes: &[u32],
     configured: &GlobSet,
 ) -> Vec<(Device, ChosenBy)> {
-    let global: HashSet<u32> =
-        addresses.iter().filter(|(_, _, global)| *global).map(|(index, ..)| *index).collect();
-    let mut chosen: Vec<_> = devices
-        .iter()
-        .filter_map(|device| {
-            let why = if configured.is_match(&device.name) {
-                ChosenBy::Configured
-            } else if device.internal || device.loopback {
-                return None;
-            } else if default_routes.contains(&device.ifindex) {
+    let indices = |wanted: fn(&Address) -> bool| -> HashSet<u32> {
+        addresses.iter().filter(|a| wanted(a)).map(|a| a.ifindex).collect()
+    };
+    let global = indices(|address| address.global);
+    // An address with neighbours on its link: the node talks to others there, not to one pod.
+    // Every interface has such an address of IPv6's link scope.
+    let with_neighbours = indices(|address| address.global && address.prefix < bits(address.ip));
+    let why = |device: &Device| {
+        let default_route = default_routes.contains(&device.ifindex);
+        if configured.is_match(&device.name) {
+            return Some(ChosenBy::Configured);
+        }
+        if device.bridge || device.loopback {
+            return None;
+        }
+        if device.veth {
+            // Within one namespace a pair is a cable, whose packets come by elsewhere.
+            device.peer_netns?;
+            return Some(if default_route {
                 ChosenBy::DefaultRoute
-            } else if global.contains(&device.ifindex) {
+            } else if with_neighbours.contains(&device.ifindex) {
                 ChosenBy::GlobalAddress
             } else {
-                return None;
-            };
-            Some((device.clone(), why))
-        })
-        .collect();
-    chosen.sort_by_key(|(device, _)| device.ifindex);
+                ChosenBy::PodLink
+            });
+        }
+        if default_route {
+            return Some(ChosenBy::DefaultRoute);
+        }
+        global.contains(&device.ifindex).then_some(ChosenBy::GlobalAddress)
+    };
+    let mut chosen: Vec<_> =
+        devices.iter().filter_map(|device| Some((device.clone(), why(device)?))).collect();
+    chosen.sort_by_key(|(device, why)| (*why == ChosenBy::PodLink, device.ifindex));
     chosen
 }
 
@@ -47,13 +61,17 @@ mod tests {
     use globset::{Glob, GlobSetBuilder};
 
     fn device(ifindex: u32, name: &str) -> Device {
+        let veth = name.starts_with("veth");
         Device {
             ifindex,
             name: name.to_owned(),
             link: LinkKind::Ethernet,
             loopback: name == "lo",
             hardware: false,
-            internal: name.starts_with("veth") || name.starts_with("cni"),
+            bridge: name.starts_with("cni"),
+            veth,
+            peer_netns: (veth && name != "veth-cable").then_some(7),
+            controller: None,
             carried: Carried::default(),
         }
     }
@@ -66,46 +84,59 @@ mod tests {
         builder.build().unwrap()
     }
 
-    fn check(patterns: &[&str], expected: &[(&str, ChosenBy)]) {
-        let devices = ["lo", "eth0", "eth1", "eth2", "veth1", "cni0"].map(|name| {
-            let index = match name {
-                "lo" => 1,
-                "eth0" => 2,
-                "eth1" => 3,
-                "eth2" => 4,
-                "veth1" => 5,
-                _ => 6,
-            };
-            device(index, name)
-        });
-        let addresses = [
-            (1, "127.0.0.1".parse().unwrap(), false),
-            (2, "192.0.2.1".parse().unwrap(), true),
-            (3, "2001:db8::1".parse().unwrap(), true),
-            (4, "fe80::1".parse().unwrap(), false),
-            (5, "10.0.0.1".parse().unwrap(), true),
-            (6, "10.244.0.1".parse().unwrap(), true),
-        ];
-        let chosen = choose(&devices, &addresses, &[2], &globs(patterns));
-        let names: Vec<_> = chosen.iter().map(|(d, why)| (d.name.as_str(), *why)).collect();
-        assert_eq!(names, expected);
+    fn address(ifindex: u32, text: &str) -> Address {
+        let (ip, prefix) = text.split_once('/').unwrap();
+        let ip: std::net::IpAddr = ip.parse().unwrap();
+        let global = !text.starts_with("fe80") && !ip.is_loopback();
+        Address { ifindex, ip, prefix: prefix.parse().unwrap(), global }
+    }
+
+    fn check(names: &[&str], addresses: &[Address], patterns: &[&str], expected: &[&str]) {
+        let devices: Vec<_> = names.iter().zip(1..).map(|(name, n)| device(n, name)).collect();
+        let chosen = choose(&devices, addresses, &[2], &globs(patterns));
+        let shown: Vec<_> = chosen.iter().map(|(d, why)| format!("{} {why:?}", d.name)).collect();
+        assert_eq!(shown, expected);
+    }
+
+    const NAMES: [&str; 6] = ["lo", "eth0", "eth1", "eth2", "veth-cable", "cni0"];
+
+    fn addresses() -> [Address; 6] {
+        [
+            address(1, "127.0.0.1/8"),
+            address(2, "192.0.2.1/24"),
+            address(3, "2001:db8::1/64"),
+            address(4, "fe80::1/64"),
+            address(5, "10.0.0.1/24"),
+            address(6, "10.244.0.1/24"),
+        ]
     }
 
     #[test]
-    fn uplinks_have_a_default_route_or_a_global_address_and_are_no_bridge_veth_or_loopback() {
-        check(&[], &[("eth0", ChosenBy::DefaultRoute), ("eth1", ChosenBy::GlobalAddress)]);
+    fn uplinks_have_a_default_route_or_a_global_address_and_are_no_bridge_cable_or_loopback() {
+        check(&NAMES, &addresses(), &[], &["eth0 DefaultRoute", "eth1 GlobalAddress"]);
     }
 
     #[test]
     fn globs_add_interfaces_of_any_kind_to_the_uplinks() {
+        let expected =
+            ["eth0 DefaultRoute", "eth1 GlobalAddress", "eth2 Configured", "veth-cable Configured"];
+        check(&NAMES, &addresses(), &["veth*", "eth2"], &expected);
+    }
+
+    #[test]
+    fn a_veth_into_another_namespace_leads_to_a_pod_unless_the_node_has_neighbours_there() {
+        check(&["veth0", "veth1", "eth0"], &[], &[], &["veth1 DefaultRoute", "veth0 PodLink"]);
+        let addresses = [
+            address(1, "169.254.1.1/32"),
+            address(1, "fe80::1/64"),
+            address(3, "172.18.0.2/16"),
+            address(4, "fd00::1/128"),
+        ];
         check(
-            &["veth*", "eth2"],
-            &[
-                ("eth0", ChosenBy::DefaultRoute),
-                ("eth1", ChosenBy::GlobalAddress),
-                ("eth2", ChosenBy::Configured),
-                ("veth1", ChosenBy::Configured),
-            ],
+            &["veth0", "veth1", "veth2", "veth3"],
+            &addresses,
+            &[],
+            &["veth1 DefaultRoute", "veth2 GlobalAddress", "veth0 PodLink", "veth3 PodLink"],
         );
     }
 }

@@ -85,6 +85,60 @@ pub fn tcx_attach(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Attach types of cgroup_skb (include/uapi/linux/bpf.h).
+pub const BPF_CGROUP_INET_INGRESS: u32 = 0;
+/// See [`BPF_CGROUP_INET_INGRESS`].
+pub const BPF_CGROUP_INET_EGRESS: u32 = 1;
+
+/// Attaches a program to a cgroup and all below it, beside whatever else is there (kernel 5.7).
+/// The kernel detaches it when the descriptor is closed, also by a kill.
+///
+/// # Errors
+/// EBADF if the directory is no cgroup2, EPERM without CAP_NET_ADMIN or where a program above
+/// allows none beside it.
+pub fn cgroup_attach(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    /// `union bpf_attr` for BPF_LINK_CREATE on a cgroup.
+    #[repr(C)]
+    struct LinkCreateCgroup {
+        prog_fd: u32,
+        target_fd: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let mut attr = LinkCreateCgroup {
+        prog_fd: program.as_raw_fd().unsigned_abs(),
+        target_fd: cgroup.as_raw_fd().unsigned_abs(),
+        attach_type,
+        flags: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Ids of the programs attached to this cgroup itself.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN.
+pub fn cgroup_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    // The kernel allows 64 programs on a hook (BPF_CGROUP_MAX_PROGS).
+    let mut ids = [0u32; 64];
+    let mut attr = ProgQuery {
+        // `target_fd` shares the place.
+        target_ifindex: cgroup.as_raw_fd().unsigned_abs(),
+        attach_type,
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: 64,
+        ..Default::default()
+    };
+    bpf(BPF_PROG_QUERY, &mut attr)?;
+    Ok(ids[..(attr.count as usize).min(64)].to_vec())
+}
+
 /// Detaches a link at once. Closing its descriptor does so only when nobody else holds a copy,
 /// such as a child process between fork and exec.
 ///

@@ -2,27 +2,32 @@
 //!
 //! Invariant: an interface is in `attached` if and only if our programs are on both its hooks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::attach::{AttachOptions, Request, Shared};
-use super::attached::{Attached, Failed};
-use super::chain::{self, Chain, Entry};
+use super::attached::{Attached, Failed, Pending};
+use super::chain::Chain;
 use super::clsact::{self, Instance};
-use super::hook::{self, Hook, Place, Purpose, Side};
-use super::load::Programs;
+use super::hook::{self, Hook, Place, Purpose, Shape, Side};
+use super::load::{PodLinks, Programs};
 use super::netlink::{Carried, Device, Netlink};
 use super::select;
-use crate::datapath::{AttachRoute, ChosenBy};
+use super::socket_plane::SocketPlane;
+use crate::datapath::{AttachRoute, ChosenBy, CountMode};
 use crate::event::{Notice, Severity};
+
+mod chains;
+mod facts;
 
 /// Devices whose counters are remembered.
 const MAX_KNOWN: usize = 16_384;
+/// Interfaces that are attached until others hear of it.
+const PUBLISH_EVERY: usize = 16;
 /// Changes are let gather for so long before interfaces are listed anew.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -32,10 +37,15 @@ pub(super) struct Worker {
     options: AttachOptions,
     instance: Instance,
     shared: Shared,
+    pod_links: PodLinks,
+    socket: Option<SocketPlane>,
+    /// Chosen and not tried yet, in the order in which they will be.
+    pending: VecDeque<Pending>,
     attached: BTreeMap<u32, Attached>,
     failed: BTreeMap<u32, Failed>,
     /// What each device had carried when it was last seen unattached; `None` before the first look.
     known: Option<HashMap<u32, Carried>>,
+    behind: facts::Known,
     watching_packets: bool,
 }
 
@@ -43,19 +53,25 @@ impl Worker {
     pub(super) fn new(
         netlink: Netlink,
         programs: Programs,
+        pod_links: PodLinks,
         options: AttachOptions,
         instance: Instance,
         shared: Shared,
     ) -> Self {
+        let socket = options.socket_root.clone().map(SocketPlane::new);
         Self {
             netlink,
             programs,
             options,
             instance,
             shared,
+            pod_links,
+            socket,
+            pending: VecDeque::new(),
             attached: BTreeMap::new(),
             failed: BTreeMap::new(),
             known: None,
+            behind: facts::Known::default(),
             watching_packets: false,
         }
     }
@@ -64,18 +80,21 @@ impl Worker {
         if self.options.route == AttachRoute::Clsact {
             self.remove_dead();
         }
+        // Before the interfaces: the totals come from there.
+        self.attach_socket_plane();
         let mut next_look = Instant::now() + self.options.chain.look_every;
         while !self.is_stopping() {
             if self.shared.changed.swap(false, Ordering::AcqRel) {
                 self.refresh();
             }
+            self.attach_next();
             // However often interfaces change, the chains are looked at.
             if Instant::now() >= next_look {
                 self.look_around();
                 next_look = Instant::now() + self.options.chain.look_every;
             }
             let wait = next_look.saturating_duration_since(Instant::now());
-            match queue.recv_timeout(wait) {
+            match self.next_request(queue, self.until_neighbours(wait)) {
                 // Changes come in swarms.
                 Ok(Request::Wake) => std::thread::sleep(GATHER),
                 Ok(Request::Packets(on, waiting)) => {
@@ -85,8 +104,30 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.refresh_pod_links();
         }
         self.detach_all();
+    }
+
+    /// Waits for a request, unless there is something to attach.
+    fn next_request(
+        &self,
+        queue: &Receiver<Request>,
+        wait: Duration,
+    ) -> Result<Request, RecvTimeoutError> {
+        let wait = if self.pending.is_empty() { wait } else { Duration::ZERO };
+        queue.recv_timeout(wait)
+    }
+
+    /// Attaches to the next interface that waits for it: one at a time, so that requests are heard
+    /// in between.
+    fn attach_next(&mut self) {
+        let Some(next) = self.pending.pop_front() else { return };
+        self.attach(next);
+        // A listing for each of many would cost more than it tells.
+        if self.pending.len().is_multiple_of(PUBLISH_EVERY) {
+            self.publish();
+        }
     }
 
     fn is_stopping(&self) -> bool {
@@ -95,10 +136,21 @@ impl Worker {
 
     /// What is done every few seconds: our place, our presence, and what could not be attached.
     fn look_around(&mut self) {
+        self.shared.neighbours.store(true, Ordering::Release);
+        self.attach_socket_plane();
         self.look_at_chains();
         if !self.failed.is_empty() {
             self.refresh();
         }
+    }
+
+    /// Attaches the socket plane, also again if somebody has taken it off.
+    fn attach_socket_plane(&mut self) {
+        let Some(socket) = &mut self.socket else { return };
+        if let Some(notice) = socket.keep_attached(&self.programs) {
+            self.shared.side.notify(notice);
+        }
+        self.publish();
     }
 
     fn remove_dead(&self) {
@@ -113,11 +165,12 @@ impl Worker {
         }
     }
 
-    /// Lists everything anew and attaches or forgets accordingly.
+    /// Lists everything anew, forgets what is no longer chosen, and puts the rest in line.
     fn refresh(&mut self) {
-        let listed = self.netlink.devices().and_then(|devices| {
-            Ok((devices, self.netlink.addresses()?, self.netlink.default_route_devices()?))
-        });
+        let listed = self
+            .netlink
+            .devices()
+            .and_then(|devices| Ok((devices, self.netlink.addresses()?, self.netlink.routes()?)));
         let (devices, addresses, routes) = match listed {
             Ok(listed) => listed,
             Err(error) => {
@@ -126,37 +179,39 @@ impl Worker {
                 return self.notice(Severity::Warning, "netlink_failed", error.to_string());
             }
         };
-        let chosen = select::choose(&devices, &addresses, &routes, &self.options.configured);
+        let defaults = &routes.default_devices;
+        let mut chosen = select::choose(&devices, &addresses, defaults, &self.options.configured);
         self.remember(&devices, &addresses);
-        self.forget_others(&devices, &chosen);
-        for (device, why) in chosen {
-            if self.is_stopping() {
-                return;
-            }
-            if let Some(attached) = self.attached.get_mut(&device.ifindex) {
-                attached.device.name = device.name;
-                attached.why = why;
-            } else {
-                self.attach(device, why);
-            }
+        self.learn_pod_links(&chosen, &routes);
+        if !self.options.interfaces {
+            chosen.clear();
         }
+        self.forget_others(&devices, &chosen);
+        self.line_up(chosen);
         self.know(devices);
         self.publish();
     }
 
-    fn remember(&self, devices: &[Device], addresses: &[(u32, IpAddr, bool)]) {
-        let gone = |ifindex: &u32| !devices.iter().any(|d| d.ifindex == *ifindex);
-        let gone: Vec<u32> =
-            self.known.iter().flat_map(HashMap::keys).copied().filter(gone).collect();
-        self.shared.facts.update(|facts| {
-            facts.set_addresses(addresses.iter().map(|(_, ip, _)| *ip));
-            for ifindex in gone {
-                facts.remove_interface(ifindex);
+    /// Puts into the line what is chosen and not attached yet.
+    fn line_up(&mut self, chosen: Vec<(Device, ChosenBy)>) {
+        let mut waiting: HashMap<u32, Carried> =
+            self.pending.drain(..).map(|one| (one.device.ifindex, one.before)).collect();
+        for (device, why) in chosen {
+            if let Some(attached) = self.attached.get_mut(&device.ifindex)
+                && attached.shape() == shape(&device, why)
+            {
+                attached.device = Device { carried: attached.device.carried, ..device };
+                attached.why = why;
+                continue;
             }
-            for device in devices {
-                facts.set_interface(device.ifindex, &device.name);
+            if let Some(attached) = self.attached.remove(&device.ifindex) {
+                // Seen with other eyes now: its programs are the wrong ones.
+                self.detach(attached, true);
             }
-        });
+            let before = waiting.remove(&device.ifindex);
+            let before = before.unwrap_or_else(|| self.carried_before(&device));
+            self.pending.push_back(Pending { device, why, before });
+        }
     }
 
     /// Keeps what devices have carried, also of those that have gone and may come back.
@@ -180,7 +235,7 @@ impl Worker {
                 let name = attached.device.name.clone();
                 self.detach(attached, exists);
                 let message = if exists {
-                    format!("detached from {name}: it is no longer an uplink")
+                    format!("detached from {name}: it is no longer chosen")
                 } else {
                     format!("{name} has gone")
                 };
@@ -189,16 +244,18 @@ impl Worker {
         }
     }
 
-    fn attach(&mut self, device: Device, why: ChosenBy) {
-        let before = self.carried_before(&device);
-        match self.try_attach(&device) {
+    fn attach(&mut self, Pending { device, why, before }: Pending) {
+        let shape = shape(&device, why);
+        match self.try_attach(&device, shape) {
             Ok((hooks, made_qdisc)) => self.attached(device, why, hooks, made_qdisc, before),
             Err(error) if self.is_gone(&error, &device) => {
+                self.forget_pod_link(device.ifindex, shape);
                 self.failed.remove(&device.ifindex);
             }
             Err(error) => {
+                self.forget_pod_link(device.ifindex, shape);
                 // What passes while it cannot be attached is lost, and told as it passes.
-                let carried = self.count_unattached(&device, before).unwrap_or(before);
+                let carried = self.count_unattached(&device, why, before).unwrap_or(before);
                 let message = format!("attach to {}: {error}", device.name);
                 let failed = Failed { device, why, reason: error.to_string(), carried };
                 if self.failed.insert(failed.device.ifindex, failed).is_none() {
@@ -217,9 +274,14 @@ impl Worker {
         before: Carried,
     ) {
         self.failed.remove(&device.ifindex);
-        let carried = self.count_unattached(&device, before).unwrap_or(before);
+        let carried = self.count_unattached(&device, why, before).unwrap_or(before);
         let message = format!("attached to {} ({})", device.name, chosen_word(why));
-        self.notice(Severity::Info, "interface_attached", message);
+        if why == ChosenBy::PodLink {
+            // They come and go with pods, by the hundred.
+            tracing::debug!("{message}");
+        } else {
+            self.notice(Severity::Info, "interface_attached", message);
+        }
         let chain = Chain::default();
         let mut attached =
             Attached { device, why, hooks, packets: Vec::new(), made_qdisc, chain, carried };
@@ -248,8 +310,13 @@ impl Worker {
 
     /// Counts what passed between the last look and now. Packets in the moment between attaching
     /// and reading the device's counters are in both numbers, so this says at most how many.
-    fn count_unattached(&self, device: &Device, before: Carried) -> Option<Carried> {
+    ///
+    /// A link to a pod is counted only where its totals come from there.
+    fn count_unattached(&self, device: &Device, why: ChosenBy, before: Carried) -> Option<Carried> {
         let now = self.netlink.carried(device.ifindex)?;
+        if why == ChosenBy::PodLink && self.options.mode == CountMode::Supplement {
+            return Some(now);
+        }
         let packets = now.rx_packets.saturating_sub(before.rx_packets)
             + now.tx_packets.saturating_sub(before.tx_packets);
         let bytes = now.rx_bytes.saturating_sub(before.rx_bytes)
@@ -258,15 +325,20 @@ impl Worker {
         Some(now)
     }
 
-    fn try_attach(&mut self, device: &Device) -> io::Result<([Hook; 2], bool)> {
+    fn try_attach(&mut self, device: &Device, shape: Shape) -> io::Result<([Hook; 2], bool)> {
+        // First, because the programs ask for it.
+        if let (Shape::PodLink, Some(netns)) = (shape, device.peer_netns) {
+            self.pod_links.insert(device.ifindex, netns, 0).map_err(io::Error::other)?;
+        }
         let made_qdisc = match self.options.route {
             AttachRoute::Tcx => false,
             AttachRoute::Clsact => {
                 hook::ensure_clsact(&self.netlink, device.ifindex, &device.name)?
             }
         };
-        let ingress = self.hook(device, Side::Ingress, Purpose::Flows, made_qdisc)?;
-        match self.hook(device, Side::Egress, Purpose::Flows, made_qdisc) {
+        let flows = Purpose::Flows(self.options.mode);
+        let ingress = self.hook(device, shape, Side::Ingress, flows, made_qdisc)?;
+        match self.hook(device, shape, Side::Egress, flows, made_qdisc) {
             Ok(egress) => Ok(([ingress, egress], made_qdisc)),
             Err(error) => {
                 hook::detach(&mut self.programs, ingress);
@@ -278,12 +350,14 @@ impl Worker {
     fn hook(
         &mut self,
         device: &Device,
+        shape: Shape,
         side: Side,
         purpose: Purpose,
         made_qdisc: bool,
     ) -> io::Result<Hook> {
+        let mode = self.options.mode;
         let place =
-            Place { ifindex: device.ifindex, name: &device.name, link: device.link, side, purpose };
+            Place { ifindex: device.ifindex, name: &device.name, shape, side, purpose, mode };
         match self.options.route {
             AttachRoute::Tcx => hook::attach_tcx(&mut self.programs, &place),
             AttachRoute::Clsact => {
@@ -309,7 +383,8 @@ impl Worker {
 
     fn attach_packets(&mut self, attached: &mut Attached) {
         for side in Side::BOTH {
-            match self.hook(&attached.device, side, Purpose::Packets, attached.made_qdisc) {
+            let (shape, made_qdisc) = (attached.shape(), attached.made_qdisc);
+            match self.hook(&attached.device, shape, side, Purpose::Packets, made_qdisc) {
                 Ok(hook) => attached.packets.push(hook),
                 Err(error) => self.notice(
                     Severity::Warning,
@@ -320,122 +395,21 @@ impl Worker {
         }
     }
 
-    /// Looks whether we are still on the hooks and whether somebody has been put ahead of us;
-    /// attaches again, or moves back to the front where the policy allows it.
-    fn look_at_chains(&mut self) {
-        let now = Instant::now();
-        // One listing for all, before the chains: a later one would hide what was missed.
-        let devices = self.netlink.devices().unwrap_or_default();
-        let carried: HashMap<u32, Carried> =
-            devices.into_iter().map(|device| (device.ifindex, device.carried)).collect();
-        let mut removed = Vec::new();
-        let mut all = std::mem::take(&mut self.attached);
-        for attached in all.values_mut() {
-            if let Some(notice) = self.look(attached) {
-                self.shared.side.notify(notice);
-            }
-            if attached.chain.is_absent() {
-                removed.push(attached.device.ifindex);
-                continue;
-            }
-            if attached.chain.should_move(now, &self.options.chain) {
-                self.move_to_front(attached, now);
-            }
-            // What cannot be read now keeps its last value.
-            if let Some(now) = carried.get(&attached.device.ifindex) {
-                attached.carried = *now;
-            }
-        }
-        self.attached = all;
-        for ifindex in removed {
-            self.attach_again(ifindex);
-        }
-        self.publish();
-    }
-
-    /// Somebody has taken our programs off an interface.
-    fn attach_again(&mut self, ifindex: u32) {
-        let Some(attached) = self.attached.remove(&ifindex) else { return };
-        let (device, why, carried) = (attached.device.clone(), attached.why, attached.carried);
-        let message = format!("our programs were taken off {}", device.name);
-        self.notice(Severity::Warning, "programs_removed", message);
-        self.detach(attached, true);
-        // What has passed since the last look may have been missed: at most so much is lost.
-        let reason = "our programs were taken off".to_owned();
-        self.failed.insert(ifindex, Failed { device: device.clone(), why, reason, carried });
-        self.attach(device, why);
-    }
-
-    fn move_to_front(&mut self, attached: &mut Attached, now: Instant) {
-        let before = self.netlink.carried(attached.device.ifindex);
-        let mut moved = true;
-        for (at, side) in Side::BOTH.into_iter().enumerate() {
-            if !attached.chain.is_behind(side) {
-                continue;
-            }
-            // The kernel holds a program once a chain, so there is a gap, counted as unattached.
-            if let Err(error) = self.again(attached, at, side) {
-                // The next look finds it absent and attaches anew.
-                moved = false;
-                let message = format!("move to the front of {}: {error}", attached.device.name);
-                self.notice(Severity::Error, "move_failed", message);
-            }
-        }
-        if let Some(before) = before {
-            self.count_unattached(&attached.device, before);
-        }
-        attached.chain.moved(now);
-        if moved {
-            let message = format!("moved back to the front on {}", attached.device.name);
-            self.notice(Severity::Info, "moved_to_front", message);
-        }
-        self.look(attached);
-    }
-
-    fn again(&mut self, attached: &mut Attached, at: usize, side: Side) -> io::Result<()> {
-        // Closing a descriptor detaches; the slot must hold something meanwhile.
-        let nothing = Hook::Tcx(std::fs::File::open("/dev/null")?.into());
-        hook::detach(&mut self.programs, std::mem::replace(&mut attached.hooks[at], nothing));
-        let made_qdisc = attached.made_qdisc;
-        attached.hooks[at] = self.hook(&attached.device, side, Purpose::Flows, made_qdisc)?;
-        Ok(())
-    }
-
-    /// Reads who is on the hooks of an interface; an interface that cannot be read is forgotten
-    /// elsewhere.
-    fn look(&self, attached: &mut Attached) -> Option<Notice> {
-        let hooks = match self.entries(attached) {
-            Ok(hooks) => hooks,
-            Err(error) => {
-                tracing::debug!(%error, name = attached.device.name, "a chain cannot be read");
-                return None;
-            }
-        };
-        attached.chain.look(&attached.device.name, hooks)
-    }
-
-    fn entries(&self, attached: &Attached) -> io::Result<[Vec<Entry>; 2]> {
-        let ifindex = attached.device.ifindex;
-        let tcx = |side| chain::tcx_entries(ifindex, side, &self.programs);
-        if self.options.route == AttachRoute::Tcx {
-            return Ok([tcx(Side::Ingress)?, tcx(Side::Egress)?]);
-        }
-        let filters = self.netlink.filters(ifindex).map_err(io::Error::other)?;
-        let ours = self.instance.handle(attached.made_qdisc);
-        Ok(Side::BOTH.map(|side| {
-            // Where the kernel has tcx, its programs run before all filters.
-            let mut entries = tcx(side).unwrap_or_default();
-            entries.extend(chain::clsact_entries(&filters, side, ours));
-            entries
-        }))
-    }
-
     fn detach(&mut self, attached: Attached, exists: bool) {
+        self.forget_pod_link(attached.device.ifindex, attached.shape());
         for hook in attached.packets.into_iter().chain(attached.hooks) {
             hook::detach(&mut self.programs, hook);
         }
         if attached.made_qdisc && exists {
             self.remove_qdisc_if_unused(attached.device.ifindex);
+        }
+    }
+
+    fn forget_pod_link(&mut self, ifindex: u32, shape: Shape) {
+        if shape == Shape::PodLink
+            && let Err(error) = self.pod_links.remove(&ifindex)
+        {
+            tracing::debug!(%error, ifindex, "a link to a pod was not in the map");
         }
     }
 
@@ -454,6 +428,10 @@ impl Worker {
     }
 
     fn detach_all(&mut self) {
+        self.pending.clear();
+        if let Some(socket) = &mut self.socket {
+            socket.detach();
+        }
         for (_, attached) in std::mem::take(&mut self.attached) {
             self.detach(attached, true);
         }
@@ -465,12 +443,25 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let (route, policy) = (self.options.route, &self.options.chain);
-        let attached = self.attached.values().map(|a| a.status(route, policy));
-        let failed = self.failed.values().map(|f| f.status(route));
-        let mut interfaces: Vec<_> = attached.chain(failed).collect();
+        let options = &self.options;
+        let attached = self.attached.values().map(|a| a.status(options));
+        let failed = self.failed.values().map(|f| f.status(options));
+        // What has failed is tried again and is still shown as failed.
+        let waiting = self.pending.iter().filter(|p| !self.failed.contains_key(&p.device.ifindex));
+        let waiting = waiting.map(|p| p.status(options));
+        let mut interfaces: Vec<_> = attached.chain(failed).chain(waiting).collect();
         interfaces.sort_by_key(|i| i.ifindex);
-        lock(&self.shared.state).interfaces = interfaces;
+        let mut state = lock(&self.shared.state);
+        state.interfaces = interfaces;
+        state.socket_plane = self.socket.as_ref().map(SocketPlane::status);
+    }
+}
+
+/// What an interface looks like to the programs.
+pub(super) fn shape(device: &Device, why: ChosenBy) -> Shape {
+    match why {
+        ChosenBy::PodLink => Shape::PodLink,
+        _ => Shape::Own(device.link),
     }
 }
 
@@ -480,6 +471,7 @@ const fn chosen_word(why: ChosenBy) -> &'static str {
         ChosenBy::DefaultRoute => "it has a default route",
         ChosenBy::GlobalAddress => "it has a global address",
         ChosenBy::Configured => "the settings name it",
+        ChosenBy::PodLink => "it leads to a pod",
     }
 }
 

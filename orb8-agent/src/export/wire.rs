@@ -3,13 +3,15 @@
 use orb8_proto::v1;
 
 use crate::clock;
-use crate::datapath::{AttachRoute, AttachState, ChosenBy, InterfaceStatus, LinkKind};
+use crate::datapath::{AttachRoute, AttachState, ChosenBy, CountMode, InterfaceStatus, LinkKind};
 use crate::event::{LossRecord, Notice, Severity, Volume};
 use crate::export::hub::SubscriberSummary;
 use crate::pipeline::ledger::{Balance, EventSummary, PacketSummary};
 use crate::pipeline::losses;
 use crate::preflight::{Check, Verdict};
 use crate::status::Report;
+
+mod known;
 
 /// A loss.
 #[must_use]
@@ -51,7 +53,7 @@ pub fn status(report: &Report) -> v1::AgentStatus {
         health_message: report.health_message.clone(),
         events_processed: events.processed,
         events_dropped: dropped.into_iter().fold(0, u64::saturating_add),
-        pods_tracked: 0,
+        pods_tracked: report.kubernetes.pods as u64,
         active_flows: report.flows.active.into(),
         uptime_seconds: report.uptime_seconds,
         checks: report.checks.iter().map(check).collect(),
@@ -70,7 +72,11 @@ pub fn status(report: &Report) -> v1::AgentStatus {
             resident_bytes: report.resident_bytes,
             map_bytes: report.map_bytes,
         }),
-        ..v1::AgentStatus::default()
+        kubernetes: Some(known::kubernetes(&report.kubernetes, report.unix_offset_ns)),
+        attribution_shares: report.shares.clone(),
+        cgroups: Some(known::cgroups(&report.cgroups)),
+        pod_planes: known::pod_planes(report),
+        connection_tracking: Some(known::tracking(&report.tracking)),
     }
 }
 
@@ -108,6 +114,11 @@ fn interface(status: &InterfaceStatus) -> v1::Interface {
         ChosenBy::DefaultRoute => "default_route",
         ChosenBy::GlobalAddress => "global_address",
         ChosenBy::Configured => "configured",
+        ChosenBy::PodLink => "pod_link",
+    };
+    let mode = match status.mode {
+        CountMode::Full => "full",
+        CountMode::Supplement => "supplement",
     };
     v1::Interface {
         name: status.name.clone(),
@@ -119,7 +130,7 @@ fn interface(status: &InterfaceStatus) -> v1::Interface {
         after: status.after.clone(),
         link: link.to_owned(),
         chosen_by: chosen_by.to_owned(),
-        ..v1::Interface::default()
+        mode: mode.to_owned(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod addresses;
 pub mod client;
+pub mod identity;
 pub mod model;
 mod owners;
 pub mod registry;

@@ -101,6 +101,49 @@ pub fn owner(key: &FlowKey) -> IpAddr {
     if is_egress(key) { source(key) } else { destination(key) }
 }
 
+/// The other end's address.
+#[must_use]
+pub fn peer(key: &FlowKey) -> IpAddr {
+    if is_egress(key) { destination(key) } else { source(key) }
+}
+
+/// How a conversation shows who began it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// By TCP flags.
+    ByFlags,
+    /// Packets of this flow ask.
+    Asks,
+    /// Packets of this flow answer.
+    Answers,
+    /// Who sends first asks.
+    ByTime,
+    /// Not at all.
+    Untold,
+}
+
+/// How a flow shows who began the conversation.
+#[must_use]
+pub fn opening(key: &FlowKey) -> Opening {
+    const ECHO_REQUEST: [(u8, u8); 2] = [(ICMP, 8), (ICMPV6, 128)];
+    const ECHO_REPLY: [(u8, u8); 2] = [(ICMP, 0), (ICMPV6, 129)];
+    match icmp(key) {
+        Some((kind, _)) if ECHO_REQUEST.contains(&(key.protocol, kind)) => Opening::Asks,
+        Some((kind, _)) if ECHO_REPLY.contains(&(key.protocol, kind)) => Opening::Answers,
+        Some(_) => Opening::Untold,
+        None if key.protocol == TCP => Opening::ByFlags,
+        None if ports(key).is_some() => Opening::ByTime,
+        None => Opening::Untold,
+    }
+}
+
+/// The cgroup of a flow's owner: its key in the socket plane, else what the kernel told of the
+/// sender. 0 if not known.
+#[must_use]
+pub const fn cgroup_id(id: &FlowId, told: u64) -> u64 {
+    if id.key.flags & flag::SOCKET_PLANE == 0 { told } else { id.owner }
+}
+
 /// The interface index of a `tc` flow.
 #[must_use]
 pub fn ifindex(id: &FlowId) -> Option<u32> {
@@ -127,12 +170,13 @@ pub const fn reverse(id: &FlowId) -> FlowId {
 /// By what the owner of an event is looked up; none for events without one.
 #[must_use]
 pub fn of_event(event: &Event) -> Option<Keys> {
-    let (id, cgroup_id, since_ns) = match event {
+    let (id, told, since_ns) = match event {
         Event::Flow(signal) => (signal.id, signal.facts.cgroup_id, signal.time_ns),
         Event::Count(count) => (count.id, count.facts.cgroup_id, count.first_seen_ns),
         Event::Packet(packet) => (packet_id(packet), 0, packet.time_ns),
         Event::Released(_) | Event::Drained(_) | Event::Notice(_) => return None,
     };
+    let cgroup_id = cgroup_id(&id, told);
     Some(Keys { ifindex: ifindex(&id), cgroup_id, since_ns, local: owner(&id.key) })
 }
 

@@ -5,6 +5,7 @@
 //! and forgotten after its history, or is given to the ledger as lost. No I/O and no clock: times
 //! are those of the events.
 
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -12,19 +13,22 @@ use std::time::Duration;
 use hashbrown::HashTable;
 
 use crate::clock;
-use crate::event::{
-    EndReason, Event, FlowCount, FlowFacts, FlowId, FlowRecord, FlowSignal, FlowState,
-    PacketRecord, SignalKind, Told, Volume, tcp_bit,
-};
-use crate::network::keys;
-use crate::pipeline::enricher::EnrichedEvent;
+use crate::event::{EndReason, Ends, FlowId, FlowRecord, FlowState, Told, Volume};
 use crate::pipeline::losses;
-use crate::pipeline::processor::{EventProcessor, Output};
+use crate::pipeline::processor::Output;
 
+mod count;
+mod name;
+mod processor;
 mod rows;
+mod shares;
 
+use name::Place;
+pub use processor::FlowProcessor;
 pub use rows::blank;
-use rows::{List, NONE, Row};
+use rows::{List, NONE, Row, mark};
+pub use shares::Share;
+use shares::Shares;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -75,6 +79,23 @@ pub struct FlowTable {
     last_flow_id: u64,
     /// Flows last seen at or before this time may have been forgotten.
     forgotten_ns: u64,
+    /// What was counted, by how its owner was identified.
+    shares: Shares,
+    /// Rows that may be named in a moment.
+    young: VecDeque<Place>,
+    /// Rows whose start waits for a name.
+    held: VecDeque<Place>,
+    /// The last row that was looked at for a better name.
+    swept: usize,
+    /// The state of knowledge that was seen last.
+    generation: u32,
+    /// Drains that ended since it was seen, and a time at which it had moved for certain.
+    drains_since: u32,
+    moved_ns: u64,
+    /// Counts of the drain in progress came; when it began; when the one before it began.
+    drain_begun: bool,
+    begun_ns: u64,
+    counted_after_ns: u64,
 }
 
 impl FlowTable {
@@ -97,6 +118,16 @@ impl FlowTable {
             now_ns: start_ns,
             last_flow_id: 0,
             forgotten_ns: start_ns,
+            shares: Shares::new(),
+            young: VecDeque::with_capacity(name::MAX_YOUNG),
+            held: VecDeque::with_capacity(name::MAX_HELD),
+            swept: 0,
+            generation: 0,
+            drains_since: 0,
+            moved_ns: u64::MAX,
+            drain_begun: false,
+            begun_ns: start_ns,
+            counted_after_ns: start_ns,
         }
     }
 
@@ -136,6 +167,11 @@ impl FlowTable {
         self.rows.capacity() * size_of::<Row>() + self.index.allocation_size()
     }
 
+    /// What was counted since the start, by how its owner was identified.
+    pub fn shares(&self) -> impl Iterator<Item = Share> {
+        self.shares.iter()
+    }
+
     /// Number of rows that were ever used; [`Self::row`] answers for each below it.
     #[must_use]
     pub const fn used_rows(&self) -> usize {
@@ -171,147 +207,14 @@ impl FlowTable {
     pub fn changed(&self, slot: usize, since: u32, until: u32) -> Option<&FlowRecord> {
         let row = self.rows.get(slot)?;
         let fresh = row.flow.changed_epoch > since && row.start_epoch <= until;
-        let active = row.flow.state == FlowState::Active && row.flow.flow_id != 0;
+        let active =
+            row.flow.state == FlowState::Active && row.flow.flow_id != 0 && !row.is(mark::HELD);
         (fresh && active).then_some(&row.flow)
     }
 
     fn find(&self, id: &FlowId) -> Option<u32> {
         let same = |slot: &u32| self.rows[*slot as usize].flow.id == *id;
         self.index.find(self.hasher.hash_one(id), same).copied()
-    }
-
-    fn signal(&mut self, signal: &FlowSignal, added: &EnrichedEvent, output: &mut Output) {
-        self.now_ns = self.now_ns.max(signal.time_ns);
-        let found = self.find(&signal.id);
-        let Some(slot) = found.or_else(|| self.insert(signal.id, signal.time_ns, output)) else {
-            // The flow's counts will be counted as lost; there is nothing else to lose.
-            return;
-        };
-        let tcp = if signal.id.key.protocol == keys::TCP { tcp_bits(signal.tcp_flags) } else { 0 };
-        self.merge(slot, &signal.facts, added);
-        let flow = &mut self.rows[slot as usize].flow;
-        flow.tcp_seen |= tcp;
-        match signal.kind {
-            SignalKind::Start => flow.first_seen_ns = flow.first_seen_ns.min(signal.time_ns),
-            SignalKind::TcpState | SignalKind::End => {}
-        }
-        flow.last_seen_ns = flow.last_seen_ns.max(signal.time_ns);
-        self.touch(slot);
-        if found.is_none() {
-            self.tell_start(slot, output);
-        }
-    }
-
-    fn count(&mut self, count: &FlowCount, added: &EnrichedEvent, output: &mut Output) {
-        self.now_ns = self.now_ns.max(count.last_seen_ns);
-        let found = self.find(&count.id);
-        let Some(slot) = found.or_else(|| self.insert(count.id, count.first_seen_ns, output))
-        else {
-            let volume = Volume { packets: count.packets, bytes: count.bytes };
-            output.tally.lose(losses::of_packets("flow_table", "no_room", volume));
-            return;
-        };
-        self.merge(slot, &count.facts, added);
-        if count.new_line {
-            self.rows[slot as usize].lines_or_end_s += 1;
-        }
-        let current = self.epoch.wrapping_add(1);
-        let flow = &mut self.rows[slot as usize].flow;
-        if flow.changed_epoch != current {
-            flow.changed_epoch = current;
-            (flow.byte_rate, flow.packet_rate) = (0.0, 0.0);
-        }
-        flow.byte_rate += count.bytes as f32;
-        flow.packet_rate += count.packets as f32;
-        flow.packets += count.packets;
-        flow.bytes += count.bytes;
-        flow.first_seen_ns = flow.first_seen_ns.min(count.first_seen_ns);
-        flow.last_seen_ns = flow.last_seen_ns.max(count.last_seen_ns);
-        self.note_answer(slot);
-        self.touch(slot);
-        if found.is_none() {
-            self.tell_start(slot, output);
-        }
-    }
-
-    fn released(&mut self, id: &FlowId, output: &mut Output) {
-        let Some(slot) = self.find(id) else { return };
-        let row = &mut self.rows[slot as usize];
-        // Another CPU, or a packet after the release began, may have opened a second line.
-        row.lines_or_end_s = row.lines_or_end_s.saturating_sub(1);
-        if row.lines_or_end_s > 0 {
-            return;
-        }
-        let reason = if row.flow.tcp_seen & tcp_bit::RST != 0 {
-            EndReason::Rst
-        } else if row.flow.tcp_seen & tcp_bit::FIN != 0 {
-            EndReason::Fin
-        } else {
-            EndReason::Idle
-        };
-        self.end(slot, reason, output);
-    }
-
-    fn close_drain(&mut self, time_ns: u64, output: &mut Output) {
-        self.epoch = self.epoch.wrapping_add(1);
-        self.interval_ns = time_ns.saturating_sub(self.drained_ns).max(1);
-        self.drained_ns = time_ns;
-        self.now_ns = self.now_ns.max(time_ns);
-        let idle_since = self.now_ns.saturating_sub(clock::nanos(self.limits.idle));
-        while let Some(row) = self.rows.get(self.active.head as usize)
-            && row.flow.last_seen_ns < idle_since
-        {
-            self.end(self.active.head, EndReason::Idle, output);
-        }
-        let kept_s = (self.now_ns / SECOND_NS).saturating_sub(self.limits.history.as_secs());
-        while let Some(row) = self.rows.get(self.ended.head as usize)
-            && u64::from(row.lines_or_end_s) < kept_s
-        {
-            self.forget(self.ended.head);
-        }
-    }
-
-    /// Ends all active flows because the agent stops.
-    fn end_all(&mut self, time_ns: u64, output: &mut Output) {
-        self.now_ns = self.now_ns.max(time_ns);
-        while self.active.head != NONE {
-            self.end(self.active.head, EndReason::Shutdown, output);
-        }
-    }
-
-    fn merge(&mut self, slot: u32, facts: &FlowFacts, added: &EnrichedEvent) {
-        let flow = &mut self.rows[slot as usize].flow;
-        if flow.cookie == 0 {
-            flow.cookie = facts.cookie;
-        }
-        if flow.membership.is_none() {
-            flow.membership.clone_from(&added.membership);
-        }
-        if flow.interface.is_none() {
-            flow.interface.clone_from(&added.interface);
-        }
-        if flow.scope == crate::event::Scope::Unknown {
-            flow.scope = keys::scope_of(&flow.id.key, facts.scope, added.local);
-        }
-        flow.tcp_seen |= facts.tcp_seen;
-    }
-
-    /// Notes that a TCP connection was answered: SYN and SYN+ACK were seen in the two directions,
-    /// and the one that began has gone on.
-    fn note_answer(&mut self, slot: u32) {
-        let flow = &self.rows[slot as usize].flow;
-        let opened = flow.tcp_seen & (tcp_bit::SYN | tcp_bit::SYN_ACK);
-        if flow.established || opened == 0 || flow.id.key.protocol != keys::TCP {
-            return;
-        }
-        let Some(other) = self.find(&keys::reverse(&flow.id)) else { return };
-        let answer = &self.rows[other as usize].flow;
-        let (opener, answerer) =
-            if opened & tcp_bit::SYN_ACK == 0 { (flow, answer) } else { (answer, flow) };
-        if answerer.tcp_seen & tcp_bit::SYN_ACK != 0 && opener.packets > 1 {
-            self.rows[slot as usize].flow.established = true;
-            self.rows[other as usize].flow.established = true;
-        }
     }
 
     fn touch(&mut self, slot: u32) {
@@ -321,11 +224,6 @@ impl FlowTable {
         }
     }
 
-    fn tell_start(&self, slot: u32, output: &mut Output) {
-        let record = self.record(&self.rows[slot as usize].flow);
-        output.told.push(Told::FlowStart(record));
-    }
-
     fn insert(&mut self, id: FlowId, first_seen_ns: u64, output: &mut Output) -> Option<u32> {
         let slot = self.room(output)?;
         self.last_flow_id += 1;
@@ -333,6 +231,9 @@ impl FlowTable {
         row.flow = FlowRecord { flow_id: self.last_flow_id, first_seen_ns, ..blank(id) };
         row.start_epoch = self.epoch.wrapping_add(1);
         row.lines_or_end_s = 0;
+        row.generation = 0;
+        row.share = shares::share_of(&row.flow);
+        row.marks = 0;
         let (rows, hasher) = (&self.rows, &self.hasher);
         self.index.insert_unique(hasher.hash_one(id), slot, |slot| {
             hasher.hash_one(rows[*slot as usize].flow.id)
@@ -346,13 +247,7 @@ impl FlowTable {
     fn room(&mut self, output: &mut Output) -> Option<u32> {
         if self.free == NONE && self.rows.len() < self.limits.max_flows as usize {
             let slot = u32::try_from(self.rows.len()).ok()?;
-            self.rows.push(Row {
-                flow: blank(FlowId { key: orb8_common::network::FlowKey::EMPTY, owner: 0 }),
-                start_epoch: 0,
-                lines_or_end_s: 0,
-                previous: NONE,
-                next: NONE,
-            });
+            self.rows.push(Row::free());
             return Some(slot);
         }
         if self.free == NONE && self.ended.head != NONE {
@@ -380,6 +275,9 @@ impl FlowTable {
     }
 
     fn end(&mut self, slot: u32, reason: EndReason, output: &mut Output) {
+        if self.rows[slot as usize].is(mark::HELD) {
+            self.tell_now(slot, output);
+        }
         let hash = self.hasher.hash_one(self.rows[slot as usize].flow.id);
         if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
             entry.remove();
@@ -401,80 +299,15 @@ impl FlowTable {
         row.flow.flow_id = 0;
         row.flow.membership = None;
         row.flow.interface = None;
+        row.flow.ends = Ends::default();
         row.next = self.free;
         self.free = slot;
     }
 }
 
-/// [`tcp_bit`]s of the TCP flags byte of one packet (RFC 9293, section 3.1).
-fn tcp_bits(flags: u8) -> u8 {
-    const FIN: u8 = 1;
-    const SYN: u8 = 2;
-    const RST: u8 = 4;
-    const ACK: u8 = 16;
-    let opening = match (flags & SYN != 0, flags & ACK != 0) {
-        (true, true) => tcp_bit::SYN_ACK,
-        (true, false) => tcp_bit::SYN,
-        (false, _) => 0,
-    };
-    let fin = if flags & FIN == 0 { 0 } else { tcp_bit::FIN };
-    let rst = if flags & RST == 0 { 0 } else { tcp_bit::RST };
-    opening | fin | rst
-}
-
 #[allow(clippy::cast_possible_truncation, reason = "a rate needs no more than 24 bits")]
 fn narrow(rate: f64) -> f32 {
     rate as f32
-}
-
-/// The stage that keeps the table.
-#[derive(Debug)]
-pub struct FlowProcessor {
-    table: SharedTable,
-}
-
-impl FlowProcessor {
-    /// A processor that keeps this table.
-    #[must_use]
-    pub const fn new(table: SharedTable) -> Self {
-        Self { table }
-    }
-}
-
-impl EventProcessor for FlowProcessor {
-    fn process(&mut self, events: &[EnrichedEvent], output: &mut Output) {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        for enriched in events {
-            match &enriched.event {
-                Event::Flow(signal) => table.signal(signal, enriched, output),
-                Event::Count(count) => table.count(count, enriched, output),
-                Event::Released(id) => table.released(id, output),
-                Event::Drained(report) => table.close_drain(report.time_ns, output),
-                Event::Packet(packet) => {
-                    let id = keys::packet_id(packet);
-                    let known = table.find(&id).map(|slot| &table.rows[slot as usize].flow);
-                    let flow = known.map_or_else(
-                        || FlowRecord {
-                            interface: enriched.interface.clone(),
-                            scope: keys::scope_of(&id.key, 0, enriched.local),
-                            first_seen_ns: packet.time_ns,
-                            last_seen_ns: packet.time_ns,
-                            ..blank(id)
-                        },
-                        |flow| table.record(flow),
-                    );
-                    let record = PacketRecord { packet: *packet, flow };
-                    output.told.push(Told::Packet(Box::new(record)));
-                }
-                Event::Notice(_) => {}
-            }
-        }
-    }
-
-    fn finish(&mut self, time_ns: u64, output: &mut Output) {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.end_all(time_ns, output);
-    }
 }
 
 #[cfg(test)]

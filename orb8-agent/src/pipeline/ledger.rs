@@ -18,8 +18,8 @@
 use std::collections::BTreeMap;
 
 use orb8_common::counter::{
-    COLD_PATH_PACKETS, EVENTS_LOST, EVENTS_PRODUCED, GSO_HEADER_BYTES, LOST, Lost, PADDING_BYTES,
-    REJECTED, Reject, SEEN_BYTES, SEEN_PACKETS, SEGMENT_EXCESS,
+    COLD_PATH_PACKETS, EVENTS_LOST, EVENTS_PRODUCED, FILTERED, Filtered, GSO_HEADER_BYTES, LOST,
+    Lost, PADDING_BYTES, REJECTED, Reject, SEEN_BYTES, SEEN_PACKETS, SEGMENT_EXCESS,
 };
 
 use crate::event::{Counters, DrainReport, LossRecord, Volume};
@@ -230,7 +230,7 @@ impl Ledger {
         PacketSummary {
             seen: self.seen(),
             reported: self.counted.beyond(total(&self.processor_lost)),
-            filtered: self.filtered.iter().map(|(reason, volume)| (*reason, *volume)).collect(),
+            filtered: self.all_filtered(),
             rejected: rejected.into_iter().filter(|(_, volume)| !volume.is_empty()).collect(),
             lost,
             in_flight: self.seen().beyond(self.accounted(&self.last.after)),
@@ -251,6 +251,17 @@ impl Ledger {
         }
     }
 
+    /// Left out by the stages and in the kernel, by reason.
+    fn all_filtered(&self) -> Vec<(&'static str, Volume)> {
+        let kernel = Filtered::ALL
+            .map(|reason| (reason.name(), pair(&self.last.after, FILTERED + 2 * reason as usize)));
+        let kernel = kernel.into_iter().filter(|(_, volume)| !volume.is_empty());
+        let stages = self.filtered.iter().map(|(reason, volume)| (*reason, *volume));
+        let mut all: Vec<_> = stages.chain(kernel).collect();
+        all.sort_by_key(|(reason, _)| *reason);
+        all
+    }
+
     /// Everything that is known to have gone somewhere, with the kernel's share as of `counters`.
     fn accounted(&self, counters: &Counters) -> Volume {
         let mut sum = self.counted;
@@ -262,6 +273,9 @@ impl Ledger {
         }
         for reason in Lost::ALL {
             sum.add(pair(counters, LOST + 2 * reason as usize));
+        }
+        for reason in Filtered::ALL {
+            sum.add(pair(counters, FILTERED + 2 * reason as usize));
         }
         sum
     }

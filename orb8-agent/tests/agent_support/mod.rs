@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orb8_agent::agent::{Agent, AgentError, Parts};
+use orb8_agent::capture::View;
 use orb8_agent::clock::Clock;
 use orb8_agent::config::{self, Settings};
 use orb8_agent::datapath::Start;
@@ -72,7 +73,7 @@ impl TestAgent {
         script: Script,
         datapath: Arc<ScriptedDatapath>,
     ) -> Self {
-        let parts = Parts { start, checks: Vec::new(), clock };
+        let parts = Parts { start, checks: Vec::new(), cgroups: View::none(), known: None, clock };
         let agent = Agent::start(&settings(flags), parts).await.unwrap();
         let address = agent.address();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use orb8_agent::capture::Planes;
 use orb8_agent::datapath::AttachState;
 use orb8_agent::ebpf::chain::ChainPolicy;
 use orb8_agent::ebpf::kernel::{self, Kernel, KernelOptions};
@@ -15,7 +16,7 @@ use orb8_agent::event::{
     Counters, DrainReport, Event, FlowCount, FlowFacts, FlowId, FlowSignal, Notice, SignalKind,
 };
 use orb8_agent::pipeline::source::EventSource;
-use orb8_common::counter::{self, Lost, Reject};
+use orb8_common::counter::{self, Filtered, Lost, Reject};
 use orb8_common::network::{FlowEvent, event_kind, flag};
 use orb8_testbed::flow::{self, Flow, L4, Total, Traffic};
 use orb8_testbed::link::ifindex;
@@ -58,6 +59,7 @@ pub fn globs(text: &str) -> GlobSet {
 /// Options that suit tests.
 pub fn options(interfaces: &str) -> KernelOptions {
     KernelOptions {
+        planes: Planes::Tc,
         max_flows: 100_000,
         ring_bytes: 1 << 20,
         route: None,
@@ -108,12 +110,19 @@ impl Direct {
             now: Instant::now(),
             observed: DirectObserved::default(),
         };
-        wait_until(DEADLINE, "interfaces to be attached", || direct.attached().len() == count);
+        let sockets = options.planes.socket_root().is_some();
+        wait_until(DEADLINE, "programs to be attached", || direct.is_attached(sockets, count));
         for name in direct.attached() {
             let index = ifindex(netns, &name);
             direct.observed.names.insert(name, index.into());
         }
         direct
+    }
+
+    fn is_attached(&self, sockets: bool, interfaces: usize) -> bool {
+        let socket_plane = self.kernel.state().socket_plane.clone();
+        socket_plane.is_some_and(|plane| plane.state == AttachState::Attached) == sockets
+            && self.attached().len() == interfaces
     }
 
     /// Names of the attached interfaces.
@@ -196,18 +205,37 @@ impl DirectObserved {
         }
     }
 
-    /// Flows of one interface and direction.
-    pub fn traffic(&self, ifname: &str, direction: Direction) -> Traffic {
-        let index = self.names[ifname];
-        let way = match direction {
-            Ingress => 0,
-            Egress => flag::EGRESS,
+    /// Flows of the socket plane: of a cgroup and direction.
+    pub fn at_sockets(&self, cgroup: u64, direction: Direction) -> Traffic {
+        self.of(cgroup, direction, flag::SOCKET_PLANE)
+    }
+
+    /// Flows of an interface and direction that the socket plane does not see.
+    pub fn supplement(&self, ifindex: u32, direction: Direction) -> Traffic {
+        self.of(ifindex.into(), direction, flag::SUPPLEMENT)
+    }
+
+    fn of(&self, owner: u64, direction: Direction, flags: u8) -> Traffic {
+        let flags = match direction {
+            Ingress => flags,
+            Egress => flags | flag::EGRESS,
         };
+        let all = flag::EGRESS | flag::SOCKET_PLANE | flag::SUPPLEMENT;
         self.flows
             .iter()
-            .filter(|(id, _)| id.owner == index && id.key.flags & flag::EGRESS == way)
+            .filter(|(id, _)| id.owner == owner && id.key.flags & all == flags)
             .map(|(id, &total)| (key(id), total))
             .collect()
+    }
+
+    /// What was left to the socket plane.
+    pub fn counted_at_socket(&self) -> Total {
+        self.pair(counter::FILTERED, Filtered::CountedAtSocket as usize)
+    }
+
+    /// Flows of one interface and direction.
+    pub fn traffic(&self, ifname: &str, direction: Direction) -> Traffic {
+        self.of(self.names[ifname], direction, 0)
     }
 
     pub fn total(&self) -> Total {
@@ -249,7 +277,7 @@ impl DirectObserved {
         Total { packets: c[base + 2 * at], bytes: c[base + 2 * at + 1] }
     }
 
-    /// What is missing of seen = counted + rejected + lost.
+    /// What is missing of seen = counted + filtered + rejected + lost.
     pub fn unexplained(&self) -> (i128, i128) {
         let mut sum = self.total();
         for why in Reject::ALL {
@@ -260,6 +288,8 @@ impl DirectObserved {
             let part = self.pair(counter::LOST, why as usize);
             sum.add(part.packets, part.bytes);
         }
+        let filtered = self.counted_at_socket();
+        sum.add(filtered.packets, filtered.bytes);
         let seen = self.seen();
         let minus = |a: u64, b: u64| i128::from(a) - i128::from(b);
         (minus(seen.packets, sum.packets), minus(seen.bytes, sum.bytes))

@@ -2,6 +2,7 @@
 //! sent. Never reads the product's kernel maps; what counts is the answer.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses another part")]
 
+pub mod cgroup;
 pub mod direct;
 
 use std::collections::BTreeMap;
@@ -50,6 +51,8 @@ pub fn options(interfaces: &str) -> AgentOptions {
         .env("ORB8_INTERFACES", interfaces)
         .env("ORB8_EXPIRATION_INTERVAL_SECS", 1)
         .env("ORB8_MAX_QUERY_LIMIT", ALL)
+        // These tests count at interfaces; those of the socket plane say so.
+        .env("ORB8_CAPTURE", "tc")
         .env("NODE_NAME", "testbed")
         .env("RUST_LOG", "info")
 }

@@ -9,6 +9,7 @@ use orb8_util::{format, time};
 use super::args::FlowsArgs;
 use super::filter_args::FilterArgs;
 use super::flows::warn_missing;
+use super::names;
 use crate::terminal::Terminal;
 
 /// Explains an empty answer of agents, and one that reaches back further than they remember. Does
@@ -20,6 +21,8 @@ pub fn contexts(
     blind: &[Blind],
     terminal: &mut Terminal<'_>,
 ) {
+    let asks_names = args.filter.asks_names();
+    names(&answer.contexts, asks_names, terminal);
     for (node, context) in &answer.contexts {
         if answer.flows.is_empty() && !is_told(blind, node) {
             let why = why_empty(context, args, request, terminal);
@@ -40,6 +43,14 @@ pub fn contexts(
     }
     if answer.flows.is_empty() && answer.contexts.is_empty() {
         terminal.note("no flows: the agent does not say why");
+    }
+}
+
+/// Names that nobody has, and where names were `asked_for` nodes that know none.
+fn names(contexts: &[(String, AnswerContext)], asked_for: bool, terminal: &mut Terminal<'_>) {
+    names::of_nobody(contexts).into_iter().for_each(|why| terminal.note(why));
+    for (node, context) in contexts.iter().filter(|_| asked_for) {
+        names::why_unknown(node, context).into_iter().for_each(|why| terminal.note(why));
     }
 }
 
@@ -112,7 +123,7 @@ pub fn quiet(
         });
         Some(format!("nothing went by on {node}: {why}"))
     };
-    now.iter().filter_map(why).collect()
+    now.iter().filter_map(why).chain(names::of_nobody(now)).collect()
 }
 
 fn why_empty(
@@ -174,27 +185,35 @@ fn none_match(
 ) -> String {
     let held = counted(held, "flow");
     let mut words = Vec::new();
-    if request.filter.is_some() {
-        words.push(args.filter.describe());
-    }
+    words.extend(Some(args.filter.describe()).filter(|words| !words.is_empty()));
     for (flag, time_ns) in [("--since", request.start_time_ns), ("--until", request.end_time_ns)] {
         if time_ns != 0 {
             words.push(format!("{flag} {}", time::rfc3339(time_ns, &terminal.zone)));
         }
     }
-    if words.is_empty() {
+    let hidden = hidden(args, request);
+    if words.is_empty() && hidden.is_empty() {
         format!("{held} held, but none given out; see `orb8 status`")
+    } else if words.is_empty() {
+        format!("{held} held, none to be shown{hidden}")
     } else {
-        format!("{held} held, none matches {}", words.join(" "))
+        format!("{held} held, none matches {}{hidden}", words.join(" "))
     }
+}
+
+/// That flows of some scopes are left out, if they are.
+fn hidden(args: &FlowsArgs, request: &QueryFlowsRequest) -> &'static str {
+    let left_out = args.filter.hides_scopes() && request.filter != args.filter.given();
+    if left_out { "; what passes the node is hidden, show it with --all-scopes" } else { "" }
 }
 
 /// Says that more flows match than are shown.
 pub fn cut_short(answer: &FlowAnswer, args: &FlowsArgs, terminal: &mut Terminal<'_>) {
     let shown = u64::try_from(answer.flows.len()).unwrap_or(u64::MAX);
     if answer.matched > shown && shown > 0 {
+        let what = if args.conversations { "folded" } else { "shown" };
         terminal.note(format!(
-            "{shown} of {} matching flows shown; ask for more with {}",
+            "{shown} of {} matching flows {what}; ask for more with {}",
             answer.matched,
             // The two exclude each other, and what is followed has no --limit.
             if args.follow || args.last.is_some() { "--last" } else { "--limit" }

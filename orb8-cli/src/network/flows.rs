@@ -13,8 +13,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::FlowsArgs;
+use super::columns::{self, COMPOSED, LEAVES, TABLE, WIDE};
+use super::conversations;
 use super::explain;
-use super::rows::{self, COMPOSED, LEAVES, Line, Look, TABLE, WIDE};
+use super::legend::Legend;
+use super::rows::{self, Line, Look};
 use super::trace;
 use crate::args::GlobalArgs;
 use crate::error::{CliError, Exit, next_step};
@@ -35,7 +38,11 @@ pub async fn run(
     if args.follow {
         return trace::follow(global, args, &request, terminal).await;
     }
-    check_fields(global)?;
+    if args.conversations {
+        conversations::check_fields(global)?;
+    } else {
+        check_fields(global)?;
+    }
     let mut answer = match &global.file {
         Some(path) => from_file(path, args, &request, terminal)?,
         None => {
@@ -47,12 +54,17 @@ pub async fn run(
             answer
         }
     };
-    if args.last.is_some()
-        && let Some(sort) = args.sort
-    {
-        sort::sort_and_limit(&mut answer.flows, sort, 0);
+    if args.conversations {
+        let sort = args.sort.or(request.sort).unwrap_or_default();
+        conversations::print(global, &answer, sort, terminal)?;
+    } else {
+        if args.last.is_some()
+            && let Some(sort) = args.sort
+        {
+            sort::sort_and_limit(&mut answer.flows, sort, 0);
+        }
+        print(global, &answer, terminal)?;
     }
-    print(global, &answer, terminal)?;
     terminal.out.flush()?;
     explain::cut_short(&answer, args, terminal);
     explain::missing(&answer, &[], terminal);
@@ -66,6 +78,7 @@ fn from_file(
     terminal: &mut Terminal<'_>,
 ) -> Result<FlowAnswer, CliError> {
     let name = if path == "-" { "stdin" } else { path };
+    let request = &QueryFlowsRequest { filter: args.filter.given(), ..request.clone() };
     let failed = |cause: FileError| CliError::File { path: name.to_owned(), cause };
     let read = if path == "-" {
         file::query(&mut terminal.input, request)
@@ -144,7 +157,7 @@ struct Lack<T> {
 }
 
 /// Writes what the answer lacks: a file of flows alone would pass for a whole answer.
-fn print_lacks(answer: &FlowAnswer, out: &mut dyn Write) -> Result<(), CliError> {
+pub(super) fn print_lacks(answer: &FlowAnswer, out: &mut dyn Write) -> Result<(), CliError> {
     for node in answer.nodes.iter().filter(|node| node.state != "ok" || !node.complete) {
         json::line(out, &Lack { kind: "node", record: NodeRecord::from(node) })?;
     }
@@ -209,7 +222,7 @@ fn print_table(
     let look = Look { now_ns: (terminal.clock)(), zone: terminal.zone.clone() };
     let cells: Vec<_> =
         answer.flows.iter().map(|flow| Line::flow(flow).cells(&columns, &look)).collect();
-    let mut table = Table::new(rows::headings(&columns), terminal.out_color);
+    let mut table = Table::new(columns::headings(&columns), terminal.out_color);
     table.fit(&cells);
     if !global.no_headers {
         table.header(&mut terminal.out)?;
@@ -217,6 +230,12 @@ fn print_table(
     for row in &cells {
         table.row(&mut terminal.out, row)?;
     }
+    let mut legend = Legend::default();
+    for flow in &answer.flows {
+        legend.add(Line::flow(flow).marks(&columns));
+    }
+    terminal.out.flush()?;
+    legend.tell(terminal);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Flows as rows: which columns there are, what stands in their cells, and the keys of JSON.
+//! Flows as rows: what stands in their cells, and the keys of JSON.
 //!
 //! The only place of this crate that reads the fields of a flow.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use jiff::tz::TimeZone;
 use orb8_proto::v1::{
-    Endpoint, Event, FlowEvent, NetworkFlow, PacketEvent, TcpInfo, event, flow_event,
+    Endpoint, Event, FlowEvent, NetworkFlow, PacketEvent, ServiceUse, TcpInfo, event, flow_event,
 };
 use orb8_query::network::filter::has_ports;
 use orb8_query::network::sort::duration_ns;
@@ -18,96 +18,9 @@ use serde_json::Value;
 
 use crate::output::csv::plain;
 use crate::output::fields;
-use crate::output::table::{Cell, Heading};
+use crate::output::table::Cell;
 
-/// The paths of all single values of a flow, in the order of csv.
-pub const LEAVES: [&str; 52] = [
-    "node_name",
-    "namespace",
-    "pod_name",
-    "src_ip",
-    "dst_ip",
-    "src_port",
-    "dst_port",
-    "protocol",
-    "direction",
-    "bytes",
-    "packets",
-    "bytes_per_second",
-    "packets_per_second",
-    "first_seen_ns",
-    "last_seen_ns",
-    "state",
-    "end_reason",
-    "flow_id",
-    "plane",
-    "interface",
-    "ifindex",
-    "scope",
-    "fragment",
-    "tcp.state",
-    "tcp.flags",
-    "icmp.type",
-    "icmp.code",
-    "source.kind",
-    "source.namespace",
-    "source.pod",
-    "source.container",
-    "source.workload",
-    "source.node",
-    "source.zone",
-    "source.process.pid",
-    "source.process.comm",
-    "source.cgroup_id",
-    "source.cgroup",
-    "source.attribution",
-    "destination.kind",
-    "destination.namespace",
-    "destination.pod",
-    "destination.container",
-    "destination.workload",
-    "destination.node",
-    "destination.zone",
-    "destination.process.pid",
-    "destination.process.comm",
-    "destination.cgroup_id",
-    "destination.cgroup",
-    "destination.attribution",
-    "socket_cookie",
-];
-
-/// Columns that exist in tables only.
-pub const COMPOSED: [&str; 10] =
-    ["src", "dst", "proto", "rate", "packet_rate", "age", "last", "duration", "process", "cgroup"];
-
-/// Columns of `-o table`.
-pub const TABLE: [&str; 11] = [
-    "src",
-    "dst",
-    "proto",
-    "direction",
-    "interface",
-    "packets",
-    "bytes",
-    "rate",
-    "age",
-    "last",
-    "state",
-];
-
-/// Columns that `-o wide` adds.
-pub const WIDE: [&str; 10] = [
-    "packet_rate",
-    "duration",
-    "first_seen_ns",
-    "last_seen_ns",
-    "plane",
-    "scope",
-    "tcp.state",
-    "tcp.flags",
-    "process",
-    "cgroup",
-];
+use super::ends::{self, Mark};
 
 /// What cells are made with.
 #[derive(Clone, Debug)]
@@ -156,10 +69,26 @@ impl<'a> Line<'a> {
         columns.iter().map(|column| self.cell(column, look)).collect()
     }
 
+    /// The marks in the cells of the given columns.
+    pub fn marks(&self, columns: &[&str]) -> impl Iterator<Item = Mark> {
+        let has = |column: &str| columns.contains(&column);
+        let flow = self.flow;
+        [
+            mark(flow.source.as_ref()).filter(|_| has("src")),
+            mark(flow.destination.as_ref()).filter(|_| has("dst")),
+            flow.supplement.then_some(Mark::Supplement).filter(|_| has("direction")),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
     fn cell(&self, column: &str, look: &Look) -> Cell {
         let flow = self.flow;
         let packet = self.event.is_some_and(|event| event.kind == "packet");
         // A start may be told before anything was counted.
+        let ends = |text: fn(&Endpoint) -> String| {
+            Cell::new(pair(flow.source.as_ref(), flow.destination.as_ref(), text))
+        };
         let uncounted = flow.packets == 0 && self.event.is_some();
         match column {
             "packets" | "bytes" | "rate" | "packet_rate" if uncounted => Cell::new(""),
@@ -174,10 +103,19 @@ impl<'a> Line<'a> {
                 Cell::new(time_ns.map(|ns| time::clock(ns, &look.zone)).unwrap_or_default())
             }
             "event" => self.event.map_or_else(|| Cell::new(""), |event| event_cell(event.kind)),
-            "src" => Cell::new(net::endpoint(&flow.src_ip, port(flow, flow.src_port))),
-            "dst" => Cell::new(net::endpoint(&flow.dst_ip, port(flow, flow.dst_port))),
+            "src" => marked(source_name(flow), mark(flow.source.as_ref())),
+            "dst" => marked(destination_name(flow), mark(flow.destination.as_ref())),
+            "src_addr" => Cell::new(net::endpoint(&flow.src_ip, port(flow, flow.src_port))),
+            "dst_addr" => Cell::new(net::endpoint(&flow.dst_ip, port(flow, flow.dst_port))),
+            "attribution" => ends(ends::attribution),
+            "workload" => ends(ends::workload),
+            "node" => ends(|end| end.node.clone()),
+            "zone" => ends(|end| end.zone.clone()),
+            "container" => ends(ends::container),
+            "service" => Cell::new(flow.service.as_ref().map(service_name).unwrap_or_default()),
+            "backend" => Cell::new(backend(flow)),
             "proto" => Cell::new(protocol(flow)),
-            "direction" => direction_cell(&flow.direction),
+            "direction" => direction_cell(flow),
             "rate" => Cell::new(format::byte_rate(flow.bytes_per_second)),
             "packet_rate" => Cell::new(format::packet_rate(flow.packets_per_second)),
             "age" => Cell::new(since(flow.first_seen_ns, look.now_ns)),
@@ -195,45 +133,6 @@ impl<'a> Line<'a> {
             path => Cell::new(plain(fields::at(self.json(), path))),
         }
     }
-}
-
-/// The headings of the given columns.
-#[must_use]
-pub fn headings(columns: &[&str]) -> Vec<Heading> {
-    let heading = |column: &&str| {
-        let title = match *column {
-            "src" => "SOURCE",
-            "dst" => "DESTINATION",
-            "direction" => "DIR",
-            "interface" => "IFACE",
-            "packet_rate" => "PPS",
-            "first_seen_ns" => "FIRST_SEEN",
-            "last_seen_ns" => "LAST_SEEN",
-            "node_name" => "NODE",
-            "tcp.state" => "TCP",
-            "tcp.flags" => "FLAGS",
-            other => other,
-        };
-        let right = matches!(
-            *column,
-            "packets"
-                | "bytes"
-                | "rate"
-                | "packet_rate"
-                | "age"
-                | "last"
-                | "duration"
-                | "bytes_per_second"
-                | "packets_per_second"
-                | "src_port"
-                | "dst_port"
-                | "ifindex"
-                | "flow_id"
-                | "socket_cookie"
-        );
-        Heading { title: title.to_uppercase(), right }
-    };
-    columns.iter().map(heading).collect()
 }
 
 /// A flow that was held already, in the shape of an event: its end, or else an update.
@@ -291,13 +190,52 @@ fn protocol(flow: &NetworkFlow) -> String {
     }
 }
 
-fn direction_cell(direction: &str) -> Cell {
-    let color = match direction {
+fn source_name(flow: &NetworkFlow) -> String {
+    ends::name(flow.source.as_ref(), &flow.src_ip, port(flow, flow.src_port))
+}
+
+fn destination_name(flow: &NetworkFlow) -> String {
+    ends::name(flow.destination.as_ref(), &flow.dst_ip, port(flow, flow.dst_port))
+}
+
+fn mark(end: Option<&Endpoint>) -> Option<Mark> {
+    end.and_then(ends::mark)
+}
+
+fn marked(mut text: String, mark: Option<Mark>) -> Cell {
+    text.extend(mark.map(Mark::sign));
+    Cell::new(text)
+}
+
+/// The Service that was asked for: `shop/cart:http`, by port where the port has no name.
+pub(super) fn service_name(service: &ServiceUse) -> String {
+    let port = match service.port_name.as_str() {
+        "" => service.port.to_string(),
+        name => name.to_owned(),
+    };
+    format!("{}/{}:{port}", service.namespace, service.name)
+}
+
+/// Who answered for the Service.
+fn backend(flow: &NetworkFlow) -> String {
+    match &flow.service {
+        Some(service) if !service.backend_ip.is_empty() => ends::name(
+            service.backend.as_ref(),
+            &service.backend_ip,
+            has_ports(flow).then_some(service.backend_port),
+        ),
+        _ => String::new(),
+    }
+}
+
+fn direction_cell(flow: &NetworkFlow) -> Cell {
+    let cell = marked(flow.direction.clone(), flow.supplement.then_some(Mark::Supplement));
+    let color = match flow.direction.as_str() {
         "egress" => AnsiColor::Blue,
         "ingress" => AnsiColor::Magenta,
-        _ => return Cell::new(direction),
+        _ => return cell,
     };
-    Cell::new(direction).style(Style::new().fg_color(Some(color.into())))
+    cell.style(Style::new().fg_color(Some(color.into())))
 }
 
 fn event_cell(kind: &str) -> Cell {
@@ -309,14 +247,31 @@ fn event_cell(kind: &str) -> Cell {
     Cell::new(kind.strip_prefix("flow_").unwrap_or(kind)).style(style)
 }
 
-/// `active`, or `ended:` and why.
+/// `active`, or `ended:` and why; before all that nobody is behind the Service that was asked for.
 fn state_cell(flow: &NetworkFlow) -> Cell {
+    if flow.service.as_ref().is_some_and(|service| service.verdict == "no_endpoints") {
+        return Cell::new("no_endpoints").style(Style::new().fg_color(Some(AnsiColor::Red.into())));
+    }
     match (flow.state.as_str(), flow.end_reason.as_str()) {
         ("active", _) => {
             Cell::new("active").style(Style::new().fg_color(Some(AnsiColor::Green.into())))
         }
         (state, "") => Cell::new(state).style(Style::new().dimmed()),
         (state, reason) => Cell::new(format!("{state}:{reason}")).style(Style::new().dimmed()),
+    }
+}
+
+/// What is known of either end, in the order of the flow: `cgroup>address`, `-` for nothing.
+pub(super) fn pair(
+    source: Option<&Endpoint>,
+    destination: Option<&Endpoint>,
+    text: impl Fn(&Endpoint) -> String,
+) -> String {
+    let [source, destination] = [source, destination].map(|end| end.map(&text).unwrap_or_default());
+    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+    match (source.is_empty(), destination.is_empty()) {
+        (true, true) => String::new(),
+        _ => format!("{}>{}", or_dash(source), or_dash(destination)),
     }
 }
 
@@ -338,7 +293,7 @@ fn process(end: &Endpoint) -> String {
 }
 
 /// How long ago; a clock that is behind the agent's reads as just now.
-fn since(time_ns: i64, now_ns: i64) -> String {
+pub(super) fn since(time_ns: i64, now_ns: i64) -> String {
     if time_ns == 0 {
         return String::new();
     }
@@ -353,26 +308,4 @@ fn nanos(nanos: i64) -> Duration {
 
 fn shown(time_ns: i64, look: &Look) -> String {
     if time_ns == 0 { String::new() } else { time::rfc3339(time_ns, &look.zone) }
-}
-
-/// Most rows fit these, so that the columns of a stream seldom move.
-#[must_use]
-pub fn usual_width(column: &str) -> usize {
-    match column {
-        "time" => 12,
-        "event" => 6,
-        "src" | "dst" => 21,
-        "proto" => 17,
-        "direction" => 7,
-        "interface" => 8,
-        "bytes" | "scope" => 9,
-        "rate" => 11,
-        "state" => 10,
-        "packet_rate" | "duration" => 8,
-        "first_seen_ns" | "last_seen_ns" => 24,
-        "tcp.state" => 7,
-        "tcp.flags" => 15,
-        "process" => 16,
-        _ => 0,
-    }
 }

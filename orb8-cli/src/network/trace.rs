@@ -19,10 +19,12 @@ use orb8_query::{AgentError, Client, ErrorKind, FlowAnswer, answer};
 use serde_json::Value;
 
 use super::args::{FlowsArgs, TraceArgs};
+use super::columns::{self, COMPOSED, LEAVES};
 use super::explain::{self, Blind, counted};
 use super::filter_args::FilterArgs;
 use super::flows::{csv_columns, table_columns, warn_missing};
-use super::rows::{self, COMPOSED, LEAVES, Line, Look};
+use super::legend::Legend;
+use super::rows::{self, Line, Look};
 use crate::args::GlobalArgs;
 use crate::error::{CliError, Exit, next_step};
 use crate::output::table::Table;
@@ -90,6 +92,8 @@ impl Watched<'_> {
         QueryFlowsRequest {
             limit: 1,
             filter: self.subscription.filter.clone(),
+            namespaces: self.subscription.namespaces.clone(),
+            pod_names: self.subscription.pod_names.clone(),
             ..QueryFlowsRequest::default()
         }
     }
@@ -132,6 +136,7 @@ async fn watch(
     pump(stream, deadline, &mut tally, printer, terminal).await?;
     terminal.out.flush()?;
     let quiet = quiet(&client, watched, &before, &mut tally, terminal).await;
+    printer.legend.tell(terminal);
     tally.sum_up(terminal);
     quiet.into_iter().for_each(|why| terminal.note(why));
     Ok(if tally.is_complete() || global.allow_partial { Exit::Done } else { Exit::Partial })
@@ -365,6 +370,7 @@ struct Printer<'a> {
     csv: Vec<String>,
     table: Table,
     with_type: Vec<String>,
+    legend: Legend,
 }
 
 impl<'a> Printer<'a> {
@@ -377,14 +383,16 @@ impl<'a> Printer<'a> {
             csv.splice(0..0, EVENT_LEAVES[..2].iter().map(ToString::to_string));
             csv.push(EVENT_LEAVES[2].to_owned());
         }
-        let mut table = Table::new(rows::headings(&columns), color);
-        table.reserve(&columns.iter().map(|column| rows::usual_width(column)).collect::<Vec<_>>());
+        let mut table = Table::new(columns::headings(&columns), color);
+        table.reserve(
+            &columns.iter().map(|column| columns::usual_width(column)).collect::<Vec<_>>(),
+        );
         // A line without its type could be anything.
         let mut with_type = global.fields.clone();
         if !with_type.iter().any(|field| field == "type") {
             with_type.insert(0, "type".to_owned());
         }
-        Self { global, columns, csv, table, with_type }
+        Self { global, columns, csv, table, with_type, legend: Legend::default() }
     }
 
     /// True if notices are part of the data.
@@ -454,6 +462,7 @@ impl<'a> Printer<'a> {
         if self.global.output == Format::Csv {
             return csv::row(&mut terminal.out, &self.csv, line.json());
         }
+        self.legend.add(line.marks(&self.columns));
         let look = Look { now_ns: (terminal.clock)(), zone: terminal.zone.clone() };
         Ok(self.table.row(&mut terminal.out, &line.cells(&self.columns, &look))?)
     }

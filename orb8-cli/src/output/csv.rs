@@ -32,7 +32,8 @@ pub fn plain(value: &Value) -> String {
         Value::Null => String::new(),
         Value::String(text) => printable(text).into_owned(),
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join("|"),
-        Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::Object(_) => printable(&value.to_string()).into_owned(),
     }
 }
 

@@ -42,14 +42,25 @@ struct Quoted<'a>(&'a Value);
 impl Serialize for Quoted<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
-            Value::String(text) if !is_printable(text) => {
-                DoubleQuoted(text.as_str()).serialize(serializer)
-            }
+            Value::String(text) => QuotedText(text).serialize(serializer),
             Value::Array(items) => serializer.collect_seq(items.iter().map(Quoted)),
             Value::Object(object) => {
-                serializer.collect_map(object.iter().map(|(key, value)| (key, Quoted(value))))
+                let entries = object.iter();
+                serializer.collect_map(entries.map(|(key, value)| (QuotedText(key), Quoted(value))))
             }
             other => other.serialize(serializer),
+        }
+    }
+}
+
+struct QuotedText<'a>(&'a str);
+
+impl Serialize for QuotedText<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if is_printable(self.0) {
+            self.0.serialize(serializer)
+        } else {
+            DoubleQuoted(self.0).serialize(serializer)
         }
     }
 }

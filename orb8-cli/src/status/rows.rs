@@ -10,6 +10,8 @@ use orb8_query::rows::{LossRecord, NoticeRecord};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::output::fields;
+
 /// The single values of a status, in the order of csv.
 pub const LEAVES: [&str; 25] = [
     "node_name",
@@ -50,20 +52,7 @@ pub fn paths() -> Vec<String> {
         ..AgentStatus::default()
     };
     let value = serde_json::to_value(StatusRecord::from(&whole)).unwrap_or(Value::Null);
-    let mut found = Vec::new();
-    collect(&value, "", &mut found);
-    found
-}
-
-fn collect(value: &Value, path: &str, found: &mut Vec<String>) {
-    let Value::Object(object) = value else {
-        found.push(path.to_owned());
-        return;
-    };
-    for (key, value) in object {
-        let dot = if path.is_empty() { "" } else { "." };
-        collect(value, &format!("{path}{dot}{key}"), found);
-    }
+    fields::paths(&value)
 }
 
 /// `AgentStatus`.

@@ -1,6 +1,8 @@
 //! Runs whole command lines in this process, on buffers and a fixed clock in UTC.
 
 #[allow(dead_code, reason = "shared with tests that use more of it")]
+pub(crate) mod cluster;
+#[allow(dead_code, reason = "shared with tests that use more of it")]
 #[path = "../../../orb8-query/tests/support/fake_agent.rs"]
 pub(crate) mod fake_agent;
 #[allow(dead_code, reason = "shared with tests that use more of it")]

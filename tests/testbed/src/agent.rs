@@ -3,8 +3,9 @@
 //! Each namespace has its own loopback, so the default ports are free in every one of them.
 
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct AgentOptions {
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
     listen: String,
+    capabilities: Option<u64>,
+    cgroup: Option<PathBuf>,
 }
 
 impl AgentOptions {
@@ -44,6 +47,8 @@ impl AgentOptions {
             environment: Vec::new(),
             arguments: Vec::new(),
             listen: LISTEN.to_owned(),
+            capabilities: None,
+            cgroup: None,
         }
     }
 
@@ -65,6 +70,20 @@ impl AgentOptions {
     #[must_use]
     pub fn listen(mut self, address: &str) -> Self {
         address.clone_into(&mut self.listen);
+        self
+    }
+
+    /// Lets it have these capabilities (by number) and no others, and no way to get more.
+    #[must_use]
+    pub fn capabilities(mut self, numbers: &[u32]) -> Self {
+        self.capabilities = Some(numbers.iter().fold(0, |set, number| set | 1 << number));
+        self
+    }
+
+    /// Starts it in a cgroup, given by its directory.
+    #[must_use]
+    pub fn cgroup(mut self, directory: &Path) -> Self {
+        self.cgroup = Some(directory.to_owned());
         self
     }
 
@@ -99,11 +118,49 @@ impl AgentOptions {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        if let Some(directory) = &self.cgroup {
+            join_cgroup(&mut command, directory);
+        }
+        if let Some(kept) = self.capabilities {
+            confine(&mut command, kept);
+        }
         let mut child =
             command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
         let stderr = Captured::follow(child.stderr.take().expect("stderr is piped"));
         AgentProcess { child, stderr, netns: netns.clone() }
     }
+}
+
+/// Lets a command begin in a cgroup.
+fn join_cgroup(command: &mut Command, directory: &Path) {
+    let file = directory.join("cgroup.procs");
+    let procs = std::fs::OpenOptions::new().write(true).open(&file);
+    let procs = procs.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let join = move || rustix::io::write(&procs, b"0").map(drop).map_err(std::io::Error::from);
+    // SAFETY: one system call between fork and exec.
+    unsafe { command.pre_exec(join) };
+}
+
+/// Lets a command have these capabilities at most: root's program gets what the bounding set
+/// leaves.
+fn confine(command: &mut Command, kept: u64) {
+    let confine = move || {
+        for capability in (0..64).filter(|capability| kept & (1 << capability) == 0) {
+            // SAFETY: changes this process's own bounding set; an unknown number is refused.
+            let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+            let error = std::io::Error::last_os_error();
+            if result != 0 && error.raw_os_error() != Some(libc::EINVAL) {
+                return Err(error);
+            }
+        }
+        // SAFETY: a flag of this process's own.
+        match unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: system calls only between fork and exec.
+    unsafe { command.pre_exec(confine) };
 }
 
 impl Default for AgentOptions {

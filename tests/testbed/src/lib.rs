@@ -18,9 +18,12 @@
 //! | [`scapy`] | frames made by scapy, an independent opinion |
 //! | [`counters`] | what the kernel itself says it carried |
 //! | [`bpf`] | foreign tcx programs and questions about attached ones |
+//! | [`demo`] | the story that `make demo` tells |
 //! | [`fork`] | a copy of this process that holds its descriptors |
 //! | [`scratch`] | folders that end with their handle |
 //! | [`api`] | a Kubernetes API server |
+//! | [`cgroup`] | a subtree of cgroup2 that ends with its handle |
+//! | [`cluster`] | nodes, pods and Services made of namespaces, cgroups and iptables |
 //! | [`agent`] | `orb8-agent` and `orb8` as processes |
 //! | [`wait`] | conditions with a deadline |
 //!
@@ -33,7 +36,10 @@
 pub mod agent;
 pub mod api;
 pub mod bpf;
+pub mod cgroup;
+pub mod cluster;
 pub mod counters;
+pub mod demo;
 pub mod flow;
 pub mod fork;
 pub mod link;

@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use crate::{bpf, netns, python, scapy};
+use crate::{bpf, cgroup, netns, python, scapy};
 
 /// Something that not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Need {
     Binary(&'static str),
     /// `/dev/net/tun`.
     Tun,
+    /// A cgroup2 mount in which cgroups can be made.
+    Cgroup2,
 }
 
 impl Need {
@@ -34,6 +36,7 @@ impl Need {
         match self {
             Self::Root => netns::permission().err(),
             Self::Bpf => bpf::permission().err(),
+            Self::Cgroup2 => cgroup::permission().err(),
             Self::Tcx => bpf::tcx_support().err(),
             Self::Tool(name) => tool(name).is_none().then(|| {
                 format!("{name} is not in PATH: install the package that has it (`make setup`)")

@@ -130,16 +130,38 @@ impl Netns {
     /// If it cannot be written.
     #[track_caller]
     pub fn sysctl(&self, key: &str, value: impl std::fmt::Display) {
-        let path = format!("/proc/sys/net/{key}");
-        let text = value.to_string();
-        let result = self.enter(|| std::fs::write(&path, text));
-        result.unwrap_or_else(|error| panic!("{path} in namespace {}: {error}", self.label));
+        self.sysctls(&[(key, value.to_string())]);
+    }
+
+    /// Sets several sysctls below `/proc/sys/net`.
+    ///
+    /// # Panics
+    /// If one cannot be written.
+    #[track_caller]
+    pub fn sysctls<K, V>(&self, settings: &[(K, V)])
+    where
+        K: AsRef<str> + Sync,
+        V: std::fmt::Display + Sync,
+    {
+        let result = self.enter(|| {
+            settings.iter().try_for_each(|(key, value)| {
+                let path = format!("/proc/sys/net/{}", key.as_ref());
+                std::fs::write(&path, value.to_string()).map_err(|error| format!("{path}: {error}"))
+            })
+        });
+        result.unwrap_or_else(|error| panic!("in namespace {}: {error}", self.label));
+    }
+
+    /// The descriptor, for a forked process that joins.
+    #[must_use]
+    pub fn raw(&self) -> std::os::fd::RawFd {
+        self.file.as_raw_fd()
     }
 
     /// No duplicate address detection, no router solicitations, no link-local addresses, late
     /// multicast reports: exact counts want quiet links.
     fn silence(&self) {
-        for (key, value) in [
+        let settings: Vec<(String, u32)> = [
             ("accept_dad", 0),
             ("dad_transmits", 0),
             ("router_solicitations", 0),
@@ -147,11 +169,13 @@ impl Netns {
             ("addr_gen_mode", 1),
             ("mldv1_unsolicited_report_interval", 2_000_000_000),
             ("mldv2_unsolicited_report_interval", 2_000_000_000),
-        ] {
-            for scope in ["all", "default"] {
-                self.sysctl(&format!("ipv6/conf/{scope}/{key}"), value);
-            }
-        }
+        ]
+        .into_iter()
+        .flat_map(|(key, value)| {
+            ["all", "default"].map(|scope| (format!("ipv6/conf/{scope}/{key}"), value))
+        })
+        .collect();
+        self.sysctls(&settings);
     }
 }
 

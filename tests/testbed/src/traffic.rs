@@ -173,9 +173,8 @@ pub fn tcp(from: &Port, to: &Port, family: Family, up: usize, down: usize) -> Tc
         scope.spawn(|| exchange(&server, down, up));
         exchange(&client, up, down);
     });
-    for socket in [&client, &server] {
-        wait_until(DEADLINE, "the connection to end", || TcpCount::read(socket).state == CLOSED);
-    }
+    wait_closed(&client);
+    wait_closed(&server);
     let (near, far) = (TcpCount::read(&client), TcpCount::read(&server));
     let header = family.header_len() + TCP_HEADER;
     let flow = Flow::ports(
@@ -197,7 +196,7 @@ pub fn tcp(from: &Port, to: &Port, family: Family, up: usize, down: usize) -> Tc
 }
 
 /// Sends `out` bytes and reads `back` bytes at the same time, up to the other side's end.
-fn exchange(socket: &TcpStream, out: usize, back: usize) {
+pub(crate) fn exchange(socket: &TcpStream, out: usize, back: usize) {
     socket.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
     socket.set_write_timeout(Some(DEADLINE)).expect("a timeout is accepted");
     std::thread::scope(|scope| {
@@ -219,18 +218,23 @@ fn exchange(socket: &TcpStream, out: usize, back: usize) {
     });
 }
 
+/// Waits until a socket that is still ours has ended its connection.
+pub(crate) fn wait_closed(socket: &TcpStream) {
+    wait_until(DEADLINE, "the connection to end", || TcpCount::read(socket).state == CLOSED);
+}
+
 const CLOSED: u8 = 7;
 
 /// The fields of `struct tcp_info` that matter here.
-struct TcpCount {
+pub(crate) struct TcpCount {
     state: u8,
-    segments: u64,
-    bytes: u64,
+    pub(crate) segments: u64,
+    pub(crate) bytes: u64,
     retransmitted: u64,
 }
 
 impl TcpCount {
-    fn read(socket: &TcpStream) -> Self {
+    pub(crate) fn read(socket: &TcpStream) -> Self {
         let mut info = [0_u8; 256];
         let mut len = libc::socklen_t::try_from(info.len()).expect("small");
         // SAFETY: `info` has `len` bytes; the kernel writes at most those.

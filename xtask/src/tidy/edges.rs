@@ -8,14 +8,15 @@ use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 use super::{assert_found, assert_none};
 
 /// Crates of the house and the crates of the house that each may name.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     ("orb8", &["orb8-cli"]),
-    ("orb8-agent", &["orb8-common", "orb8-proto", "orb8-util"]),
+    ("orb8-agent", &["orb8-common", "orb8-filter", "orb8-proto", "orb8-util"]),
     ("orb8-cli", &["orb8-proto", "orb8-query", "orb8-util"]),
     ("orb8-common", &[]),
+    ("orb8-filter", &["orb8-proto", "orb8-util"]),
     ("orb8-probes", &["orb8-common"]),
     ("orb8-proto", &[]),
-    ("orb8-query", &["orb8-proto", "orb8-util"]),
+    ("orb8-query", &["orb8-filter", "orb8-proto", "orb8-util"]),
     ("orb8-util", &[]),
     ("xtask", &[]),
 ];

@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of what a row means; slots are checked by their users.
 
-use crate::event::{FlowId, FlowRecord, FlowState, Scope};
+use crate::event::{Ends, FlowId, FlowRecord, FlowState, Scope};
 
 /// No row.
 pub(super) const NONE: u32 = u32::MAX;
@@ -19,9 +19,49 @@ pub(super) struct Row {
     pub(super) lines_or_end_s: u32,
     pub(super) previous: u32,
     pub(super) next: u32,
+    /// The state of knowledge that its ends are from, 0 if an answer is awaited.
+    pub(super) generation: u32,
+    /// Where its volume stands in the shares.
+    pub(super) share: u16,
+    /// [`mark`] bits.
+    pub(super) marks: u8,
 }
 
-const _: () = assert!(size_of::<Row>() <= 144, "with the index, a flow takes 160 bytes at most");
+/// Bits of [`Row::marks`].
+pub(super) mod mark {
+    /// Its start was not told yet.
+    pub(in super::super) const HELD: u8 = 1;
+    /// It goes on for a row that ended because an end changed: its line is older than itself.
+    pub(in super::super) const CONTINUES: u8 = 2;
+    /// Its ends hold for what comes too, while knowledge does not move.
+    pub(in super::super) const LASTING: u8 = 4;
+}
+
+const _: () = assert!(size_of::<Row>() <= 208, "with the index, a flow takes 224 bytes at most");
+
+impl Row {
+    /// A row that no flow has.
+    pub(super) fn free() -> Self {
+        Self {
+            flow: blank(FlowId { key: orb8_common::network::FlowKey::EMPTY, owner: 0 }),
+            start_epoch: 0,
+            lines_or_end_s: 0,
+            previous: NONE,
+            next: NONE,
+            generation: 0,
+            share: 0,
+            marks: 0,
+        }
+    }
+
+    pub(super) const fn is(&self, mark: u8) -> bool {
+        self.marks & mark != 0
+    }
+
+    pub(super) const fn set(&mut self, mark: u8, on: bool) {
+        self.marks = if on { self.marks | mark } else { self.marks & !mark };
+    }
+}
 
 /// Rows in an order, linked through [`Row::previous`] and [`Row::next`].
 #[derive(Debug)]
@@ -72,6 +112,7 @@ pub fn blank(id: FlowId) -> FlowRecord {
         cookie: 0,
         membership: None,
         interface: None,
+        ends: Ends::default(),
         byte_rate: 0.0,
         packet_rate: 0.0,
         changed_epoch: 0,

@@ -1,0 +1,224 @@
+//! The writing side of the table: what begins, what ends, what has to go.
+//!
+//! The kernel holds no two connections of one zone that share a tuple. So whatever is told to
+//! begin ends those that held its tuples before, also where their end was never told: of what was
+//! there before anybody listened, the kernel tells no end.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::message::Connection;
+use super::table::Translations;
+use super::{GOES_ON, Translation, Tuple};
+
+/// An ended connection stays for this long: counts and events of its flows arrive late.
+const KEPT_NS: u64 = 30_000_000_000;
+
+/// Protocols whose tuples lack what tells two connections apart.
+const ICMP: [u8; 2] = [1, 58];
+
+/// Writes the table; there is one.
+#[derive(Debug)]
+pub(super) struct History {
+    table: Translations,
+    /// All that is in the table in the order it came, and some that have left it.
+    order: VecDeque<Arc<Translation>>,
+    /// What ended, in the order it did, and some that have left the table.
+    ended: VecDeque<Arc<Translation>>,
+    held: usize,
+    dump: u64,
+    /// Until then everything was told.
+    heard_ns: u64,
+}
+
+impl History {
+    /// A history that begins now.
+    pub(super) const fn new(table: Translations) -> Self {
+        Self {
+            table,
+            order: VecDeque::new(),
+            ended: VecDeque::new(),
+            held: 0,
+            dump: 0,
+            heard_ns: 0,
+        }
+    }
+
+    /// A connection began.
+    pub(super) fn begin(&mut self, connection: &Connection, now_ns: u64) {
+        self.take_in(connection, now_ns, now_ns);
+    }
+
+    /// A connection ended.
+    pub(super) fn end(&mut self, connection: &Connection, now_ns: u64) {
+        if !connection.is_translated() {
+            return;
+        }
+        let one = match self.same(connection) {
+            Some(one) => one,
+            // Its beginning was not told; its last records may still come.
+            None => self.put(connection, self.untold_ns(now_ns)),
+        };
+        self.close(&one, now_ns);
+    }
+
+    /// The kernel's table is about to be told from its start.
+    pub(super) const fn begin_dump(&mut self) {
+        self.dump += 1;
+    }
+
+    /// A connection is in the kernel's table.
+    pub(super) fn exists(&mut self, connection: &Connection, now_ns: u64) {
+        self.take_in(connection, self.untold_ns(now_ns), self.heard_ns);
+    }
+
+    /// All of the kernel's table as of `start_ns` was told: what was not is over, nobody knows since
+    /// when.
+    pub(super) fn end_dump(&mut self, start_ns: u64) {
+        let (dump, heard_ns) = (self.dump, self.heard_ns);
+        let over = |one: &&Arc<Translation>| {
+            one.until_ns().is_none() && one.dump.load(Ordering::Relaxed) != dump
+        };
+        let over: Vec<_> = self.order.iter().filter(over).map(Arc::clone).collect();
+        for one in over {
+            self.close(&one, heard_ns);
+        }
+        self.heard_ns = start_ns;
+    }
+
+    /// Everything that happened until now was told.
+    pub(super) const fn heard(&mut self, now_ns: u64) {
+        self.heard_ns = now_ns;
+    }
+
+    /// Forgets ended connections whose time is over.
+    pub(super) fn forget(&mut self, now_ns: u64) {
+        while let Some(one) = self.ended.front()
+            && one.until_ns().is_none_or(|until_ns| now_ns.saturating_sub(until_ns) >= KEPT_NS)
+        {
+            let one = Arc::clone(one);
+            self.ended.pop_front();
+            self.drop_one(&one);
+        }
+        while self.order.front().is_some_and(|one| one.dropped.load(Ordering::Relaxed)) {
+            self.order.pop_front();
+        }
+        if self.order.len() > 2 * self.held + 1024 {
+            self.order.retain(|one| !one.dropped.load(Ordering::Relaxed));
+            self.order.shrink_to_fit();
+            self.ended.shrink_to_fit();
+        }
+    }
+
+    /// When the next ended connection is to be forgotten, in the same clock.
+    pub(super) fn forget_at(&self) -> Option<u64> {
+        Some(self.ended.front()?.until_ns()?.saturating_add(KEPT_NS))
+    }
+
+    /// From when on a connection is certain whose beginning was not told. Nothing was told before
+    /// the first dump, so there it can only have been there; later, others may have been.
+    const fn untold_ns(&self, now_ns: u64) -> u64 {
+        if self.dump <= 1 { 0 } else { now_ns }
+    }
+
+    /// Puts it in if it is not there, where it ends others as of `over_ns`.
+    fn take_in(&mut self, connection: &Connection, from_ns: u64, over_ns: u64) {
+        let known = self.same(connection).filter(|one| one.until_ns().is_none());
+        let one = match known {
+            Some(one) => one,
+            None => {
+                self.displace(connection, over_ns);
+                if !connection.is_translated() {
+                    return;
+                }
+                self.put(connection, from_ns)
+            }
+        };
+        one.dump.store(self.dump, Ordering::Relaxed);
+    }
+
+    /// The latest with these tuples and this id.
+    fn same(&self, connection: &Connection) -> Option<Arc<Translation>> {
+        let mut found: Option<Arc<Translation>> = None;
+        self.table.each(&connection.original, |one| {
+            let same = one.id == connection.id
+                && one.zone == connection.zone
+                && one.original == connection.original
+                && one.reply == connection.reply;
+            let later = found.as_ref().is_none_or(|held| end_of(held) <= end_of(one));
+            if same && later {
+                found = Some(Arc::clone(one));
+            }
+        });
+        found
+    }
+
+    /// Ends those that hold a tuple of this connection.
+    fn displace(&mut self, connection: &Connection, over_ns: u64) {
+        if ICMP.contains(&connection.original.protocol) {
+            return;
+        }
+        let own = [connection.original, connection.reply];
+        let mut over: Vec<Arc<Translation>> = Vec::new();
+        for tuple in own {
+            self.table.each(&tuple, |one| {
+                let theirs: [Tuple; 2] = [one.original, one.reply];
+                let shared = theirs.iter().any(|tuple| own.contains(tuple));
+                if shared && one.zone == connection.zone && one.until_ns().is_none() {
+                    over.push(Arc::clone(one));
+                }
+            });
+        }
+        for one in over {
+            self.close(&one, over_ns);
+        }
+    }
+
+    fn put(&mut self, connection: &Connection, from_ns: u64) -> Arc<Translation> {
+        while self.held >= self.table.max_entries() {
+            self.evict();
+        }
+        let one = Arc::new(connection.translation(from_ns));
+        self.table.put(&one);
+        self.order.push_back(Arc::clone(&one));
+        self.held += 1;
+        one
+    }
+
+    fn close(&mut self, one: &Arc<Translation>, until_ns: u64) {
+        let ended =
+            one.until_ns.compare_exchange(GOES_ON, until_ns, Ordering::AcqRel, Ordering::Relaxed);
+        if ended.is_ok() {
+            self.ended.push_back(Arc::clone(one));
+            self.table.changed();
+        }
+    }
+
+    /// Makes room: what ended first goes first, then what came first.
+    fn evict(&mut self) {
+        let held = self.held;
+        while self.held == held {
+            let Some(one) = self.ended.pop_front().or_else(|| self.order.pop_front()) else {
+                self.held = 0;
+                return;
+            };
+            self.drop_one(&one);
+        }
+        self.table.count_evicted();
+    }
+
+    fn drop_one(&mut self, one: &Arc<Translation>) {
+        if !one.dropped.swap(true, Ordering::Relaxed) {
+            self.table.take(one);
+            self.held -= 1;
+        }
+    }
+}
+
+fn end_of(one: &Translation) -> u64 {
+    one.until_ns.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests;

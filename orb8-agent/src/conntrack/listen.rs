@@ -1,0 +1,217 @@
+//! The thread that listens to the kernel: the whole table first, then what begins and ends. When
+//! messages were lost, the whole table again.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::State;
+use super::history::History;
+use super::message::{Malformed, Message, messages};
+use super::socket::{DATAGRAM, Events, Heard, dump};
+use super::table::Translations;
+use crate::clock::Clock;
+
+/// Translated connections that are held; about 0.25 KiB each.
+const MAX_ENTRIES: usize = 32_768;
+/// Reading the kernel's table may take this part of a core: afterwards, as many times its own
+/// duration pass, and at least [`MIN_REST`].
+const REST: u32 = 20;
+const MIN_REST: Duration = Duration::from_secs(1);
+/// Datagrams that are read before anything else is seen to.
+const BATCH: usize = 1024;
+/// A kernel that tells nothing is asked again: its modules may be loaded later.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Bounds of a listener.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bounds {
+    /// Connections that are held; none: 32 768.
+    pub max_entries: Option<usize>,
+    /// Bytes of messages that may wait; none: 8 MiB.
+    pub queue_bytes: Option<usize>,
+}
+
+/// Listens until it is dropped.
+#[derive(Debug)]
+pub struct Tracking {
+    translations: Translations,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tracking {
+    /// The connections that it hears of.
+    #[must_use]
+    pub const fn translations(&self) -> &Translations {
+        &self.translations
+    }
+}
+
+impl Drop for Tracking {
+    fn drop(&mut self) {
+        rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).ok();
+        if let Some(thread) = self.thread.take() {
+            // A panic of that thread was told when it happened.
+            thread.join().ok();
+        }
+    }
+}
+
+/// Starts to listen in the network namespace of the calling thread.
+///
+/// # Errors
+/// The thread or what stops it could not be made. That the kernel tells nothing is no error but a
+/// state.
+pub fn start(bounds: Bounds, clock: Arc<dyn Clock>) -> io::Result<Tracking> {
+    let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let translations = Translations::empty(bounds.max_entries.unwrap_or(MAX_ENTRIES));
+    let mut listener = Listener {
+        history: History::new(translations.clone()),
+        table: translations.clone(),
+        stop: Arc::clone(&stop),
+        queue: bounds.queue_bytes,
+        buffer: vec![0; DATAGRAM].into(),
+        next_dump: clock.instant(),
+        clock,
+    };
+    let thread = thread::Builder::new()
+        .name("conntrack".to_owned())
+        .stack_size(256 * 1024)
+        .spawn(move || listener.run())?;
+    Ok(Tracking { translations, stop, thread: Some(thread) })
+}
+
+struct Listener {
+    history: History,
+    table: Translations,
+    stop: Arc<OwnedFd>,
+    queue: Option<usize>,
+    buffer: Box<[u8]>,
+    clock: Arc<dyn Clock>,
+    next_dump: Instant,
+}
+
+/// Asked to end.
+struct Stopped;
+
+impl Listener {
+    fn run(&mut self) {
+        loop {
+            let Err(error) = self.listen() else { return };
+            self.table.set_state(State::Unavailable, &error.to_string());
+            if self.wait(None, Some(RETRY)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Listens until asked to end, or until the kernel refuses.
+    fn listen(&mut self) -> Result<(), Unavailable> {
+        let events = Events::open(self.queue).map_err(Unavailable::Events)?;
+        let mut behind = true;
+        loop {
+            let now = self.clock.instant();
+            if behind && now >= self.next_dump {
+                self.read_all(now).map_err(Unavailable::Dump)?;
+                behind = false;
+            }
+            if !self.read_events(&events).map_err(Unavailable::Events)? {
+                self.table.count_overrun();
+                behind = true;
+            }
+            let now_ns = self.clock.monotonic_ns();
+            self.history.forget(now_ns);
+            if behind {
+                let reason = "messages came faster than they were read: reading the table again";
+                self.table.set_state(State::Resyncing, reason);
+            } else {
+                self.history.heard(now_ns);
+                self.table.set_state(State::Ok, "");
+            }
+            let forget = self.history.forget_at().map(|at| {
+                Duration::from_nanos(at.saturating_sub(now_ns)) + Duration::from_millis(1)
+            });
+            let dump = behind.then(|| self.next_dump.saturating_duration_since(now));
+            if self.wait(Some(&events), forget.into_iter().chain(dump).min()).is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn read_all(&mut self, start: Instant) -> io::Result<()> {
+        let Self { history, table, buffer, clock, .. } = self;
+        table.set_state(State::Resyncing, "the kernel's table is being read");
+        history.begin_dump();
+        let now_ns = clock.monotonic_ns();
+        dump(buffer, |message| match message {
+            Ok(Message::New(connection)) => history.exists(&connection, now_ns),
+            Ok(_) => {}
+            Err(Malformed) => table.count_rejected(),
+        })?;
+        history.end_dump(now_ns);
+        let end = clock.instant();
+        self.next_dump = end + MIN_REST.max((end - start) * REST);
+        Ok(())
+    }
+
+    /// Takes in what was told; false if messages were lost.
+    fn read_events(&mut self, events: &Events) -> io::Result<bool> {
+        let Self { history, table, buffer, clock, .. } = self;
+        let mut whole = true;
+        for _ in 0..BATCH {
+            let read = match events.read(buffer)? {
+                Heard::Bytes(read) => read,
+                Heard::Nothing => return Ok(whole),
+                Heard::Overrun => {
+                    whole = false;
+                    continue;
+                }
+            };
+            let now_ns = clock.monotonic_ns();
+            for message in messages(&buffer[..read]) {
+                match message {
+                    Ok(Message::New(connection)) => history.begin(&connection, now_ns),
+                    Ok(Message::Destroy(connection)) => history.end(&connection, now_ns),
+                    Ok(_) => {}
+                    Err(Malformed) => table.count_rejected(),
+                }
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Until something is told, for at most so long.
+    fn wait(&self, events: Option<&Events>, limit: Option<Duration>) -> Result<(), Stopped> {
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        let stop = PollFd::new(&self.stop, PollFlags::IN);
+        let told = events.map(|events| PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN));
+        let mut ready: Vec<_> = std::iter::once(stop).chain(told).collect();
+        // Interrupted is as good as woken: everything is looked at again.
+        poll(&mut ready, limit.as_ref()).ok();
+        if ready[0].revents().is_empty() { Ok(()) } else { Err(Stopped) }
+    }
+}
+
+/// Why the kernel tells nothing.
+#[derive(Debug, thiserror::Error)]
+enum Unavailable {
+    #[error("the kernel does not tell of connections ({0}): {remedy}", remedy = remedy(.0))]
+    Events(io::Error),
+    #[error("the kernel's table of connections cannot be read ({0}): {remedy}", remedy = remedy(.0))]
+    Dump(io::Error),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "give the agent CAP_NET_ADMIN",
+        _ => "load the module nf_conntrack_netlink",
+    }
+}

@@ -1,0 +1,151 @@
+//! The kernel's connection tracking: which connections have their addresses translated, and to
+//! what.
+//!
+//! A thread of its own listens to the kernel ([`start`]); anybody looks up ([`Translations`]). Only
+//! translated connections are kept. Whose the addresses are is not decided here.
+
+mod history;
+mod listen;
+mod message;
+mod socket;
+mod table;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+pub use listen::{Bounds, Tracking, start};
+pub use table::Translations;
+
+/// One direction of a connection. What has no ports has port 0; ICMP identifiers are not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// From.
+    pub src: SocketAddr,
+    /// To.
+    pub dst: SocketAddr,
+}
+
+impl Tuple {
+    /// The other direction, untranslated.
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        Self { protocol: self.protocol, src: self.dst, dst: self.src }
+    }
+}
+
+/// A connection whose addresses the kernel rewrites.
+#[derive(Debug)]
+pub struct Translation {
+    /// What its first packet looked like before translation.
+    pub original: Tuple,
+    /// What the answers to it look like when they arrive.
+    pub reply: Tuple,
+    /// CLOCK_MONOTONIC nanoseconds at which it was told, a little after its first packet; 0 for one
+    /// that was there before anything was told.
+    pub from_ns: u64,
+    /// The kernel's id and zone of the connection.
+    id: u32,
+    zone: u16,
+    until_ns: AtomicU64,
+    /// The last dump that told of it.
+    dump: AtomicU64,
+    /// Out of the table.
+    dropped: AtomicBool,
+}
+
+/// `until_ns` of a connection that goes on.
+const GOES_ON: u64 = u64::MAX;
+
+impl Translation {
+    /// A connection that goes on.
+    #[must_use]
+    pub const fn new(original: Tuple, reply: Tuple, from_ns: u64) -> Self {
+        Self {
+            original,
+            reply,
+            from_ns,
+            id: 0,
+            zone: 0,
+            until_ns: AtomicU64::new(GOES_ON),
+            dump: AtomicU64::new(0),
+            dropped: AtomicBool::new(false),
+        }
+    }
+
+    /// CLOCK_MONOTONIC nanoseconds until which it is certain; none while it goes on.
+    #[must_use]
+    pub fn until_ns(&self) -> Option<u64> {
+        let until_ns = self.until_ns.load(Ordering::Acquire);
+        (until_ns != GOES_ON).then_some(until_ns)
+    }
+
+    /// Whether the client's address or port is rewritten (masquerade).
+    #[must_use]
+    pub fn rewrites_source(&self) -> bool {
+        self.reply.dst != self.original.src
+    }
+
+    /// Whether the address or port asked for is rewritten (a Service's to a backend's).
+    #[must_use]
+    pub fn rewrites_destination(&self) -> bool {
+        self.reply.src != self.original.dst
+    }
+
+    /// Whether a packet of this form belongs to it: either direction, before or after translation.
+    #[must_use]
+    pub fn covers(&self, tuple: &Tuple) -> bool {
+        let turned = tuple.reversed();
+        [self.original, self.reply].iter().any(|own| own == tuple || *own == turned)
+    }
+}
+
+impl Translation {
+    /// Whether both are translated alike, so that it does not matter which is meant.
+    fn is_like(&self, other: &Self) -> bool {
+        self.original == other.original && self.reply == other.reply
+    }
+}
+
+/// Whether the kernel tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// All translated connections are known, as far as they fit.
+    Ok,
+    /// The kernel tells nothing.
+    Unavailable,
+    /// The kernel's table is being read, at the start or because messages were lost.
+    Resyncing,
+}
+
+impl State {
+    /// The word for it in answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Unavailable => "unavailable",
+            Self::Resyncing => "resyncing",
+        }
+    }
+}
+
+/// What there is to tell about connection tracking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Whether the kernel tells.
+    pub state: State,
+    /// Why it does not, if so.
+    pub reason: String,
+    /// Translated connections that are held, those that ended lately included.
+    pub entries: u64,
+    /// As many are held at most.
+    pub max_entries: u64,
+    /// Connections that had to go for others.
+    pub evicted: u64,
+    /// Times that messages were lost because they came too fast.
+    pub overruns: u64,
+    /// Messages that made no sense.
+    pub rejected: u64,
+}

@@ -1,0 +1,219 @@
+//! Translated connections, found by any form in which a hook may see their packets.
+//!
+//! One thread writes, any thread reads. A read allocates nothing, and waits at most for one entry
+//! of one shard to be put in. Nothing here talks to the kernel.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use hashbrown::HashTable;
+
+use super::{State, Status, Translation, Tuple};
+
+/// Few entries for each lock, so that growing a shard's table takes microseconds.
+const SHARDS: usize = 64;
+/// The kernel tells of a connection after its first packet has passed, and we read it later.
+const TOLD_LATE_NS: u64 = 1_000_000_000;
+
+type Shard = HashTable<(u64, Arc<Translation>)>;
+
+/// The table; clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Translations {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    hasher: RandomState,
+    /// Each connection twice: under the tuple of either direction, whichever way round.
+    shards: [RwLock<Shard>; SHARDS],
+    max_entries: usize,
+    generation: AtomicU64,
+    entries: AtomicU64,
+    evicted: AtomicU64,
+    overruns: AtomicU64,
+    rejected: AtomicU64,
+    state: Mutex<(State, String)>,
+}
+
+impl Translations {
+    /// An empty table for at most so many connections.
+    #[must_use]
+    pub fn empty(max_entries: usize) -> Self {
+        let reason = "connection tracking is not read".to_owned();
+        let shared = Shared {
+            hasher: RandomState::new(),
+            shards: std::array::from_fn(|_| RwLock::default()),
+            max_entries,
+            generation: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            overruns: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+            state: Mutex::new((State::Unavailable, reason)),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The connection that packets of this form belong to now, or else that they belonged to last.
+    ///
+    /// Nothing if several could be meant, as with pings, whose identifiers are not kept.
+    #[must_use]
+    pub fn find(&self, tuple: &Tuple) -> Option<Arc<Translation>> {
+        self.best(tuple, |one| Some(one.until_ns().unwrap_or(u64::MAX)))
+    }
+
+    /// The connection that a packet of this form belonged to then (CLOCK_MONOTONIC nanoseconds).
+    ///
+    /// Nothing if several could be meant.
+    #[must_use]
+    pub fn find_at(&self, tuple: &Tuple, at_ns: u64) -> Option<Arc<Translation>> {
+        self.best(tuple, |one| {
+            if one.until_ns().is_some_and(|until_ns| until_ns < at_ns) {
+                return None;
+            }
+            // Best one that was told before; else the next to be told, if it was told soon.
+            let told_late = one.from_ns.saturating_sub(at_ns);
+            (told_late <= TOLD_LATE_NS).then(|| u64::MAX - told_late)
+        })
+    }
+
+    /// A number that moves with every change of the table.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.shared.generation.load(Ordering::Acquire)
+    }
+
+    /// What there is to tell.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let shared = &*self.shared;
+        let (state, reason) = shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Status {
+            state,
+            reason,
+            entries: shared.entries.load(Ordering::Relaxed),
+            max_entries: shared.max_entries as u64,
+            evicted: shared.evicted.load(Ordering::Relaxed),
+            overruns: shared.overruns.load(Ordering::Relaxed),
+            rejected: shared.rejected.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Puts a connection in, as if the kernel had told of it; for tests of those who look up.
+    pub fn insert(&self, translation: Translation) -> Arc<Translation> {
+        let translation = Arc::new(translation);
+        self.put(&translation);
+        translation
+    }
+
+    /// The one that ranks highest; none if two that differ do.
+    fn best<R: Ord>(
+        &self,
+        tuple: &Tuple,
+        rank: impl Fn(&Translation) -> Option<R>,
+    ) -> Option<Arc<Translation>> {
+        let hash = self.hash(tuple);
+        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
+        let mut best: Option<(R, &Arc<Translation>)> = None;
+        let mut doubtful = false;
+        for (_, one) in shard.iter_hash(hash).filter(|(of, one)| *of == hash && one.covers(tuple)) {
+            let Some(rank) = rank(one) else { continue };
+            let order = best.as_ref().map(|(held, _)| rank.cmp(held));
+            match order {
+                Some(std::cmp::Ordering::Less) => {}
+                Some(std::cmp::Ordering::Equal) => {
+                    doubtful |= best.as_ref().is_some_and(|(_, held)| !held.is_like(one));
+                }
+                Some(std::cmp::Ordering::Greater) | None => {
+                    best = Some((rank, one));
+                    doubtful = false;
+                }
+            }
+        }
+        best.filter(|_| !doubtful).map(|(_, one)| Arc::clone(one))
+    }
+
+    /// All of this tuple, in either direction.
+    pub(super) fn each(&self, tuple: &Tuple, mut visit: impl FnMut(&Arc<Translation>)) {
+        let hash = self.hash(tuple);
+        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
+        for (_, one) in shard.iter_hash(hash).filter(|(of, one)| *of == hash && one.covers(tuple)) {
+            visit(one);
+        }
+    }
+
+    pub(super) fn put(&self, one: &Arc<Translation>) {
+        for hash in self.hashes(one) {
+            let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
+            shard.insert_unique(hash, (hash, Arc::clone(one)), |(hash, _)| *hash);
+        }
+        self.shared.entries.fetch_add(1, Ordering::Relaxed);
+        self.changed();
+    }
+
+    pub(super) fn take(&self, one: &Arc<Translation>) {
+        for hash in self.hashes(one) {
+            let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
+            if let Ok(entry) = shard.find_entry(hash, |(_, held)| Arc::ptr_eq(held, one)) {
+                entry.remove();
+            }
+            if shard.is_empty() {
+                // What a burst needed is given back.
+                shard.shrink_to_fit(|(hash, _)| *hash);
+            }
+        }
+        self.shared.entries.fetch_sub(1, Ordering::Relaxed);
+        self.changed();
+    }
+
+    pub(super) fn changed(&self) {
+        self.shared.generation.fetch_add(1, Ordering::Release);
+    }
+
+    pub(super) fn max_entries(&self) -> usize {
+        self.shared.max_entries
+    }
+
+    pub(super) fn count_evicted(&self) {
+        self.shared.evicted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_overrun(&self) {
+        self.shared.overruns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_rejected(&self) {
+        self.shared.rejected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_state(&self, state: State, reason: &str) {
+        let mut held = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 != state || held.1 != reason {
+            *held = (state, reason.to_owned());
+        }
+    }
+
+    /// Where it is found: under the tuple of either direction.
+    fn hashes(&self, one: &Translation) -> impl Iterator<Item = u64> {
+        let (first, second) = (self.hash(&one.original), self.hash(&one.reply));
+        std::iter::once(first).chain((first != second).then_some(second))
+    }
+
+    /// The same for both ways round.
+    fn hash(&self, tuple: &Tuple) -> u64 {
+        let ends = (tuple.src.min(tuple.dst), tuple.src.max(tuple.dst));
+        self.shared.hasher.hash_one((tuple.protocol, ends))
+    }
+
+    fn shard(&self, hash: u64) -> &RwLock<Shard> {
+        // The table uses the lowest and the highest bits itself.
+        let at = usize::try_from((hash >> 32) % SHARDS as u64).unwrap_or(0);
+        &self.shared.shards[at]
+    }
+}
+
+#[cfg(test)]
+mod tests;

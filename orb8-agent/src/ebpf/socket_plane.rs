@@ -1,0 +1,111 @@
+//! The socket plane's programs: two links at one cgroup, kept there.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use super::load::Programs;
+use super::sys;
+use crate::capture::SocketRoot;
+use crate::datapath::{AttachState, SocketPlaneStatus};
+use crate::event::{Notice, Severity};
+
+/// The program and the attach type of each direction.
+const HOOKS: [(&str, u32); 2] = [
+    ("orb8_sock_in", sys::BPF_CGROUP_INET_INGRESS),
+    ("orb8_sock_out", sys::BPF_CGROUP_INET_EGRESS),
+];
+
+/// The programs at a cgroup.
+pub(super) struct SocketPlane {
+    root: SocketRoot,
+    links: Option<[OwnedFd; 2]>,
+    /// Why there are no links, once that was tried.
+    reason: String,
+}
+
+impl SocketPlane {
+    /// Not attached yet.
+    pub(super) fn new(root: SocketRoot) -> Self {
+        Self { root, links: None, reason: String::new() }
+    }
+
+    /// Attaches what is not there, the first time or because somebody has taken it off; what
+    /// there is to tell about it.
+    pub(super) fn keep_attached(&mut self, programs: &Programs) -> Option<Notice> {
+        let attached = self.links.is_some();
+        match self.try_keep(programs) {
+            Ok(false) => None,
+            Ok(true) => {
+                self.reason.clear();
+                let root = self.root.path.display();
+                Some(if attached {
+                    Notice {
+                        severity: Severity::Warning,
+                        code: "programs_removed",
+                        message: format!(
+                            "our programs were taken off the cgroup {root} and are attached again; what its sockets sent and received meanwhile is not known"
+                        ),
+                    }
+                } else {
+                    Notice {
+                        severity: Severity::Info,
+                        code: "socket_plane_attached",
+                        message: format!("attached to the sockets below {root}"),
+                    }
+                })
+            }
+            Err(error) => {
+                let reason = format!("attach to the cgroup {}: {error}", self.root.path.display());
+                self.links = None;
+                let news = self.reason != reason;
+                self.reason.clone_from(&reason);
+                news.then_some(Notice {
+                    severity: Severity::Error,
+                    code: "attach_failed",
+                    message: reason,
+                })
+            }
+        }
+    }
+
+    /// True if something had to be attached.
+    fn try_keep(&mut self, programs: &Programs) -> io::Result<bool> {
+        let cgroup = File::open(&self.root.path)?;
+        if self.links.is_some() {
+            let mut all = true;
+            for (name, attach_type) in HOOKS {
+                let there = sys::cgroup_programs(cgroup.as_fd(), attach_type)?;
+                all &= programs.id(name).is_some_and(|id| there.contains(&id));
+            }
+            if all {
+                return Ok(false);
+            }
+            self.detach();
+        }
+        let attach = |(name, attach_type): (&str, u32)| {
+            sys::cgroup_attach(programs.fd(name), cgroup.as_fd(), attach_type)
+        };
+        self.links = Some([attach(HOOKS[0])?, attach(HOOKS[1])?]);
+        Ok(true)
+    }
+
+    /// Takes the programs off.
+    pub(super) fn detach(&mut self) {
+        for link in self.links.take().into_iter().flatten() {
+            if let Err(error) = sys::link_detach(link.as_fd()) {
+                tracing::debug!(%error, "a link was already gone");
+            }
+        }
+    }
+
+    /// As status shows it.
+    pub(super) fn status(&self) -> SocketPlaneStatus {
+        let state = match (&self.links, self.reason.is_empty()) {
+            (Some(_), _) => AttachState::Attached,
+            (None, true) => AttachState::Attaching,
+            (None, false) => AttachState::Failed,
+        };
+        SocketPlaneStatus { root: self.root.path.clone(), state, reason: self.reason.clone() }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the attach thread tells the rest of the agent of this host: names, addresses, and which
+//! addresses are behind the links to pods.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::super::netlink::{Address, Device, Routes};
+use super::super::pod_links::{self, Link};
+use super::Worker;
+use crate::datapath::ChosenBy;
+use crate::host::PodLink;
+
+/// Neighbours change all the time on a busy node; they are listed no more often than this.
+const REST: Duration = Duration::from_secs(1);
+
+/// What is known of the links to pods.
+#[derive(Default)]
+pub(super) struct Known {
+    links: Vec<Link>,
+    told: HashMap<u32, PodLink>,
+    listed: Option<Instant>,
+}
+
+impl Worker {
+    /// Tells names and addresses.
+    pub(super) fn remember(&self, devices: &[Device], addresses: &[Address]) {
+        let gone = |ifindex: &u32| !devices.iter().any(|d| d.ifindex == *ifindex);
+        let gone: Vec<u32> =
+            self.known.iter().flat_map(HashMap::keys).copied().filter(gone).collect();
+        self.shared.facts.update(|facts| {
+            facts.set_addresses(addresses.iter().map(|address| address.ip));
+            for ifindex in gone {
+                facts.remove_interface(ifindex);
+            }
+            for device in devices {
+                facts.set_interface(device.ifindex, &device.name);
+            }
+        });
+    }
+
+    /// Notes which links to pods there are, and tells what is behind them.
+    pub(super) fn learn_pod_links(&mut self, chosen: &[(Device, ChosenBy)], routes: &Routes) {
+        let links = chosen.iter().filter(|(_, why)| *why == ChosenBy::PodLink);
+        self.behind.links = links
+            .map(|(device, _)| Link { ifindex: device.ifindex, controller: device.controller })
+            .collect();
+        self.tell_pod_links(routes);
+    }
+
+    /// Neighbours or routes to single addresses have changed since they were listed.
+    fn is_stale(&self) -> bool {
+        self.shared.neighbours.load(Ordering::Acquire)
+    }
+
+    /// How long there is to wait at most, for what has changed to be listed in time.
+    pub(super) fn until_neighbours(&self, wait: Duration) -> Duration {
+        match self.behind.listed {
+            Some(listed) if self.is_stale() => {
+                wait.min((listed + REST).saturating_duration_since(Instant::now()))
+            }
+            _ => wait,
+        }
+    }
+
+    /// Lists neighbours and routes anew if they have changed, and not more often than is good.
+    pub(super) fn refresh_pod_links(&mut self) {
+        let rested = self.behind.listed.is_none_or(|listed| listed.elapsed() >= REST);
+        if !self.is_stale() || !rested {
+            return;
+        }
+        match self.netlink.routes() {
+            Ok(routes) => self.tell_pod_links(&routes),
+            Err(error) => {
+                self.behind.listed = Some(Instant::now());
+                tracing::debug!(%error, "routes cannot be listed, tried again soon");
+            }
+        }
+    }
+
+    fn tell_pod_links(&mut self, routes: &Routes) {
+        self.behind.listed = Some(Instant::now());
+        // Before the listing, so that a change in between is not missed.
+        self.shared.neighbours.store(false, Ordering::Release);
+        let neighbours = if self.behind.links.is_empty() {
+            Default::default()
+        } else {
+            self.netlink.neighbours().unwrap_or_else(|error| {
+                tracing::debug!(%error, "neighbours cannot be listed, tried again soon");
+                self.shared.neighbours.store(true, Ordering::Release);
+                Default::default()
+            })
+        };
+        let now = pod_links::behind(&self.behind.links, &routes.hosts, &neighbours);
+        if now != self.behind.told {
+            self.behind.told.clone_from(&now);
+            self.shared.facts.update(|facts| facts.set_pod_links(now));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The one place that says who the ends of a flow are.
+//!
+//! A pure function of what is known in memory: cgroups, links to pods, addresses with the times at
+//! which they were held, Services, and the kernel's translations. It waits for nothing, allocates
+//! nothing and reads no clock; what it does not know it says, with the reason. It never rewrites an
+//! address and never prefers a likely name to a certain one.
+
+mod enricher;
+mod links;
+mod owner;
+mod peer;
+mod service;
+mod sides;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::cgroup::{Cgroups, Membership};
+use crate::conntrack::{Translation, Translations, Tuple};
+use crate::event::{Attribution, End, Ends, How, Reason, Scope};
+use crate::host::{Facts, HostFacts, HostReader};
+use crate::k8s::model::Node;
+use crate::k8s::registry::{Holder, Registry, View};
+
+pub use enricher::OwnerEnricher;
+use links::Links;
+use sides::Sides;
+
+/// What identities are made of.
+#[derive(Clone, Debug)]
+pub struct Knowledge {
+    /// Pods, nodes, Services.
+    pub registry: Arc<Registry>,
+    /// Whether the Kubernetes API is asked at all.
+    pub kubernetes: bool,
+    /// Addresses and links of this host.
+    pub facts: Arc<HostFacts>,
+    /// Paths of cgroups; asked only whether it has changed.
+    pub cgroups: Cgroups,
+    /// What the kernel makes of addresses.
+    pub translations: Translations,
+}
+
+impl Knowledge {
+    /// That of a host without Kubernetes, cgroups and translations, as far as the facts go.
+    #[must_use]
+    pub fn of_host(facts: Arc<HostFacts>) -> Self {
+        Self {
+            registry: Registry::shared("", 0),
+            kubernetes: false,
+            facts,
+            cgroups: Cgroups::default(),
+            translations: Translations::empty(0),
+        }
+    }
+}
+
+impl Knowledge {
+    /// Who held an address for the whole of a time.
+    #[must_use]
+    pub fn who(&self, address: IpAddr, span: Span) -> End {
+        let (facts, own_node) = (self.facts.snapshot(), self.registry.own_node());
+        let lookup = Lookup {
+            view: self.registry.read(),
+            facts: &facts,
+            kubernetes: self.kubernetes,
+            own_node: &own_node,
+        };
+        over(span, |at_ns| lookup.holder(address, at_ns))
+    }
+}
+
+/// Who sent the first packet of a conversation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Began {
+    /// Not known: it was on its way before it was seen.
+    #[default]
+    Unknown,
+    /// The owner of the flow.
+    Owner,
+    /// The other end.
+    Peer,
+}
+
+/// What there is to ask of a flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The interface that it was counted at; none where it was counted at a socket.
+    pub ifindex: Option<u32>,
+    /// The owner sends.
+    pub egress: bool,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The owner's address.
+    pub owner: IpAddr,
+    /// The address of the other end.
+    pub peer: IpAddr,
+    /// Ports of the owner and of the other end, where packets have them.
+    pub ports: Option<(u16, u16)>,
+    /// The cgroup of the owner's socket.
+    pub membership: Option<&'a Arc<Membership>>,
+    /// What is known of whose traffic it is.
+    pub scope: Scope,
+    /// Who sent first.
+    pub began: Began,
+    /// What is known already of its translation.
+    pub translation: Option<&'a Arc<Translation>>,
+}
+
+impl Question<'_> {
+    /// The packet as the kernel's connection tracking would write it down.
+    fn tuple(&self) -> Tuple {
+        let (owner_port, peer_port) = self.ports.unwrap_or((0, 0));
+        let (owner, peer) = ((self.owner, owner_port).into(), (self.peer, peer_port).into());
+        let (src, dst) = if self.egress { (owner, peer) } else { (peer, owner) };
+        Tuple { protocol: self.protocol, src, dst }
+    }
+}
+
+/// The time over which packets were counted, CLOCK_MONOTONIC nanoseconds, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Of the first.
+    pub since_ns: u64,
+    /// Of the last.
+    pub until_ns: u64,
+}
+
+/// What is known of a flow.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// Who, and which Service was asked for.
+    pub ends: Ends,
+    /// The addresses hide that it only passes through this host.
+    pub forwarded: bool,
+    /// An answer is on its way that changes nothing else: ask again.
+    pub pending: bool,
+}
+
+/// Answers, from what is known at the moment of each batch.
+#[derive(Debug)]
+pub struct Resolver {
+    known: Knowledge,
+    facts: HostReader,
+    links: Links,
+    own_node: Arc<Node>,
+}
+
+impl Resolver {
+    /// One that asks these.
+    #[must_use]
+    pub fn new(known: Knowledge) -> Self {
+        let facts = HostReader::new(Arc::clone(&known.facts));
+        let own_node = known.registry.own_node();
+        Self { known, facts, links: Links::default(), own_node }
+    }
+
+    /// Questions of one batch, under one lock; changes of the registry wait for its end.
+    pub fn batch(&mut self) -> Batch<'_> {
+        let facts = self.facts.get();
+        self.links.keep_current(facts);
+        let lookup = Lookup {
+            view: self.known.registry.read(),
+            facts,
+            kubernetes: self.known.kubernetes,
+            own_node: &self.own_node,
+        };
+        Batch { lookup, known: &self.known, links: &mut self.links }
+    }
+}
+
+/// One batch of questions.
+pub struct Batch<'a> {
+    lookup: Lookup<'a>,
+    known: &'a Knowledge,
+    links: &'a mut Links,
+}
+
+impl std::fmt::Debug for Batch<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Batch").finish_non_exhaustive()
+    }
+}
+
+impl Batch<'_> {
+    /// A number that moves when answers may have changed, translations left aside; never 0.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        let sum = self
+            .known
+            .registry
+            .generation()
+            .wrapping_add(self.known.cgroups.generation())
+            .wrapping_add(self.known.facts.generation())
+            .wrapping_add(self.links.generation());
+        // Its low bits are enough to see that it has moved.
+        u32::try_from(sum & u64::from(u32::MAX >> 1)).unwrap_or(0) + 1
+    }
+
+    /// The translation of a connection that the kernel may have told since.
+    #[must_use]
+    pub fn translation(&self, question: &Question<'_>, span: Span) -> Option<Arc<Translation>> {
+        self.known.translations.find_at(&question.tuple(), span.since_ns)
+    }
+
+    /// Who the ends of a flow were for the whole of a time.
+    pub fn resolve(&mut self, question: &Question<'_>, span: Span) -> Answer {
+        let translation =
+            question.translation.cloned().or_else(|| self.translation(question, span));
+        let sides = translation.as_deref().map(|found| Sides::of(question, found));
+        self.learn(question);
+        let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
+        let peer = over(span, |at_ns| self.peer(question, sides.as_ref(), &owner, at_ns));
+        let asked = self.asked(question, &peer, translation.as_deref());
+        let waits = |found: &&Arc<Membership>| found.cgroup().is_none() && !found.is_gone();
+        Answer {
+            forwarded: self.passes_through(question, sides.as_ref()),
+            pending: question.membership.as_ref().is_some_and(waits),
+            ends: Ends { owner, peer, asked, translation },
+        }
+    }
+
+    /// Notes which pod is behind a link, from what leaves it.
+    fn learn(&mut self, question: &Question<'_>) {
+        let Some(ifindex) = question.ifindex.filter(|_| question.egress) else { return };
+        let pod = question.membership.and_then(|found| found.cgroup()).and_then(|it| it.pod());
+        let Some(pod) = pod.filter(|_| self.lookup.facts.pod_link(ifindex).is_some()) else {
+            return;
+        };
+        if let Some(interface) = self.lookup.facts.interface(ifindex) {
+            self.links.learn(ifindex, interface, pod);
+        }
+    }
+}
+
+/// Looks addresses up.
+struct Lookup<'a> {
+    view: View<'a>,
+    facts: &'a Facts,
+    kubernetes: bool,
+    own_node: &'a Arc<Node>,
+}
+
+impl Lookup<'_> {
+    /// Whether an address is one of this host's.
+    fn is_local(&self, address: IpAddr) -> bool {
+        self.facts.is_local(address) == Some(true)
+    }
+
+    /// Who held an address at a time.
+    fn holder(&self, address: IpAddr, at_ns: u64) -> End {
+        let own = || End::Node(How::by(Attribution::Address), Arc::clone(self.own_node));
+        let by_address = How::by(Attribution::Address);
+        match self.view.holder(address, at_ns) {
+            Holder::Pod { pod, current: true } => End::Pod(by_address, Arc::clone(pod)),
+            Holder::Pod { pod, current: false } => {
+                End::Pod(How::by(Attribution::AddressReused), Arc::clone(pod))
+            }
+            Holder::Service(service) => End::Service(by_address, Arc::clone(service)),
+            Holder::Node(node) => End::Node(by_address, Arc::clone(node)),
+            Holder::Ambiguous | Holder::InCluster | Holder::Outside | Holder::NotSynced
+                if self.is_local(address) =>
+            {
+                own()
+            }
+            Holder::Ambiguous => End::unknown(Reason::AddressAmbiguous),
+            Holder::InCluster => End::unknown(Reason::AddressUnknown),
+            Holder::Outside | Holder::NotSynced if is_shared(address) => {
+                End::unknown(Reason::AddressUnknown)
+            }
+            Holder::Outside => End::External(by_address),
+            Holder::NotSynced if self.kubernetes => End::unknown(Reason::ApiNotSynced),
+            // Without the host's own addresses, inside and outside are not told apart.
+            Holder::NotSynced if self.facts.is_local(address).is_none() => {
+                End::unknown(Reason::NoKubernetes)
+            }
+            Holder::NotSynced => End::External(How::not(Reason::NoKubernetes)),
+        }
+    }
+}
+
+/// Addresses that stand for many, or for whoever is on the link.
+const fn is_shared(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            address.is_multicast() || address.is_broadcast() || address.is_unspecified()
+        }
+        IpAddr::V6(address) => {
+            address.is_multicast() || address.is_unspecified() || address.is_unicast_link_local()
+        }
+    }
+}
+
+/// Who it was at both ends of a time; two different ones are nobody.
+fn over(span: Span, mut at: impl FnMut(u64) -> End) -> End {
+    let last = at(span.until_ns);
+    if span.since_ns == span.until_ns || last.is_unknown() {
+        return last;
+    }
+    let first = at(span.since_ns);
+    if first.is_same(&last) {
+        last
+    } else if first.is_unknown() {
+        first
+    } else {
+        End::unknown(Reason::AddressAmbiguous)
+    }
+}
+
+#[cfg(test)]
+mod tests;

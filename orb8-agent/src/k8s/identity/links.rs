@@ -1,0 +1,64 @@
+//! Which pod is behind which link, learned from the cgroups of what leaves it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::host::{Facts, InterfaceName};
+use crate::k8s::model::Pod;
+
+/// Links that are remembered; a node has a few hundred pods.
+const MAX_LINKS: usize = 16_384;
+
+/// Pods by the ifindex of their links.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    known: HashMap<u32, Link>,
+    generation: u64,
+}
+
+#[derive(Debug)]
+struct Link {
+    /// The link itself: another one with the same index has another name object.
+    interface: Arc<InterfaceName>,
+    /// None once two pods were seen to send through it.
+    pod: Option<Arc<Pod>>,
+}
+
+impl Links {
+    /// Moves with every change.
+    pub(super) const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The only pod that was seen to send through a link.
+    pub(super) fn pod(&self, ifindex: u32) -> Option<&Arc<Pod>> {
+        self.known.get(&ifindex)?.pod.as_ref()
+    }
+
+    /// Notes a pod that sends through a link. A process that entered another pod's network makes
+    /// the link nobody's.
+    pub(super) fn learn(&mut self, ifindex: u32, interface: &Arc<InterfaceName>, pod: &Arc<Pod>) {
+        if let Some(link) = self.known.get_mut(&ifindex) {
+            if link.pod.as_ref().is_some_and(|known| known.uid != pod.uid) {
+                link.pod = None;
+                self.generation += 1;
+            }
+        } else if self.known.len() < MAX_LINKS {
+            let link = Link { interface: Arc::clone(interface), pod: Some(Arc::clone(pod)) };
+            self.known.insert(ifindex, link);
+            self.generation += 1;
+        }
+    }
+
+    /// Forgets links that are gone.
+    pub(super) fn keep_current(&mut self, facts: &Facts) {
+        let is_current = |ifindex: u32, link: &Link| {
+            facts.interface(ifindex).is_some_and(|held| Arc::ptr_eq(held, &link.interface))
+        };
+        let before = self.known.len();
+        self.known.retain(|ifindex, link| is_current(*ifindex, link));
+        if self.known.len() < before {
+            self.generation += 1;
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Who the other end is: by its address at the time, and by what hides behind it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{Batch, Began, Question, Sides};
+use crate::event::{Attribution, End, How, Reason};
+
+impl Batch<'_> {
+    /// The other end at a time.
+    pub(super) fn peer(
+        &self,
+        question: &Question<'_>,
+        sides: Option<&Sides>,
+        owner: &End,
+        at_ns: u64,
+    ) -> End {
+        if question.peer.is_loopback() {
+            return self.beside(question, owner);
+        }
+        if let Some(real) = sides.and_then(|sides| sides.hidden_peer(question.peer)) {
+            return self.hidden_by_mask(real, at_ns);
+        }
+        let began = sides.map_or(question.began, |sides| sides.began);
+        match self.lookup.holder(question.peer, at_ns) {
+            End::Node(_, node) if self.may_hide_a_pod(question.peer, owner, began) => {
+                End::Node(How::by(Attribution::Masqueraded), node)
+            }
+            other => other,
+        }
+    }
+
+    /// Whether another node's address may stand for a pod there: what a pod of ours dialled itself
+    /// is that node, what dialled the pod may be anybody there.
+    fn may_hide_a_pod(&self, address: IpAddr, owner: &End, began: Began) -> bool {
+        owner.pod().is_some() && began != Began::Owner && !self.lookup.is_local(address)
+    }
+
+    /// Who is at a loopback address: somebody in the owner's own network namespace.
+    fn beside(&self, question: &Question<'_>, owner: &End) -> End {
+        let own = || End::Node(How::by(Attribution::Address), Arc::clone(self.lookup.own_node));
+        match owner {
+            End::Pod(how, pod) => match pod.identity() {
+                Some(identity) if identity.host_network => own(),
+                Some(_) => End::Pod(*how, Arc::clone(pod)),
+                None => End::unknown(Reason::PodUnknown),
+            },
+            End::Node(..) => own(),
+            // A container may have a network of its own; the path does not tell.
+            End::Process(_) if !is_in_container(question) => own(),
+            End::Unknown(_) | End::External(_) | End::Service(..) | End::Process(_) => {
+                End::unknown(Reason::AddressAmbiguous)
+            }
+        }
+    }
+}
+
+fn is_in_container(question: &Question<'_>) -> bool {
+    let cgroup = question.membership.and_then(|found| found.cgroup());
+    let placement = cgroup.and_then(|cgroup| cgroup.placement.as_ref());
+    placement.is_some_and(|found| found.container.is_some())
+}

@@ -1,0 +1,352 @@
+//! Who the ends of the rows are: asked when something is counted and knowledge has moved, asked
+//! again for a while for what is young, and never guessed. Where an end changed, the row is split.
+
+use super::rows::{Row, mark};
+use super::shares::share_of;
+use super::{FlowTable, SECOND_NS};
+use crate::event::{
+    Attribution, End, EndReason, Ends, FlowRecord, Reason, Scope, Told, Volume, tcp_bit,
+};
+use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
+use crate::network::keys;
+use crate::pipeline::processor::Output;
+
+/// A flow is young for this long: what is not known of it may still be told.
+const YOUNG_NS: u64 = 10 * SECOND_NS;
+/// Young rows that are asked about at each drain.
+pub(super) const MAX_YOUNG: usize = 8192;
+/// Starts that wait for a name.
+pub(super) const MAX_HELD: usize = 1024;
+/// Rows, whatever their age, that are looked at in each drain.
+const ROWS_PER_DRAIN: usize = 4096;
+
+/// A row as long as the same flow is in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    slot: u32,
+    flow_id: u64,
+}
+
+impl FlowTable {
+    /// Names a row in which nothing is counted yet.
+    pub(super) fn name_first(&mut self, slot: u32, batch: &mut Batch<'_>) {
+        let span = self.span(slot);
+        let answer = self.ask(slot, span, batch);
+        self.adopt(slot, answer, span, batch);
+        self.keep_young(slot);
+    }
+
+    fn keep_young(&mut self, slot: u32) {
+        if self.young.len() < MAX_YOUNG {
+            let flow_id = self.rows[slot as usize].flow.flow_id;
+            self.young.push_back(Place { slot, flow_id });
+        }
+    }
+
+    /// Names a row on which something is to be counted that was last seen at `until_ns`; gives the
+    /// row to count on, and whether it is a new one. None if there is no room for a new one.
+    pub(super) fn name_counted(
+        &mut self,
+        slot: u32,
+        until_ns: u64,
+        batch: &mut Batch<'_>,
+        output: &mut Output,
+    ) -> Option<(u32, bool)> {
+        if self.rows[slot as usize].is(mark::LASTING) && self.is_current(slot, batch) {
+            return Some((slot, false));
+        }
+        let was = self.span(slot);
+        let whole = Span { since_ns: was.since_ns, until_ns: was.until_ns.max(until_ns) };
+        let answer = self.ask(slot, whole, batch);
+        let flow = &self.rows[slot as usize].flow;
+        if flow.packets == 0 || flow.ends.is_refined_by(&answer.ends) {
+            self.adopt(slot, answer, whole, batch);
+            return Some((slot, false));
+        }
+        let before = self.ask(slot, was, batch).ends.or_kept(&flow.ends);
+        let since_ns = self.counted_after_ns.max(was.since_ns).min(whole.until_ns);
+        let now = self.ask(slot, Span { since_ns, ..whole }, batch);
+        if before.is_same(&now.ends) {
+            self.adopt(slot, Answer { ends: before, ..answer }, whole, batch);
+            return Some((slot, false));
+        }
+        let since = Span { since_ns, ..whole };
+        self.split(slot, before, now, since, batch, output).map(|slot| (slot, true))
+    }
+
+    /// Whether nothing is known that was not known when the row was named.
+    fn is_current(&self, slot: u32, batch: &Batch<'_>) -> bool {
+        let row = &self.rows[slot as usize];
+        row.generation == batch.generation() && !self.may_be_translated(slot, batch)
+    }
+
+    /// Whether the kernel has told of a translation that the row lacks. It is told soon or never.
+    fn may_be_translated(&self, slot: u32, batch: &Batch<'_>) -> bool {
+        let flow = &self.rows[slot as usize].flow;
+        let is_young = self.now_ns.saturating_sub(flow.first_seen_ns) < YOUNG_NS;
+        flow.ends.translation.is_none()
+            && is_young
+            && batch.translation(&question(flow, Began::Unknown), self.span(slot)).is_some()
+    }
+
+    fn ask(&self, slot: u32, span: Span, batch: &mut Batch<'_>) -> Answer {
+        let flow = &self.rows[slot as usize].flow;
+        batch.resolve(&question(flow, self.began(flow)), span)
+    }
+
+    /// Takes an answer for a time over; true if anything that is shown changed.
+    fn adopt(&mut self, slot: u32, answer: Answer, span: Span, batch: &Batch<'_>) -> bool {
+        let lasting = span.until_ns >= self.moved_ns;
+        let row = &mut self.rows[slot as usize];
+        row.generation = if answer.pending { 0 } else { batch.generation() };
+        row.set(mark::LASTING, lasting);
+        let share = row.share;
+        let known = std::mem::take(&mut row.flow.ends);
+        let ends = Ends {
+            asked: answer.ends.asked.clone().or_else(|| known.asked.clone()),
+            ..answer.ends
+        };
+        let changed = !ends.looks_like(&known);
+        row.flow.ends = ends;
+        if answer.forwarded {
+            row.flow.scope = Scope::Forwarded;
+        }
+        self.account(slot);
+        changed || self.rows[slot as usize].share != share
+    }
+
+    /// Moves what was counted on a row to the share that it belongs to now.
+    pub(super) fn account(&mut self, slot: u32) {
+        let row = &mut self.rows[slot as usize];
+        let share = share_of(&row.flow);
+        if share != row.share {
+            let volume = Volume { packets: row.flow.packets, bytes: row.flow.bytes };
+            self.shares.shift(row.share, share, volume);
+            row.share = share;
+        }
+    }
+
+    /// Ends a row whose other end is somebody else by now, and goes on in a new one.
+    fn split(
+        &mut self,
+        slot: u32,
+        before: Ends,
+        now: Answer,
+        since: Span,
+        batch: &Batch<'_>,
+        output: &mut Output,
+    ) -> Option<u32> {
+        let row = &mut self.rows[slot as usize];
+        row.flow.ends = before;
+        let lines = row.lines_or_end_s;
+        self.account(slot);
+        let old = self.rows[slot as usize].flow.clone();
+        self.end(slot, EndReason::PeerChanged, output);
+        let slot = self.insert(old.id, since.since_ns, output)?;
+        let row = &mut self.rows[slot as usize];
+        row.lines_or_end_s = lines;
+        row.set(mark::CONTINUES, true);
+        row.flow = FlowRecord {
+            flow_id: row.flow.flow_id,
+            first_seen_ns: since.since_ns,
+            last_seen_ns: since.since_ns,
+            packets: 0,
+            bytes: 0,
+            byte_rate: 0.0,
+            packet_rate: 0.0,
+            changed_epoch: 0,
+            ..old
+        };
+        self.keep_young(slot);
+        self.adopt(slot, now, since, batch);
+        Some(slot)
+    }
+
+    /// Names rows anew on which nothing was counted since: young ones, and some of all others.
+    pub(super) fn sweep(&mut self, batch: &mut Batch<'_>) {
+        for _ in 0..self.young.len() {
+            let Some(place) = self.young.pop_front() else { break };
+            let row = &self.rows[place.slot as usize];
+            let first_ns = row.flow.first_seen_ns;
+            if row.flow.flow_id == place.flow_id && self.now_ns.saturating_sub(first_ns) < YOUNG_NS
+            {
+                self.rename(place.slot, batch);
+                self.young.push_back(place);
+            }
+        }
+        let rows = self.rows.len();
+        for _ in 0..rows.min(ROWS_PER_DRAIN) {
+            self.swept = if self.swept + 1 < rows { self.swept + 1 } else { 0 };
+            let Ok(slot) = u32::try_from(self.swept) else { return };
+            if self.rows[self.swept].flow.flow_id != 0 {
+                self.rename(slot, batch);
+            }
+        }
+    }
+
+    /// Names a row for the time that it has counted so far. What is forgotten by now stays as it
+    /// was known; what has turned out to be doubtful does not.
+    fn rename(&mut self, slot: u32, batch: &mut Batch<'_>) {
+        if self.is_current(slot, batch) {
+            return;
+        }
+        let span = self.span(slot);
+        let mut answer = self.ask(slot, span, batch);
+        answer.ends = answer.ends.or_kept(&self.rows[slot as usize].flow.ends);
+        let current = self.epoch.wrapping_add(1);
+        if self.adopt(slot, answer, span, batch) {
+            let flow = &mut self.rows[slot as usize].flow;
+            if flow.changed_epoch != current {
+                flow.changed_epoch = current;
+                (flow.byte_rate, flow.packet_rate) = (0.0, 0.0);
+            }
+        }
+    }
+
+    /// Notes whether knowledge has moved. When it did is not told, only that it was before now; and
+    /// an answer for an earlier time does not hold for later ones.
+    pub(super) fn note_knowledge(&mut self, batch: &Batch<'_>) {
+        if self.generation != batch.generation() {
+            self.generation = batch.generation();
+            self.drains_since = 0;
+            self.moved_ns = u64::MAX;
+        }
+    }
+
+    /// Notes the end of a drain. The second since knowledge was seen to have moved ended after that.
+    pub(super) fn note_drained(&mut self, time_ns: u64) {
+        self.drains_since = self.drains_since.saturating_add(1);
+        if self.drains_since == 2 {
+            self.moved_ns = time_ns;
+        }
+    }
+
+    /// Tells the start of a row, unless its owner may get a name in a moment.
+    pub(super) fn tell_start(&mut self, slot: u32, output: &mut Output) {
+        let row = &mut self.rows[slot as usize];
+        if awaits_name(row) && self.held.len() < MAX_HELD {
+            row.set(mark::HELD, true);
+            let flow_id = row.flow.flow_id;
+            self.held.push_back(Place { slot, flow_id });
+            return;
+        }
+        self.tell_now(slot, output);
+    }
+
+    /// Tells held starts that have a name by now, or all.
+    pub(super) fn tell_held(&mut self, all: bool, output: &mut Output) {
+        for _ in 0..self.held.len() {
+            let Some(place) = self.held.pop_front() else { return };
+            let row = &self.rows[place.slot as usize];
+            if row.flow.flow_id != place.flow_id || !row.is(mark::HELD) {
+                continue;
+            }
+            if all || !awaits_name(row) {
+                self.tell_now(place.slot, output);
+            } else {
+                self.held.push_back(place);
+            }
+        }
+    }
+
+    /// Tells the start of a row.
+    pub(super) fn tell_now(&mut self, slot: u32, output: &mut Output) {
+        let epoch = self.epoch.wrapping_add(1);
+        let row = &mut self.rows[slot as usize];
+        row.set(mark::HELD, false);
+        row.start_epoch = epoch;
+        let record = self.record(&self.rows[slot as usize].flow);
+        output.told.push(Told::FlowStart(record));
+    }
+
+    /// Who sent first, as far as the packets themselves tell.
+    fn began(&self, flow: &FlowRecord) -> Began {
+        let egress = keys::is_egress(&flow.id.key);
+        let by_sender = |sender| if sender == egress { Began::Owner } else { Began::Peer };
+        match keys::opening(&flow.id.key) {
+            keys::Opening::ByFlags if flow.tcp_seen & tcp_bit::SYN_ACK != 0 => by_sender(false),
+            keys::Opening::ByFlags if flow.tcp_seen & tcp_bit::SYN != 0 => by_sender(true),
+            keys::Opening::ByFlags | keys::Opening::Untold => Began::Unknown,
+            keys::Opening::Asks => by_sender(true),
+            keys::Opening::Answers => by_sender(false),
+            keys::Opening::ByTime => {
+                let other = self.find(&keys::reverse(&flow.id));
+                let other = other.map(|slot| self.rows[slot as usize].flow.first_seen_ns);
+                by_sender(other.is_none_or(|other_ns| flow.first_seen_ns <= other_ns))
+            }
+        }
+    }
+}
+
+/// Whether a row's owner is a pod that has no name yet, or its cgroup is being looked for.
+fn awaits_name(row: &Row) -> bool {
+    let owner = &row.flow.ends.owner;
+    let is_asked = |reason| reason == Reason::CgroupUnknown && row.generation == 0;
+    match owner {
+        End::Pod(..) => owner.how().reason == Reason::PodUnknown,
+        End::Unknown(how) => is_asked(how.reason),
+        End::External(_) | End::Process(_) | End::Node(..) | End::Service(..) => false,
+    }
+}
+
+/// What there is to ask of a flow.
+fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
+    let key = &flow.id.key;
+    let egress = keys::is_egress(key);
+    let turn = |(src, dst)| if egress { (src, dst) } else { (dst, src) };
+    Question {
+        ifindex: keys::ifindex(&flow.id),
+        egress,
+        protocol: key.protocol,
+        owner: keys::owner(key),
+        peer: keys::peer(key),
+        ports: keys::ports(key).map(turn),
+        membership: flow.membership.as_ref(),
+        scope: flow.scope,
+        began,
+        translation: flow.ends.translation.as_ref(),
+    }
+}
+
+impl Ends {
+    /// Whether the ends are the same parties.
+    fn is_same(&self, other: &Self) -> bool {
+        self.owner.is_same(&other.owner) && self.peer.is_same(&other.peer)
+    }
+
+    /// Whether a later answer for a longer time only adds to this one.
+    fn is_refined_by(&self, later: &Self) -> bool {
+        let refines = |known: &End, later: &End| known.is_unknown() || known.is_same(later);
+        refines(&self.owner, &later.owner) && refines(&self.peer, &later.peer)
+    }
+
+    /// This answer, with what was known before where it has only been forgotten since.
+    fn or_kept(self, known: &Self) -> Self {
+        let either = |now: End, known: &End| {
+            let forgotten = match &now {
+                End::Unknown(how) => how.reason != Reason::AddressAmbiguous,
+                End::External(_) => known.pod().is_some(),
+                End::Process(_) | End::Node(..) | End::Pod(..) | End::Service(..) => false,
+            };
+            if forgotten && !known.is_unknown() { known.clone() } else { now }
+        };
+        Self {
+            owner: either(self.owner, &known.owner),
+            peer: either(self.peer, &known.peer),
+            asked: self.asked.or_else(|| known.asked.clone()),
+            translation: self.translation.or_else(|| known.translation.clone()),
+        }
+    }
+
+    /// Whether both are shown alike.
+    fn looks_like(&self, other: &Self) -> bool {
+        let attribution = |ends: &Self| -> (Attribution, Attribution) {
+            (ends.owner.how().attribution, ends.peer.how().attribution)
+        };
+        self.is_same(other)
+            && attribution(self) == attribution(other)
+            && self.asked.as_ref().map(|asked| asked.verdict)
+                == other.asked.as_ref().map(|asked| asked.verdict)
+            && self.translation.is_some() == other.translation.is_some()
+    }
+}

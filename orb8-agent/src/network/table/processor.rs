@@ -1,0 +1,72 @@
+//! The stage that keeps the table.
+
+use std::sync::PoisonError;
+
+use super::{FlowTable, SharedTable, blank};
+use crate::event::{Event, FlowRecord, PacketRecord, Told};
+use crate::k8s::identity::Resolver;
+use crate::network::keys;
+use crate::pipeline::enricher::EnrichedEvent;
+use crate::pipeline::processor::{EventProcessor, Output};
+
+/// The stage that keeps the table.
+#[derive(Debug)]
+pub struct FlowProcessor {
+    pub(super) table: SharedTable,
+    resolver: Resolver,
+}
+
+impl FlowProcessor {
+    /// A processor that keeps this table and names its flows.
+    #[must_use]
+    pub const fn new(table: SharedTable, resolver: Resolver) -> Self {
+        Self { table, resolver }
+    }
+}
+
+impl EventProcessor for FlowProcessor {
+    fn process(&mut self, events: &[EnrichedEvent], output: &mut Output) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let batch = &mut self.resolver.batch();
+        table.note_knowledge(batch);
+        for enriched in events {
+            match &enriched.event {
+                Event::Flow(signal) => table.signal(signal, enriched, batch, output),
+                Event::Count(count) => table.count(count, enriched, batch, output),
+                Event::Released(id) => table.released(id, output),
+                Event::Drained(report) => table.close_drain(report.time_ns, batch, output),
+                Event::Packet(packet) => {
+                    let flow = packet_flow(&table, packet, enriched);
+                    let record = PacketRecord { packet: *packet, flow };
+                    output.told.push(Told::Packet(Box::new(record)));
+                }
+                Event::Notice(_) => {}
+            }
+        }
+        table.tell_held(false, output);
+    }
+
+    fn finish(&mut self, time_ns: u64, output: &mut Output) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.end_all(time_ns, output);
+    }
+}
+
+/// The flow of a packet; without a row in the table, its identity alone.
+fn packet_flow(
+    table: &FlowTable,
+    packet: &orb8_common::network::PacketEvent,
+    enriched: &EnrichedEvent,
+) -> FlowRecord {
+    let id = keys::packet_id(packet);
+    match table.find(&id) {
+        Some(slot) => table.record(&table.rows[slot as usize].flow),
+        None => FlowRecord {
+            interface: enriched.interface.clone(),
+            scope: keys::scope_of(&id.key, 0, enriched.local),
+            first_seen_ns: packet.time_ns,
+            last_seen_ns: packet.time_ns,
+            ..blank(id)
+        },
+    }
+}

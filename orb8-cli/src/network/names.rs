@@ -1,0 +1,57 @@
+//! Names in a filter that nobody has, and what Kubernetes has to do with it.
+//!
+//! An agent tells the names that it knows no object of; a name counts as nobody's if every agent that
+//! was asked says so.
+
+use orb8_proto::v1::{AnswerContext, Unmatched};
+
+/// The names that no agent knows, as sentences.
+#[must_use]
+pub fn of_nobody(contexts: &[(String, AnswerContext)]) -> Vec<String> {
+    let Some(((_, first), others)) = contexts.split_first() else { return Vec::new() };
+    let by_all =
+        |name: &&Unmatched| others.iter().all(|(_, context)| context.unmatched.contains(name));
+    let state = state(contexts.iter().map(|(_, context)| context.kubernetes.as_str()));
+    first.unmatched.iter().filter(by_all).map(|name| sentence(name, state)).collect()
+}
+
+/// Why a node cannot know names, if so: none if Kubernetes is synced, or the agent does not say.
+#[must_use]
+pub fn why_unknown(node: &str, context: &AnswerContext) -> Option<String> {
+    let state = context.kubernetes.as_str();
+    match state {
+        "" | "synced" => None,
+        "off" => Some(format!(
+            "{node} knows no names: Kubernetes is off there; `orb8 status` has the reason"
+        )),
+        _ => Some(format!(
+            "{node} may not know all names: its Kubernetes API is {state}; `orb8 status` has the reason"
+        )),
+    }
+}
+
+/// The state of all, if they agree.
+fn state<'a>(mut states: impl Iterator<Item = &'a str>) -> &'a str {
+    let first = states.next().unwrap_or_default();
+    if states.all(|state| state == first) { first } else { "" }
+}
+
+fn sentence(name: &Unmatched, state: &str) -> String {
+    let Unmatched { field, value } = name;
+    let known = match state {
+        "" => "is known".to_owned(),
+        state => format!("is known (Kubernetes API {state})"),
+    };
+    let (namespace, name) = match value.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, value.as_str()),
+    };
+    let within = namespace.map(|name| format!(" in namespace {name}")).unwrap_or_default();
+    match field.as_str() {
+        "pod" => format!("no pod named {name}*{within} {known}"),
+        "service" => format!("no service named {name}{within} {known}"),
+        "selector" => format!("no pod with labels {value} {known}"),
+        // What stands before the slash may be a namespace or a kind.
+        field => format!("no {field} named {value} {known}"),
+    }
+}

@@ -1,0 +1,189 @@
+//! Asks the kernel for sockets: which one a packet comes from, which one would take it.
+
+use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+};
+use aya_ebpf::programs::TcContext;
+use orb8_common::network::{FlowKey, flag, scope};
+use orb8_common::parse::protocol;
+
+use crate::hooks::hook;
+use crate::maps::{POD_LINKS, root_cgroup, root_level};
+
+/// Address families of sockets that send IP packets (include/linux/socket.h).
+const AF_INET: u32 = 2;
+/// See [`AF_INET`].
+const AF_INET6: u32 = 10;
+/// The namespace of the device (BPF_F_CURRENT_NETNS).
+const OWN_NETNS: u64 = -1i64 as u64;
+
+/// Whether the socket plane has counted the packet when its socket sent it.
+///
+/// That is so if the packet still bears the socket, and the socket is a whole one (the stand-in
+/// of a connection that is closed has no cgroup) of an IP family (packet sockets send past the
+/// hook) in or below the plane's cgroup. At a pod's link a socket of that very cgroup is the
+/// kernel's own, which answers pings and refused ports in every namespace: its packets are left
+/// to us.
+#[inline(always)]
+pub fn sender_is_counted<const HOOK: u32>(ctx: &TcContext) -> bool {
+    let skb = ctx.skb.skb;
+    // SAFETY: context fields that a classifier may read, a pointer that is checked, and helpers
+    // that it may call.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return false;
+        }
+        let family = core::ptr::read_volatile(&raw const (*sk).family);
+        if family != AF_INET && family != AF_INET6 {
+            return false;
+        }
+        let level = root_level();
+        if level != 0 && bpf_skb_ancestor_cgroup_id(skb, level as i32) != root_cgroup() {
+            return false;
+        }
+        if level != 0 && HOOK & hook::POD == 0 {
+            return true;
+        }
+        let cgroup = bpf_skb_cgroup_id(skb);
+        cgroup != 0 && (HOOK & hook::POD == 0 || cgroup != root_cgroup())
+    }
+}
+
+/// Whether the kernel can be asked who would take such a packet.
+#[inline(always)]
+pub fn can_be_asked_for(key: &FlowKey) -> bool {
+    (key.protocol == protocol::TCP || key.protocol == protocol::UDP)
+        && key.flags & flag::FRAGMENT == 0
+}
+
+/// Whether a socket of the owner's namespace would take the packet.
+#[inline(always)]
+pub fn receiver<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u8 {
+    if !can_be_asked_for(key) {
+        return scope::UNKNOWN;
+    }
+    let netns = if HOOK & hook::POD != 0 {
+        // SAFETY: a context field that a classifier may read.
+        let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+        // SAFETY: only user space writes, and whole values.
+        match unsafe { POD_LINKS.get(ifindex) } {
+            Some(id) => *id as u64,
+            None => return scope::UNKNOWN,
+        }
+    } else {
+        OWN_NETNS
+    };
+    match look_up(ctx, key, netns) {
+        Found::None => scope::NO_SOCKET,
+        Found::OfAddress => scope::SOCKET,
+        // One that listens at every address of the host takes nothing that only passes through.
+        Found::OfAnyAddress if HOOK & hook::POD == 0 && is_forwarded(ctx, key) => scope::NO_SOCKET,
+        Found::OfAnyAddress => scope::SOCKET,
+    }
+}
+
+/// What a look-up finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    None,
+    OfAddress,
+    OfAnyAddress,
+}
+
+#[inline(always)]
+fn look_up(ctx: &TcContext, key: &FlowKey, netns: u64) -> Found {
+    let mut tuple = [0u32; 9];
+    let size = if key.flags & flag::IPV6 != 0 {
+        tuple = [
+            key.src[0],
+            key.src[1],
+            key.src[2],
+            key.src[3],
+            key.dst[0],
+            key.dst[1],
+            key.dst[2],
+            key.dst[3],
+            ports(key),
+        ];
+        36
+    } else {
+        tuple[0] = key.src[3];
+        tuple[1] = key.dst[3];
+        tuple[2] = ports(key);
+        12
+    };
+    let skb = ctx.skb.skb.cast();
+    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    // SAFETY: the tuple has `size` bytes; the reference is given back.
+    unsafe {
+        let sk = if key.protocol == protocol::TCP {
+            bpf_sk_lookup_tcp(skb, tuple, size, netns, 0)
+        } else {
+            bpf_sk_lookup_udp(skb, tuple, size, netns, 0)
+        };
+        if sk.is_null() {
+            return Found::None;
+        }
+        let any = is_of_any_address(sk, key.flags & flag::IPV6 != 0);
+        bpf_sk_release(sk.cast());
+        if any { Found::OfAnyAddress } else { Found::OfAddress }
+    }
+}
+
+/// # Safety
+/// The socket was found and not given back yet.
+#[inline(always)]
+unsafe fn is_of_any_address(sk: *const bpf_sock, ipv6: bool) -> bool {
+    // All are read, and volatile: the verifier knows loads of whole fields at constant offsets only,
+    // and the compiler would choose between offsets.
+    // SAFETY: as the caller says.
+    let (v4, v6) = unsafe {
+        let bound = &raw const (*sk).src_ip6;
+        let word = |at: usize| core::ptr::read_volatile(bound.cast::<u32>().add(at));
+        let v4 = core::ptr::read_volatile(&raw const (*sk).src_ip4);
+        (v4, word(0) | word(1) | word(2) | word(3))
+    };
+    (if ipv6 { v6 } else { v4 }) == 0
+}
+
+/// Whether the host would send the packet on.
+#[inline(always)]
+fn is_forwarded(ctx: &TcContext, key: &FlowKey) -> bool {
+    /// Results of a look-up for packets that go on (include/uapi/linux/bpf.h): at once; by a
+    /// tunnel; once the neighbour is known; in fragments.
+    const GOES_ON: [i64; 4] = [0, 6, 7, 8];
+    const SIZE: i32 = core::mem::size_of::<FibLookup>() as i32;
+    let mut ask = [0u32; 16];
+    ask[0] = if key.flags & flag::IPV6 != 0 { AF_INET6 } else { AF_INET };
+    // SAFETY: a context field that a classifier may read.
+    ask[2] = unsafe { (*ctx.skb.skb).ifindex };
+    if key.flags & flag::IPV6 != 0 {
+        [ask[4], ask[5], ask[6], ask[7]] = key.src;
+        [ask[8], ask[9], ask[10], ask[11]] = key.dst;
+    } else {
+        ask[4] = key.src[3];
+        ask[8] = key.dst[3];
+    }
+    // SAFETY: the struct has 64 bytes, as asserted below.
+    let result =
+        unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut ask).cast::<FibLookup>(), SIZE, 0) };
+    GOES_ON[0] == result || GOES_ON[1..].contains(&result)
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(core::mem::size_of::<FibLookup>() == 64);
+    assert!(offset_of!(FibLookup, ifindex) == 8);
+    assert!(offset_of!(FibLookup, __bindgen_anon_3) == 16);
+    assert!(offset_of!(FibLookup, __bindgen_anon_4) == 32);
+};
+
+/// Both ports as they stand in the packet.
+#[inline(always)]
+fn ports(key: &FlowKey) -> u32 {
+    let (s, d) = (key.src_port, key.dst_port);
+    u32::from_ne_bytes([s[0], s[1], d[0], d[1]])
+}

@@ -1,0 +1,189 @@
+//! Which packets at an interface the socket plane has counted or will count.
+//!
+//! What the owner sends still bears its socket. What it receives has to be looked up, which is
+//! dear, so the answer is kept for a window of ticks in a small table of cells that all CPUs
+//! share. A cell is one word, written whole; who loses a cell to another flow asks again.
+//!
+//! Translation on the way (a host's connection to a Service) changes the packet after the hook,
+//! so the look-up fails where a socket does take it. But then that socket has sent the opposite
+//! flow through this interface: sending leaves a note in the cell of the opposite flow. The same
+//! note answers for protocols that cannot be looked up.
+
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::programs::TcContext;
+use orb8_common::index;
+use orb8_common::network::{FlowKey, flag, scope};
+use orb8_common::parse::protocol;
+
+use crate::hooks::hook;
+use crate::maps::{SOCKETS, seed};
+use crate::network::RARE_TCP_FLAGS;
+use crate::sockets;
+
+/// Cells, as a power of two.
+pub const CELLS_SHIFT: u32 = 14;
+/// A window is this power of two of ticks: 0.25 to 2.6 s, by the kernel's rate of ticks.
+const WINDOW_SHIFT: u32 = 8;
+/// Windows for which a note of the sender holds: a minute or more.
+const SENDER_HOLDS: u64 = 256;
+
+/// The layout of a cell: the high bits of the flow's hash, what is known, the window.
+const WINDOW_BITS: u32 = 18;
+const WINDOW_MASK: u64 = (1 << WINDOW_BITS) - 1;
+const HASH_MASK: u64 = !((1 << (WINDOW_BITS + 2)) - 1);
+
+/// What a cell knows of a flow that the owner receives.
+const NOBODY: u64 = 0;
+/// A socket was found that takes it.
+const FOUND: u64 = 1;
+/// A socket sends the opposite flow; nobody has looked for one that takes this.
+const SENDS: u64 = 2;
+/// A socket sends the opposite flow, and none was found that takes this as it stands here.
+const TRANSLATED: u64 = 3;
+
+/// Whether the socket plane counts this packet too.
+#[inline(always)]
+pub fn is_counted_at_socket<const HOOK: u32>(
+    ctx: &TcContext,
+    key: &FlowKey,
+    tcp_flags: u8,
+    owner: u64,
+) -> bool {
+    if HOOK & hook::EGRESS == 0 {
+        return receiver_is_counted::<HOOK>(ctx, key, tcp_flags, owner);
+    }
+    let counted = sockets::sender_is_counted::<HOOK>(ctx);
+    if counted && let Some(opposite) = opposite(key) {
+        note_sender(&opposite, owner);
+    }
+    counted
+}
+
+#[inline(always)]
+fn receiver_is_counted<const HOOK: u32>(
+    ctx: &TcContext,
+    key: &FlowKey,
+    tcp_flags: u8,
+    owner: u64,
+) -> bool {
+    // The rest of a datagram, whose ports only the first fragment tells. Sockets take it whole.
+    if key.flags & flag::FRAGMENT != 0 {
+        return true;
+    }
+    let hash = index::hash(key, owner, seed());
+    let now = window();
+    let Some(cell) = Cell::of(hash) else { return false };
+    let known = cell.read(hash, now);
+    let sends = (known.what == SENDS || known.what == TRANSLATED) && known.age <= SENDER_HOLDS;
+    if !sockets::can_be_asked_for(key) {
+        return sends;
+    }
+    // A socket comes or goes with these, so they are asked for each time.
+    let rare = tcp_flags & RARE_TCP_FLAGS != 0;
+    if !rare && known.age == 0 && known.what != SENDS {
+        return known.what != NOBODY;
+    }
+    let found = receiver::<HOOK>(ctx, key) == scope::SOCKET as u64;
+    let what = match (found, sends) {
+        (true, _) => FOUND,
+        (false, true) => TRANSLATED,
+        (false, false) => NOBODY,
+    };
+    cell.write(hash, what, now);
+    found || sends
+}
+
+/// Apart, so that its stack is not on that of every packet.
+#[inline(never)]
+fn receiver<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u64 {
+    sockets::receiver::<HOOK>(ctx, key) as u64
+}
+
+/// Notes that a socket sends the opposite of a flow.
+#[inline(always)]
+fn note_sender(received: &FlowKey, owner: u64) {
+    let hash = index::hash(received, owner, seed());
+    let now = window();
+    let Some(cell) = Cell::of(hash) else { return };
+    let known = cell.read(hash, now);
+    let what = match known.what {
+        // Answered by a look-up that will be made again.
+        FOUND if known.age <= SENDER_HOLDS => return,
+        TRANSLATED if known.age <= SENDER_HOLDS => TRANSLATED,
+        _ => SENDS,
+    };
+    if known.what != what || known.age != 0 {
+        cell.write(hash, what, now);
+    }
+}
+
+/// The flow that answers one that is sent, if it can be told.
+#[inline(always)]
+fn opposite(sent: &FlowKey) -> Option<FlowKey> {
+    if sent.flags & flag::FRAGMENT != 0 {
+        return None;
+    }
+    let (src_port, dst_port) = match (sent.protocol, sent.src_port[0]) {
+        (protocol::ICMP, ECHO_REQUEST) => ([ECHO_REPLY, 0], [0, 0]),
+        (protocol::ICMPV6, ECHO_REQUEST_V6) => ([ECHO_REPLY_V6, 0], [0, 0]),
+        (protocol::ICMP | protocol::ICMPV6, _) => return None,
+        _ => (sent.dst_port, sent.src_port),
+    };
+    Some(FlowKey {
+        src: sent.dst,
+        dst: sent.src,
+        src_port,
+        dst_port,
+        protocol: sent.protocol,
+        flags: sent.flags & !flag::EGRESS,
+        tag: 0,
+    })
+}
+
+/// ICMP types (RFC 792, RFC 4443).
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;
+
+/// The window of now.
+#[inline(always)]
+fn window() -> u64 {
+    // SAFETY: a helper that a classifier may call.
+    (unsafe { bpf_jiffies64() } >> WINDOW_SHIFT) & WINDOW_MASK
+}
+
+/// The place of a flow in the table.
+struct Cell(*mut u64);
+
+/// What stands there of the flow.
+struct Known {
+    what: u64,
+    /// Windows ago; the most there can be if nothing stands there.
+    age: u64,
+}
+
+impl Cell {
+    #[inline(always)]
+    fn of(hash: u64) -> Option<Self> {
+        SOCKETS.get_ptr_mut(hash as u32 & ((1 << CELLS_SHIFT) - 1)).map(Self)
+    }
+
+    #[inline(always)]
+    fn read(&self, hash: u64, now: u64) -> Known {
+        // SAFETY: a value in the map; other CPUs write it whole.
+        let cell = unsafe { core::ptr::read_volatile(self.0) };
+        if (cell ^ hash) & HASH_MASK != 0 {
+            return Known { what: NOBODY, age: WINDOW_MASK };
+        }
+        Known { what: cell >> WINDOW_BITS & 3, age: now.wrapping_sub(cell) & WINDOW_MASK }
+    }
+
+    #[inline(always)]
+    fn write(&self, hash: u64, what: u64, now: u64) {
+        // SAFETY: as above.
+        unsafe {
+            core::ptr::write_volatile(self.0, hash & HASH_MASK | what << WINDOW_BITS | now);
+        }
+    }
+}
