@@ -107,7 +107,7 @@ fn nobody_is_named_before_everybody_is_known() {
     registry.end_list(Resource::Pods, Seen::late(SECOND, 0, ZERO_UNIX_NS));
     assert_eq!(who(&registry, "10.0.0.1", SECOND), "a");
     assert_eq!(who(&registry, "9.9.9.9", SECOND), "not synced");
-    assert!(registry.read().knows(Field::Pod, "anything") == false, "pods are listed");
+    assert!(!registry.read().knows(Field::Pod, "anything"), "pods are listed");
     assert!(registry.read().knows(Field::Node, "anything"), "nodes are not");
 }
 
