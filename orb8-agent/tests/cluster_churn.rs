@@ -83,7 +83,7 @@ fn churn(cluster: &Cluster, servers: &[Pod; 2], worker: usize, next: &AtomicUsiz
         let address = base + u16::try_from(slot).expect("small");
         let name = format!("shop/p{number}");
         // An old holder's end reaches the API after the new one's beginning, now and then.
-        let late = (number % LATE == 0).then(|| slots[slot].take()).flatten().map(|old| {
+        let late = number.is_multiple_of(LATE).then(|| slots[slot].take()).flatten().map(|old| {
             cluster.announce(&old, Stage::Terminating);
             let place = (old.object.namespace.clone(), old.object.name.clone());
             drop(old);

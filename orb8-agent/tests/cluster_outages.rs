@@ -132,7 +132,7 @@ fn a_forbidden_resource_is_told_with_its_remedy_and_stops_nothing_else() {
     scene.wait_links(1, 2);
     let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
     let near = End::pod(&a, Auto, &by_address(&b));
-    scene.expect(&said(Auto, &talk, &near, None));
+    scene.expect_own(&said(Auto, &talk, &near, None));
     assert!(scene.status(1).healthy);
 }
 

@@ -140,7 +140,7 @@ fn a_pod_that_goes_out_through_masquerade_is_counted_once_and_never_as_its_node(
         let dial = SocketAddr::new(scene.cluster.outside.address(V4), 9000);
         let talk = talk::tcp(&pod.app, &scene.cluster.outside, dial, 5_000, 50_000);
         let client = End::pod(&pod, capture, OUTSIDE);
-        scene.expect(&said(capture, &talk, &client, None));
+        scene.expect_own(&said(capture, &talk, &client, None));
         // On the uplink it has the node's address; the row says that it passes through.
         let flows = scene.flows(1);
         let hidden = |flow: &&orb8_proto::v1::NetworkFlow| {
@@ -275,7 +275,7 @@ fn refused_ports_and_pings_are_shown_as_supplement() {
         // No socket of the pod took or sent these: the kernel answered in its place.
         let kernel = |pod: &Pod, peer: &Pod| {
             let (namespace, name) = pod.key();
-            let owner = format!("pod {namespace}/{name} {known_by}");
+            let owner = format!("pod {namespace}/{name} address");
             End::named(1, &owner, &owner, &by_address(peer))
         };
         let (at_a, at_b) = (kernel(&a, &b), kernel(&b, &a));
@@ -290,6 +290,9 @@ fn refused_ports_and_pings_are_shown_as_supplement() {
         refused.extend(supplement(&message, &at_a).into_iter().take(1));
         rows.extend(refused);
         scene.expect(&rows);
+        for row in scene.flows(1).iter().filter(|row| row.supplement) {
+            assert_eq!(ends(row).0.attribution, known_by, "{row:?}");
+        }
         scene.assert_complete();
     }
 }

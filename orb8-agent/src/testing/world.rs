@@ -148,7 +148,7 @@ impl World {
     }
 
     /// A cgroup with this path; the path of a pod's may be had from [`cgroup_of`].
-    #[must_use]
+    #[allow(clippy::must_use_candidate, reason = "it is in the index, too")]
     pub fn cgroup(&self, id: u64, path: &str) -> Arc<Membership> {
         let registry = Arc::clone(&self.known.registry);
         let pods: PodOf = Arc::new(move |uid| registry.pod_of_cgroup(uid));

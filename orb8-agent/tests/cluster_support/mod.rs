@@ -199,39 +199,52 @@ impl Scene {
         })
     }
 
-    /// Waits until the agents answer exactly these rows for these flows, and the live trace says
-    /// the same of each.
+    /// Waits until the agents answer exactly these rows for these flows, whoever owns them, and
+    /// the live trace says the same of each.
     #[track_caller]
     pub fn expect(&self, rows: &[Row]) {
+        self.expect_among(rows, |_| true);
+    }
+
+    /// As [`Self::expect`], but only rows of the owners that are expected count: the other end has
+    /// rows of its own.
+    #[track_caller]
+    pub fn expect_own(&self, rows: &[Row]) {
+        self.expect_among(rows, |flow| {
+            let owner = rows::owner(flow);
+            rows.iter().any(|row| row.owner == owner)
+        });
+    }
+
+    #[track_caller]
+    fn expect_among(&self, rows: &[Row], counts: impl Fn(&NetworkFlow) -> bool) {
+        let about: Vec<_> = rows.iter().map(|row| row.flow).collect();
         for node in self.cluster.nodes() {
             let number = node.number;
             let mut wanted: Vec<String> =
                 rows.iter().filter(|row| row.node == number).map(Row::line).collect();
             wanted.sort_unstable();
-            let about: Vec<_> = rows.iter().map(|row| row.flow).collect();
-            let answered = || {
-                let flows = self.flows(number);
-                let mut lines: Vec<String> = flows
-                    .iter()
-                    .filter(|flow| about.contains(&rows::key(flow)) && rows::is_owned(flow))
-                    .map(line)
-                    .collect();
-                lines.sort_unstable();
-                lines
-            };
             let end = Instant::now() + DEADLINE;
             loop {
-                let lines = answered();
+                let flows = self.flows(number);
+                let about = flows.iter().filter(|flow| about.contains(&rows::key(flow)));
+                let owned = about.filter(|flow| rows::is_owned(flow) && counts(flow));
+                let mut lines: Vec<String> = owned.map(line).collect();
+                lines.sort_unstable();
                 if lines == wanted {
                     break;
                 }
-                if Instant::now() > end {
-                    panic!("node{number}, {:?}:\n{}", self.capture, difference(&lines, &wanted));
-                }
+                let wrong = difference(&lines, &wanted);
+                assert!(Instant::now() < end, "node{number}, {:?}:\n{wrong}", self.capture);
                 std::thread::park_timeout(PAUSE);
             }
             self.expect_traced(number, &wanted);
         }
+    }
+
+    /// The live trace of a node.
+    pub fn trace(&self, node: u8) -> &Trace {
+        &self.traces[usize::from(node) - 1]
     }
 
     /// The live trace of a node comes to say each of these lines.

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use orb8_proto::v1::{Endpoint, NetworkFlow, Sort};
+use orb8_proto::v1::{Endpoint, Process, ServiceUse, Sort};
 use orb8_query::FlowAnswer;
 use orb8_query::network::conversations::{self, Amount, Conversation, Party};
 use orb8_query::rows::{ConversationRecord, LossRecord, NodeRecord};
@@ -135,16 +135,15 @@ struct Document {
 
 /// The paths of all single values, drawn from a conversation that has every object.
 fn leaves() -> Vec<String> {
-    let end = Some(Endpoint { process: Some(Default::default()), ..Endpoint::default() });
-    let backend = end.clone();
-    let flow = NetworkFlow {
-        source: end.clone(),
-        destination: end,
-        service: Some(orb8_proto::v1::ServiceUse { backend, ..Default::default() }),
-        ..NetworkFlow::default()
+    let end = Some(Endpoint { process: Some(Process::default()), ..Endpoint::default() });
+    let party = || Party { end: end.clone(), ..Party::default() };
+    let whole = Conversation {
+        a: party(),
+        b: party(),
+        service: Some(ServiceUse { backend: end.clone(), ..ServiceUse::default() }),
+        ..Conversation::default()
     };
-    let records = conversations::fold(&[flow]);
-    let record = records.first().map(ConversationRecord::from);
+    let record = ConversationRecord::from(&whole);
     fields::paths(&serde_json::to_value(record).unwrap_or(Value::Null))
 }
 

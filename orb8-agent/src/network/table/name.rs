@@ -65,12 +65,12 @@ impl FlowTable {
         }
         let before = self.ask(slot, was, batch).ends.or_kept(&flow.ends);
         let since_ns = self.counted_after_ns.max(was.since_ns).min(whole.until_ns);
-        let now = self.ask(slot, Span { since_ns, ..whole }, batch);
+        let since = Span { since_ns, ..whole };
+        let now = self.ask(slot, since, batch);
         if before.is_same(&now.ends) {
             self.adopt(slot, Answer { ends: before, ..answer }, whole, batch);
             return Some((slot, false));
         }
-        let since = Span { since_ns, ..whole };
         self.split(slot, before, now, since, batch, output).map(|slot| (slot, true))
     }
 
@@ -314,10 +314,12 @@ impl Ends {
         self.owner.is_same(&other.owner) && self.peer.is_same(&other.peer)
     }
 
-    /// Whether a later answer for a longer time only adds to this one.
-    fn is_refined_by(&self, later: &Self) -> bool {
-        let refines = |known: &End, later: &End| known.is_unknown() || known.is_same(later);
-        refines(&self.owner, &later.owner) && refines(&self.peer, &later.peer)
+    /// Whether an answer for a longer time names everybody, and nobody else than this one.
+    fn is_refined_by(&self, longer: &Self) -> bool {
+        let refines = |known: &End, longer: &End| {
+            !longer.is_unknown() && (known.is_unknown() || known.is_same(longer))
+        };
+        refines(&self.owner, &longer.owner) && refines(&self.peer, &longer.peer)
     }
 
     /// This answer, with what was known before where it has only been forgotten since.
