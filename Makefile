@@ -6,7 +6,7 @@ XTASK := cargo xtask
 
 .PHONY: help
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: setup
 setup: ## Install what a build and the tests need; says what and why
@@ -25,7 +25,7 @@ build-agent: ## Build target/release/orb8-agent only
 	cargo build --release --package orb8-agent
 
 .PHONY: demo
-demo: setup build ## Two hosts of network namespaces, real traffic, an agent, and what orb8 shows
+demo: setup build ## A cluster of namespaces, real packets, an agent a node, and what orb8 shows
 	cargo run --quiet --package orb8-testbed --bin demo
 
 .PHONY: test
@@ -35,6 +35,10 @@ test: setup ## Every test, also those that need root and a real kernel
 .PHONY: smoke-test
 smoke-test: setup ## Probes, traffic and command line on this kernel, without Kubernetes
 	@$(XTASK) smoke-test
+
+.PHONY: e2e-test
+e2e-test: setup ## A simulated cluster: pods, Services, an API server, an agent on every node
+	@$(XTASK) e2e-test
 
 .PHONY: bench
 bench: setup build ## Measure cost and speed; writes target/bench.json

@@ -5,16 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use orb8_proto::v1::GetStatusRequest;
-use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tonic::transport::Endpoint;
 use tracing::{error, info, warn};
 
-use crate::capture::{self, Choice, NoSocketPlane, View};
-use crate::cgroup::{self, Memberships};
+use crate::capture::{self, Choice, NoSocketPlane, Planes, View};
+use crate::cgroup::Memberships;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
 use crate::datapath::{Datapath, Start, StartError, Started};
@@ -26,19 +22,24 @@ use crate::export::grpc::{self, ServeError, Service};
 use crate::export::hub::Hub;
 use crate::export::log::LogExporter;
 use crate::host::HostFacts;
+use crate::k8s::client::ConnectError;
 use crate::k8s::identity::{Knowledge, OwnerEnricher, Resolver};
 use crate::network::decode;
 use crate::network::feed::NetworkFeed;
-use crate::network::filter::SelfTraffic;
+use crate::network::filter::{RootCgroup, SelfTraffic};
 use crate::network::keys;
 use crate::network::query::NetworkQueries;
 use crate::network::table::{FlowProcessor, FlowTable, Limits, SharedTable, read};
+use crate::network::wire as network_wire;
 use crate::pipeline::runner::{self, Handle, Mover, SharedLedger, Stages, StopError};
 use crate::preflight::{self, Check};
 use crate::status::{Board, Cause, FlowCounts, Identity, Status, StatusExporter};
 
-/// How long another agent on our port has to answer before it is called unknown.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+mod known;
+mod listen;
+
+use known::{Keepers, Running};
+use listen::listen;
 
 /// The agent could not start, or did not end as it should.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,9 @@ pub enum AgentError {
     /// Something that is needed is missing, and `--strict` is set.
     #[error("{0}; without --strict the agent would stay up unready")]
     Need(String),
+    /// Kubernetes is asked for, and there is no way to it.
+    #[error("{0}, or set --kubernetes (ORB8_KUBERNETES) to auto or off")]
+    Kubernetes(#[from] ConnectError),
     /// A thread could not be started.
     #[error("the {name} thread could not be started: {source}")]
     Thread {
@@ -85,7 +89,7 @@ impl AgentError {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::PortTaken { .. } | Self::Listen { .. } => 2,
+            Self::PortTaken { .. } | Self::Listen { .. } | Self::Kubernetes(_) => 2,
             Self::Need(_) => 4,
             Self::Thread { .. } | Self::Serve(_) | Self::Pipeline(_) => 1,
         }
@@ -100,6 +104,8 @@ pub struct Parts {
     pub checks: Vec<Check>,
     /// How cgroups are mounted, and what is in them.
     pub cgroups: View,
+    /// What identities are made of; none: that of this host and of the Kubernetes API.
+    pub known: Option<Knowledge>,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -117,6 +123,7 @@ impl Parts {
             }),
             checks: preflight::run(&roots, &kernel_release(), bpf),
             cgroups: capture::look(&settings.proc_root, settings.cgroup_root.as_deref()),
+            known: None,
             clock: SystemClock::shared(),
         }
     }
@@ -147,6 +154,7 @@ pub struct Agent {
     server: JoinHandle<Result<(), ServeError>>,
     stop_server: watch::Sender<bool>,
     shutdown_timeout: Duration,
+    _keepers: Keepers,
 }
 
 /// What all parts share.
@@ -155,12 +163,12 @@ struct Shared {
     ledger: SharedLedger,
     hub: Arc<Hub>,
     status: Arc<Status>,
-    facts: Arc<HostFacts>,
+    known: Knowledge,
     clock: Arc<dyn Clock>,
 }
 
 impl Shared {
-    fn new(settings: &Settings, clock: Arc<dyn Clock>) -> Self {
+    fn new(settings: &Settings, known: Knowledge, clock: Arc<dyn Clock>) -> Self {
         let interval = settings.drain_interval();
         let limits = Limits {
             max_flows: settings.max_flows,
@@ -174,22 +182,23 @@ impl Shared {
             ledger: SharedLedger::default(),
             hub: Hub::shared(),
             status: Status::new(settings.node_name.as_str().into()),
-            facts: HostFacts::shared(),
+            known,
             clock,
         }
     }
 
-    fn stages(&self, memberships: Memberships) -> Stages {
-        let facts = || Arc::clone(&self.facts);
+    fn stages(&self, memberships: Memberships, planes: Option<&Planes>) -> Stages {
+        let facts = || Arc::clone(&self.known.facts);
         let status =
             StatusExporter { status: Arc::clone(&self.status), ledger: Arc::clone(&self.ledger) };
+        let resolver = Resolver::new(self.known.clone());
         Stages {
-            filters: vec![Box::new(SelfTraffic::new(facts()))],
+            filters: vec![
+                Box::new(SelfTraffic::new(facts())),
+                Box::new(RootCgroup::new(facts(), planes.and_then(Planes::socket_root))),
+            ],
             enrichers: vec![Box::new(OwnerEnricher::new(facts(), memberships, keys::of_event))],
-            processors: vec![Box::new(FlowProcessor::new(
-                Arc::clone(&self.table),
-                Resolver::new(Knowledge::of_host(facts())),
-            ))],
+            processors: vec![Box::new(FlowProcessor::new(Arc::clone(&self.table), resolver))],
             exporters: vec![
                 Box::new(status),
                 Box::new(self.hub.exporter()),
@@ -209,13 +218,14 @@ impl Shared {
                 table: Arc::clone(&self.table),
                 ledger: Arc::clone(&self.ledger),
                 status: Arc::clone(&self.status),
+                known: self.known.clone(),
                 clock: Arc::clone(&self.clock),
                 max_limit: settings.max_query_limit,
             }),
             feed: Arc::new(NetworkFeed {
                 table: Arc::clone(&self.table),
                 clock: Arc::clone(&self.clock),
-                node_name: self.status.node_name(),
+                known: self.known.clone(),
             }),
             page: Arc::new(board),
             hub: Arc::clone(&self.hub),
@@ -230,7 +240,7 @@ impl Shared {
         checks: Vec<Check>,
         choice: Result<Choice, NoSocketPlane>,
     ) -> Board {
-        let table = Arc::clone(&self.table);
+        let (table, shares) = (Arc::clone(&self.table), Arc::clone(&self.table));
         let (capture, capture_reason) = match choice {
             Ok(choice) => (choice.planes.name(), choice.reason),
             Err(error) => ("", error.to_string()),
@@ -253,6 +263,8 @@ impl Shared {
                 let table = read(&table);
                 FlowCounts { active: table.active_flows(), ended: table.ended_flows() }
             }),
+            shares: Box::new(move || read(&shares).shares().map(network_wire::share).collect()),
+            known: self.known.clone(),
             clock: Arc::clone(&self.clock),
         }
     }
@@ -268,15 +280,20 @@ impl Agent {
         let address = listener
             .local_addr()
             .map_err(|source| AgentError::Listen { address: settings.grpc_address(), source })?;
-        let shared = Shared::new(settings, parts.clock);
+        let Running { known, memberships, keepers } = match parts.known {
+            Some(known) => known::given(known),
+            None => known::start(settings, &parts.clock, &HostFacts::shared()).await?,
+        };
+        let shared = Shared::new(settings, known, parts.clock);
+        let facts = Arc::clone(&shared.known.facts);
         // Before the first event, so that none of our own is taken for traffic.
-        shared.facts.update(|facts| facts.add_listening(address));
-        let memberships = memberships(settings, &shared.clock);
+        facts.update(|facts| facts.add_listening(address));
         let choice = capture::choose(settings.capture, &parts.cgroups);
         let Kernel { sources, datapath } =
             start_kernel(settings, parts.start, &parts.checks, &choice, &shared).await?;
         let (ended, pipeline_ended) = oneshot::channel();
-        let mover = Mover::new(shared.stages(memberships), Arc::clone(&shared.ledger));
+        let planes = choice.as_ref().ok().map(|choice| &choice.planes);
+        let mover = Mover::new(shared.stages(memberships, planes), Arc::clone(&shared.ledger));
         let pipeline = runner::spawn(sources, mover, Arc::clone(&shared.clock), move || {
             // Nobody waits for it any more if the agent is ending by itself.
             ended.send(()).ok();
@@ -290,7 +307,7 @@ impl Agent {
             stopped.wait_for(|stop| *stop).await.ok();
         };
         let health = shared.status.follow_health();
-        let server = grpc::serve(listener, service, health, Arc::clone(&shared.facts), stop);
+        let server = grpc::serve(listener, service, health, facts, stop);
         let server = tokio::spawn(server);
         info!(%address, node = %shared.status.node_name(), "The agent answers.");
         Ok(Self {
@@ -301,6 +318,7 @@ impl Agent {
             server,
             stop_server,
             shutdown_timeout: Duration::from_secs(settings.shutdown_timeout_secs.into()),
+            _keepers: keepers,
         })
     }
 
@@ -389,7 +407,7 @@ async fn start_kernel(
     };
     let (cause, reason) = if let (Ok(choice), true) = (choice, missing.is_empty()) {
         let (datapath, facts) =
-            (settings.datapath(choice.planes.clone()), Arc::clone(&shared.facts));
+            (settings.datapath(choice.planes.clone()), Arc::clone(&shared.known.facts));
         let started = tokio::task::spawn_blocking(move || start(&datapath, facts)).await;
         let started = started.unwrap_or_else(|error| {
             Err(StartError { message: format!("loading the programs ended early: {error}") })
@@ -410,45 +428,6 @@ async fn start_kernel(
     error!(reason, "Nothing can be seen; the agent stays up and says so.");
     shared.status.set(cause, Some(reason));
     Ok(Kernel { sources: Vec::new(), datapath: None })
-}
-
-fn memberships(settings: &Settings, clock: &Arc<dyn Clock>) -> Memberships {
-    let roots =
-        cgroup::Roots { proc: settings.proc_root.clone(), cgroup: settings.cgroup_root.clone() };
-    cgroup::start(&roots, Arc::clone(clock), cgroup::no_pods()).unwrap_or_else(|error| {
-        warn!(%error, "The cgroup thread could not be started; flows carry no cgroup path.");
-        Memberships::unanswered(cgroup::Cgroups::default())
-    })
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(listener),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let by = who_listens(address).await.unwrap_or_default();
-            Err(AgentError::PortTaken { address, by })
-        }
-        Err(source) => Err(AgentError::Listen { address, source }),
-    }
-}
-
-/// Names the agent that answers there, if one does.
-async fn who_listens(address: SocketAddr) -> Option<String> {
-    let mut reachable = address;
-    if address.ip().is_unspecified() {
-        let loopback = if address.is_ipv6() { "::1" } else { "127.0.0.1" };
-        reachable.set_ip(loopback.parse().ok()?);
-    }
-    let ask = async {
-        let endpoint = Endpoint::from_shared(format!("http://{reachable}")).ok()?;
-        let mut client = OrbitAgentServiceClient::new(endpoint.connect().await.ok()?);
-        let status = client.get_status(GetStatusRequest {}).await.ok()?.into_inner();
-        Some(format!(
-            " by another orb8 agent (node {}, version {})",
-            status.node_name, status.version
-        ))
-    };
-    tokio::time::timeout(PROBE_TIMEOUT, ask).await.ok().flatten()
 }
 
 fn kernel_release() -> String {

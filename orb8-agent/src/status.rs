@@ -9,15 +9,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use orb8_proto::v1::AgentStatus;
+use orb8_proto::v1::{AgentStatus, AttributionShare};
 use tokio::sync::watch;
 
+use crate::cgroup;
 use crate::clock::Clock;
+use crate::conntrack;
 use crate::datapath::{AttachState, Datapath, InterfaceStatus};
 use crate::event::{Notice, Told};
 use crate::export::feed::StatusPage;
 use crate::export::hub::{Hub, SubscriberSummary};
 use crate::export::wire;
+use crate::k8s;
+use crate::k8s::identity::Knowledge;
 use crate::pipeline::exporter::EventExporter;
 use crate::pipeline::ledger::{Balance, EventSummary, PacketSummary};
 use crate::pipeline::runner::{SharedLedger, lock};
@@ -154,11 +158,18 @@ impl Status {
             return;
         }
         let interfaces = self.interfaces();
-        let attached = interfaces.iter().any(|found| found.state == AttachState::Attached);
+        let socket_plane = held(&self.datapath).as_ref().and_then(|found| found.socket_plane());
+        let attached = interfaces.iter().any(|found| found.state == AttachState::Attached)
+            || socket_plane.as_ref().is_some_and(|found| found.state == AttachState::Attached);
         let failed: Vec<_> = interfaces
             .iter()
             .filter(|found| found.state == AttachState::Failed)
             .map(|found| format!("{} ({})", found.name, found.reason))
+            .chain(
+                socket_plane
+                    .filter(|found| found.state == AttachState::Failed)
+                    .map(|found| format!("sockets ({})", found.reason)),
+            )
             .collect();
         let reason = match (attached, failed.is_empty()) {
             (true, true) => None,
@@ -267,10 +278,31 @@ pub struct Report {
     pub subscribers_lost: u64,
     /// The latest notices, oldest first.
     pub notices: Vec<Notice>,
+    /// What was counted, by how owners were identified.
+    pub shares: Vec<AttributionShare>,
+    /// The Kubernetes API.
+    pub kubernetes: k8s::status::Status,
+    /// The pods of this node, and whether each has the node's network.
+    pub local_pods: Vec<LocalPod>,
+    /// cgroups.
+    pub cgroups: cgroup::Status,
+    /// Connection tracking.
+    pub tracking: conntrack::Status,
     /// Resident memory of the process in bytes.
     pub resident_bytes: u64,
     /// Memory of the kernel maps in bytes.
     pub map_bytes: u64,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Box<str>,
+    /// It has the node's network.
+    pub host_network: bool,
 }
 
 /// How many flows a table holds.
@@ -296,6 +328,10 @@ pub struct Board {
     pub hub: Arc<Hub>,
     /// Counts the flows.
     pub flows: Box<dyn Fn() -> FlowCounts + Send + Sync>,
+    /// Tells what was counted, by how owners were identified.
+    pub shares: Box<dyn Fn() -> Vec<AttributionShare> + Send + Sync>,
+    /// What identities are made of.
+    pub known: Knowledge,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -329,9 +365,28 @@ impl Board {
             subscribers: self.hub.summaries(),
             subscribers_lost: self.hub.lost(),
             notices: held(&self.status.notices).iter().cloned().collect(),
+            shares: (self.shares)(),
+            kubernetes: self.known.registry.status(),
+            local_pods: self.local_pods(),
+            cgroups: self.known.cgroups.status(),
+            tracking: self.known.translations.status(),
             resident_bytes: self.resident_bytes(),
             map_bytes: self.status.map_bytes(),
         }
+    }
+
+    fn local_pods(&self) -> Vec<LocalPod> {
+        let pods = self.known.registry.local_pods();
+        let named = pods.iter().filter_map(|pod| pod.identity());
+        let mut pods: Vec<_> = named
+            .map(|identity| LocalPod {
+                namespace: Arc::clone(&identity.namespace),
+                name: identity.name.clone(),
+                host_network: identity.host_network,
+            })
+            .collect();
+        pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        pods
     }
 
     fn resident_bytes(&self) -> u64 {

@@ -1,6 +1,8 @@
 //! Stand-ins for the kernel side and the clock, for tests and benches. No agent runs this.
 #![allow(missing_docs, reason = "not part of the agent")]
 
+mod world;
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,8 +19,12 @@ use crate::datapath::{
     PacketWatch, Start, StartError, Started,
 };
 use crate::event::{Event, FlowCount, FlowFacts, FlowId, FlowSignal, SignalKind};
+use crate::host::HostFacts;
+use crate::k8s::identity::{Knowledge, Resolver};
 use crate::network::keys;
 use crate::pipeline::source::{EventSource, SourceError, Wakeup};
+
+pub use world::{World, cgroup_of, uid};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -238,6 +244,12 @@ impl Drop for ScriptedWatch {
     fn drop(&mut self) {
         self.0.open_views.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// A resolver for a host of which nothing is known.
+#[must_use]
+pub fn resolver() -> Resolver {
+    Resolver::new(Knowledge::of_host(HostFacts::shared()))
 }
 
 /// The flow `src:port > dst:port` of the interface 2.

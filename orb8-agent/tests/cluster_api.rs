@@ -92,7 +92,9 @@ async fn a_watch_tells_changes_in_order_through_its_selector() {
             WatchEvent::Modified(pod) => {
                 format!("modified {}", pod.status.and_then(|s| s.pod_ip).unwrap_or_default())
             }
-            WatchEvent::Deleted(pod) => format!("deleted {}", pod.metadata.name.unwrap_or_default()),
+            WatchEvent::Deleted(pod) => {
+                format!("deleted {}", pod.metadata.name.unwrap_or_default())
+            }
             WatchEvent::Bookmark(_) => "bookmark".to_owned(),
             WatchEvent::Error(status) => format!("error {}", status.code),
         });

@@ -300,7 +300,7 @@ async fn stopping_does_not_wait_for_a_stalled_subscriber_beyond_the_deadline() {
 }
 
 fn parts(start: orb8_agent::datapath::Start, checks: Vec<preflight::Check>) -> Parts {
-    Parts { start, checks, cgroups: View::none(), clock: SystemClock::shared() }
+    Parts { start, checks, cgroups: View::none(), known: None, clock: SystemClock::shared() }
 }
 
 #[tokio::test]

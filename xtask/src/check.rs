@@ -15,6 +15,17 @@ const OUTSIDE: [&str; 2] = ["orb8-probes", "fuzz"];
 /// Tests of the kernel side that need neither Kubernetes nor minutes.
 const SMOKE_TESTS: [&str; 2] = ["kernel_exact", "kernel_lifecycle"];
 
+/// Tests of the simulated cluster: nodes, pods, Services and an API server, an agent a node.
+const CLUSTER_TESTS: [&str; 7] = [
+    "cluster_api",
+    "cluster_churn",
+    "cluster_identity",
+    "cluster_outages",
+    "cluster_pods",
+    "cluster_scale",
+    "cluster_services",
+];
+
 /// Every test of the workspace, after saying which of them this machine cannot run.
 pub(crate) fn test(root: &Path) -> anyhow::Result<()> {
     say_needs()?;
@@ -28,6 +39,14 @@ pub(crate) fn smoke_test(root: &Path) -> anyhow::Result<()> {
     // The tests start the command line as a program of its own.
     cargo(root, &["build", "--package", "orb8"], &[])?;
     cargo(root, &[&["test", "--package", "orb8-agent"], tests.as_slice()].concat(), &[])
+}
+
+/// The simulated cluster, end to end.
+pub(crate) fn e2e_test(root: &Path) -> anyhow::Result<()> {
+    say_needs()?;
+    let tests: Vec<&str> = CLUSTER_TESTS.iter().flat_map(|test| ["--test", *test]).collect();
+    let all = [&["test", "--package", "orb8-agent", "--no-fail-fast"], tests.as_slice()].concat();
+    cargo(root, &all, &[])
 }
 
 /// Says what is missing for the kernel tests; fails if nothing may be skipped.
@@ -125,6 +144,19 @@ fn run(mut command: Command) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_test_of_the_cluster_is_run_by_e2e_test() {
+        let folder = crate::root().join("orb8-agent/tests");
+        let mut found: Vec<String> = std::fs::read_dir(folder)
+            .expect("the agent has tests")
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter_map(|name| Some(name.strip_suffix(".rs")?.to_owned()))
+            .filter(|name| name.starts_with("cluster_"))
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, CLUSTER_TESTS);
+    }
 
     #[test]
     fn cargo_deny_runs_where_it_is_and_is_told_as_skipped_where_it_is_not() {

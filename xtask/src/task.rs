@@ -18,6 +18,8 @@ pub(crate) struct Cli {
 pub(crate) enum Task {
     /// Build the kernel programs into target/bpf/
     BuildProbes,
+    /// The simulated cluster: pods, Services and an API server, an agent on every node
+    E2eTest,
     /// Format every file
     Fmt,
     /// Fuzz the header parser for a minute
@@ -43,6 +45,7 @@ impl Task {
     pub(crate) fn run(&self, root: &Path) -> anyhow::Result<()> {
         match self {
             Task::BuildProbes => probes::build_and_say(root),
+            Task::E2eTest => check::e2e_test(root),
             Task::Fmt => check::fmt(root),
             Task::Fuzz => check::fuzz(root),
             Task::GenProto => proto::write(),

@@ -57,8 +57,8 @@ impl History {
         }
         let one = match self.same(connection) {
             Some(one) => one,
-            // It was there before us; its last records may still come.
-            None => self.put(connection, self.heard_ns),
+            // Its beginning was not told; its last records may still come.
+            None => self.put(connection, self.untold_ns(now_ns)),
         };
         self.close(&one, now_ns);
     }
@@ -70,19 +70,21 @@ impl History {
 
     /// A connection is in the kernel's table.
     pub(super) fn exists(&mut self, connection: &Connection, now_ns: u64) {
-        self.take_in(connection, self.heard_ns, now_ns);
+        self.take_in(connection, self.untold_ns(now_ns), self.heard_ns);
     }
 
-    /// All of the kernel's table was told: what was not is over.
-    pub(super) fn end_dump(&mut self, now_ns: u64) {
-        let dump = self.dump;
+    /// All of the kernel's table as of `start_ns` was told: what was not is over, nobody knows since
+    /// when.
+    pub(super) fn end_dump(&mut self, start_ns: u64) {
+        let (dump, heard_ns) = (self.dump, self.heard_ns);
         let over = |one: &&Arc<Translation>| {
             one.until_ns().is_none() && one.dump.load(Ordering::Relaxed) != dump
         };
         let over: Vec<_> = self.order.iter().filter(over).map(Arc::clone).collect();
         for one in over {
-            self.close(&one, now_ns);
+            self.close(&one, heard_ns);
         }
+        self.heard_ns = start_ns;
     }
 
     /// Everything that happened until now was told.
@@ -114,12 +116,19 @@ impl History {
         Some(self.ended.front()?.until_ns()?.saturating_add(KEPT_NS))
     }
 
-    fn take_in(&mut self, connection: &Connection, from_ns: u64, now_ns: u64) {
+    /// From when on a connection is certain whose beginning was not told. Nothing was told before
+    /// the first dump, so there it can only have been there; later, others may have been.
+    const fn untold_ns(&self, now_ns: u64) -> u64 {
+        if self.dump <= 1 { 0 } else { now_ns }
+    }
+
+    /// Puts it in if it is not there, where it ends others as of `over_ns`.
+    fn take_in(&mut self, connection: &Connection, from_ns: u64, over_ns: u64) {
         let known = self.same(connection).filter(|one| one.until_ns().is_none());
         let one = match known {
             Some(one) => one,
             None => {
-                self.displace(connection, now_ns);
+                self.displace(connection, over_ns);
                 if !connection.is_translated() {
                     return;
                 }
@@ -146,7 +155,7 @@ impl History {
     }
 
     /// Ends those that hold a tuple of this connection.
-    fn displace(&mut self, connection: &Connection, now_ns: u64) {
+    fn displace(&mut self, connection: &Connection, over_ns: u64) {
         if ICMP.contains(&connection.original.protocol) {
             return;
         }
@@ -162,7 +171,7 @@ impl History {
             });
         }
         for one in over {
-            self.close(&one, now_ns);
+            self.close(&one, over_ns);
         }
     }
 
@@ -177,9 +186,9 @@ impl History {
         one
     }
 
-    fn close(&mut self, one: &Arc<Translation>, now_ns: u64) {
+    fn close(&mut self, one: &Arc<Translation>, until_ns: u64) {
         let ended =
-            one.until_ns.compare_exchange(GOES_ON, now_ns, Ordering::AcqRel, Ordering::Relaxed);
+            one.until_ns.compare_exchange(GOES_ON, until_ns, Ordering::AcqRel, Ordering::Relaxed);
         if ended.is_ok() {
             self.ended.push_back(Arc::clone(one));
             self.table.changed();

@@ -153,7 +153,7 @@ impl Listener {
             Ok(_) => {}
             Err(Malformed) => table.count_rejected(),
         })?;
-        history.end_dump(clock.monotonic_ns());
+        history.end_dump(now_ns);
         let end = clock.instant();
         self.next_dump = end + MIN_REST.max((end - start) * REST);
         Ok(())

@@ -42,7 +42,8 @@ pub struct Translation {
     pub original: Tuple,
     /// What the answers to it look like when they arrive.
     pub reply: Tuple,
-    /// CLOCK_MONOTONIC nanoseconds at which it was told; 0 for one that was there before.
+    /// CLOCK_MONOTONIC nanoseconds at which it was told, a little after its first packet; 0 for one
+    /// that was there before anything was told.
     pub from_ns: u64,
     /// The kernel's id and zone of the connection.
     id: u32,
@@ -73,7 +74,7 @@ impl Translation {
         }
     }
 
-    /// CLOCK_MONOTONIC nanoseconds at which its end was told; none while it goes on.
+    /// CLOCK_MONOTONIC nanoseconds until which it is certain; none while it goes on.
     #[must_use]
     pub fn until_ns(&self) -> Option<u64> {
         let until_ns = self.until_ns.load(Ordering::Acquire);

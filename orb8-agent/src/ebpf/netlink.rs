@@ -7,7 +7,9 @@ use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -39,6 +41,8 @@ pub struct Device {
     pub peer_netns: Option<u32>,
     /// ifindex of the bridge that it is a port of.
     pub controller: Option<u32>,
+    /// UDP port of the tunnel whose inside it is.
+    pub tunnel_port: Option<u16>,
     /// Behind it is hardware: its counters may be older than its place in this namespace.
     pub hardware: bool,
     /// Packets and link-layer bytes received and sent so far.
@@ -338,6 +342,7 @@ fn device(message: &LinkMessage) -> Option<Device> {
         veth: false,
         peer_netns: None,
         controller: None,
+        tunnel_port: None,
         hardware: false,
         carried: Carried::default(),
     };
@@ -350,6 +355,7 @@ fn device(message: &LinkMessage) -> Option<Device> {
                 };
                 device.bridge = is(&InfoKind::Bridge);
                 device.veth = is(&InfoKind::Veth);
+                device.tunnel_port = infos.iter().find_map(tunnel_port);
             }
             // Below zero: the namespace has no id here.
             LinkAttribute::LinkNetNsId(id) => device.peer_netns = u32::try_from(*id).ok(),
@@ -367,6 +373,20 @@ fn device(message: &LinkMessage) -> Option<Device> {
         }
     }
     (!device.name.is_empty()).then_some(device)
+}
+
+fn tunnel_port(info: &LinkInfo) -> Option<u16> {
+    match info {
+        LinkInfo::Data(InfoData::Vxlan(facts)) => facts.iter().find_map(|fact| match fact {
+            InfoVxlan::Port(port) => Some(*port),
+            _ => None,
+        }),
+        LinkInfo::Data(InfoData::Geneve(facts)) => facts.iter().find_map(|fact| match fact {
+            InfoGeneve::Port(port) => Some(*port),
+            _ => None,
+        }),
+        _ => None,
+    }
 }
 
 fn link_kind(layer: LinkLayerType) -> LinkKind {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::conntrack::Translation;
-use crate::k8s::model::{Node, Pod, Service};
+use crate::k8s::model::{Node, Pod, Service, ServicePort};
 use crate::k8s::services::{ServiceKind, Verdict};
 
 /// How an end was identified.
@@ -234,6 +234,19 @@ pub struct Asked {
     pub kind: ServiceKind,
     /// Whether somebody answers there.
     pub verdict: Verdict,
+}
+
+impl Asked {
+    /// The name of the port, often empty.
+    #[must_use]
+    pub fn port_name(&self) -> &str {
+        let is_dialled = |port: &&ServicePort| match self.kind {
+            ServiceKind::NodePort => port.node_port == self.port,
+            ServiceKind::ClusterIp | ServiceKind::External => port.port == self.port,
+        };
+        let dialled = self.service.ports.iter().filter(is_dialled);
+        dialled.map(|port| &*port.name).next().unwrap_or_default()
+    }
 }
 
 /// Everything that is known of who talks to whom on a flow.

@@ -11,6 +11,8 @@ use crate::pipeline::losses;
 use crate::preflight::{Check, Verdict};
 use crate::status::Report;
 
+mod known;
+
 /// A loss.
 #[must_use]
 pub fn loss(loss: &LossRecord) -> v1::Loss {
@@ -51,7 +53,7 @@ pub fn status(report: &Report) -> v1::AgentStatus {
         health_message: report.health_message.clone(),
         events_processed: events.processed,
         events_dropped: dropped.into_iter().fold(0, u64::saturating_add),
-        pods_tracked: 0,
+        pods_tracked: report.kubernetes.pods as u64,
         active_flows: report.flows.active.into(),
         uptime_seconds: report.uptime_seconds,
         checks: report.checks.iter().map(check).collect(),
@@ -70,7 +72,11 @@ pub fn status(report: &Report) -> v1::AgentStatus {
             resident_bytes: report.resident_bytes,
             map_bytes: report.map_bytes,
         }),
-        ..v1::AgentStatus::default()
+        kubernetes: Some(known::kubernetes(&report.kubernetes, report.unix_offset_ns)),
+        attribution_shares: report.shares.clone(),
+        cgroups: Some(known::cgroups(&report.cgroups)),
+        pod_planes: known::pod_planes(report),
+        connection_tracking: Some(known::tracking(&report.tracking)),
     }
 }
 

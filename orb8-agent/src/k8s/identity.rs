@@ -17,8 +17,7 @@ use std::sync::Arc;
 
 use crate::cgroup::{Cgroups, Membership};
 use crate::conntrack::{Translation, Translations, Tuple};
-use crate::event::{End, Ends, How, Reason, Scope};
-use crate::event::Attribution;
+use crate::event::{Attribution, End, Ends, How, Reason, Scope};
 use crate::host::{Facts, HostFacts, HostReader};
 use crate::k8s::model::Node;
 use crate::k8s::registry::{Holder, Registry, View};
@@ -53,6 +52,21 @@ impl Knowledge {
             cgroups: Cgroups::default(),
             translations: Translations::empty(0),
         }
+    }
+}
+
+impl Knowledge {
+    /// Who held an address for the whole of a time.
+    #[must_use]
+    pub fn who(&self, address: IpAddr, span: Span) -> End {
+        let (facts, own_node) = (self.facts.snapshot(), self.registry.own_node());
+        let lookup = Lookup {
+            view: self.registry.read(),
+            facts: &facts,
+            kubernetes: self.kubernetes,
+            own_node: &own_node,
+        };
+        over(span, |at_ns| lookup.holder(address, at_ns))
     }
 }
 
@@ -145,23 +159,21 @@ impl Resolver {
     pub fn batch(&mut self) -> Batch<'_> {
         let facts = self.facts.get();
         self.links.keep_current(facts);
-        Batch {
+        let lookup = Lookup {
             view: self.known.registry.read(),
-            known: &self.known,
             facts,
-            links: &mut self.links,
+            kubernetes: self.known.kubernetes,
             own_node: &self.own_node,
-        }
+        };
+        Batch { lookup, known: &self.known, links: &mut self.links }
     }
 }
 
 /// One batch of questions.
 pub struct Batch<'a> {
-    view: View<'a>,
+    lookup: Lookup<'a>,
     known: &'a Knowledge,
-    facts: &'a Facts,
     links: &'a mut Links,
-    own_node: &'a Arc<Node>,
 }
 
 impl std::fmt::Debug for Batch<'_> {
@@ -193,10 +205,8 @@ impl Batch<'_> {
 
     /// Who the ends of a flow were for the whole of a time.
     pub fn resolve(&mut self, question: &Question<'_>, span: Span) -> Answer {
-        let translation = question
-            .translation
-            .cloned()
-            .or_else(|| self.translation(question, span));
+        let translation =
+            question.translation.cloned().or_else(|| self.translation(question, span));
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
         self.learn(question);
         let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
@@ -214,12 +224,24 @@ impl Batch<'_> {
     fn learn(&mut self, question: &Question<'_>) {
         let Some(ifindex) = question.ifindex.filter(|_| question.egress) else { return };
         let pod = question.membership.and_then(|found| found.cgroup()).and_then(|it| it.pod());
-        let Some(pod) = pod.filter(|_| self.facts.pod_link(ifindex).is_some()) else { return };
-        if let Some(interface) = self.facts.interface(ifindex) {
+        let Some(pod) = pod.filter(|_| self.lookup.facts.pod_link(ifindex).is_some()) else {
+            return;
+        };
+        if let Some(interface) = self.lookup.facts.interface(ifindex) {
             self.links.learn(ifindex, interface, pod);
         }
     }
+}
 
+/// Looks addresses up.
+struct Lookup<'a> {
+    view: View<'a>,
+    facts: &'a Facts,
+    kubernetes: bool,
+    own_node: &'a Arc<Node>,
+}
+
+impl Lookup<'_> {
     /// Whether an address is one of this host's.
     fn is_local(&self, address: IpAddr) -> bool {
         self.facts.is_local(address) == Some(true)
@@ -247,7 +269,7 @@ impl Batch<'_> {
                 End::unknown(Reason::AddressUnknown)
             }
             Holder::Outside => End::External(by_address),
-            Holder::NotSynced if self.known.kubernetes => End::unknown(Reason::ApiNotSynced),
+            Holder::NotSynced if self.kubernetes => End::unknown(Reason::ApiNotSynced),
             // Without the host's own addresses, inside and outside are not told apart.
             Holder::NotSynced if self.facts.is_local(address).is_none() => {
                 End::unknown(Reason::NoKubernetes)
@@ -264,9 +286,7 @@ const fn is_shared(address: IpAddr) -> bool {
             address.is_multicast() || address.is_broadcast() || address.is_unspecified()
         }
         IpAddr::V6(address) => {
-            address.is_multicast()
-                || address.is_unspecified()
-                || address.is_unicast_link_local()
+            address.is_multicast() || address.is_unspecified() || address.is_unicast_link_local()
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use orb8_filter::Filter;
 use orb8_proto::v1::event::Payload;
 use orb8_proto::v1::flow_event::Type;
 use orb8_proto::v1::{self, StreamEventsRequest};
@@ -10,8 +11,10 @@ use crate::clock::Clock;
 use crate::event::Told;
 use crate::export::feed::{BadRequest, Cursor, Feed, PacketAsk, Selected, View, Wants};
 use crate::export::wire as shared_wire;
-use crate::network::matcher::Matcher;
+use crate::k8s::identity::Knowledge;
+use crate::k8s::model::Node;
 use crate::network::table::{SharedTable, read};
+use crate::network::view::{Seen, packet_filter};
 use crate::network::wire::Shown;
 
 /// Packets a second if the request does not say.
@@ -30,15 +33,15 @@ pub struct NetworkFeed {
     pub table: SharedTable,
     /// For the times shown.
     pub clock: Arc<dyn Clock>,
-    /// This node.
-    pub node_name: Arc<str>,
+    /// Who is who.
+    pub known: Knowledge,
 }
 
 impl Feed for NetworkFeed {
     fn select(&self, request: &StreamEventsRequest) -> Result<Selected, BadRequest> {
         let bad = |message: String| BadRequest(message);
-        let matcher =
-            Matcher::compile(request.filter.as_ref(), &request.namespaces, &request.pod_names)
+        let filter =
+            Filter::compile(request.filter.as_ref(), &request.namespaces, &request.pod_names)
                 .map_err(|error| bad(error.to_string()))?;
         let rate = match request.packet_rate_limit {
             0 => DEFAULT_PACKET_RATE,
@@ -49,48 +52,61 @@ impl Feed for NetworkFeed {
             }
             rate => rate,
         };
-        let packets = request.packets.then(|| PacketAsk { filter: matcher.packet_filter(), rate });
-        let view = FlowView {
-            matcher: matcher.clone(),
+        let packets =
+            request.packets.then(|| PacketAsk { filter: packet_filter(&filter.required()), rate });
+        let node = self.known.registry.own_node();
+        let view = Updates {
+            filter: filter.clone(),
             table: Arc::clone(&self.table),
             clock: Arc::clone(&self.clock),
-            node_name: Arc::clone(&self.node_name),
+            node: Arc::clone(&node),
+            known: self.known.clone(),
+            labels: request.labels,
         };
-        Ok(Selected { wants: Box::new(FlowWants { matcher }), view: Box::new(view), packets })
+        let wants = FlowWants { filter, node };
+        Ok(Selected { wants: Box::new(wants), view: Box::new(view), packets })
     }
 }
 
 struct FlowWants {
-    matcher: Matcher,
+    filter: Filter,
+    node: Arc<Node>,
 }
 
 impl Wants for FlowWants {
     fn wants(&mut self, told: &Told) -> bool {
+        let node = &self.node;
         match told {
-            Told::FlowStart(flow) | Told::FlowEnd(flow) => self.matcher.matches(flow),
-            Told::Packet(packet) => self.matcher.matches(&packet.flow),
+            Told::FlowStart(flow) | Told::FlowEnd(flow) => {
+                self.filter.matches(&Seen { flow, node })
+            }
+            Told::Packet(packet) => self.filter.matches(&Seen { flow: &packet.flow, node }),
             Told::Notice(_) | Told::Loss(_) | Told::Drained(_) => true,
         }
     }
 }
 
-struct FlowView {
-    matcher: Matcher,
+struct Updates {
+    filter: Filter,
     table: SharedTable,
     clock: Arc<dyn Clock>,
-    node_name: Arc<str>,
+    node: Arc<Node>,
+    known: Knowledge,
+    labels: bool,
 }
 
-impl FlowView {
+impl Updates {
     fn shown(&self) -> Shown {
         Shown {
-            node_name: Arc::clone(&self.node_name),
+            node: Arc::clone(&self.node),
+            known: self.known.clone(),
+            labels: self.labels,
             unix_offset_ns: self.clock.unix_offset_ns(),
         }
     }
 }
 
-impl View for FlowView {
+impl View for Updates {
     fn event(&self, told: &Told) -> Option<v1::Event> {
         let shown = self.shown();
         let now_ns = self.clock.monotonic_ns();
@@ -113,7 +129,9 @@ impl View for FlowView {
             let end = table.used_rows().min(cursor.row + ROWS_PER_LOOK);
             while cursor.row < end && changed.len() < UPDATES_PER_LOOK {
                 let flow = table.changed(cursor.row, cursor.since, cursor.until);
-                if let Some(flow) = flow.filter(|flow| self.matcher.matches(flow)) {
+                if let Some(flow) =
+                    flow.filter(|flow| self.filter.matches(&Seen { flow, node: &self.node }))
+                {
                     changed.push(table.record(flow));
                 }
                 cursor.row += 1;

@@ -1,4 +1,5 @@
-//! Leaves out what the agent itself sends and receives, so that watching does not feed itself.
+//! Leaves out what the agent itself sends and receives, so that watching does not feed itself; and
+//! what is counted elsewhere under a better name.
 //!
 //! Own are the sockets whose cookie is known, and else what has an own local address and the own
 //! listening port together. A port alone proves nothing: others serve on 9090 too.
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use orb8_common::network::FlowKey;
 
+use crate::capture::SocketRoot;
 use crate::event::Event;
 use crate::host::{Facts, HostFacts, HostReader};
 use crate::network::keys;
@@ -41,6 +43,45 @@ impl EventFilter for SelfTraffic {
         let facts = self.facts.get();
         if facts.is_own_cookie(cookie) || is_own_listener(facts, key) {
             Verdict::Drop(SELF_TRAFFIC)
+        } else {
+            Verdict::Keep
+        }
+    }
+}
+
+/// The reason that the ledger shows.
+pub const ROOT_CGROUP: &str = "root_cgroup";
+
+/// Drops what the socket plane counted for sockets of the root cgroup in other network namespaces:
+/// replies of the kernel there. The pod's own link shows them, with the pod's name.
+#[derive(Debug)]
+pub struct RootCgroup {
+    facts: HostReader,
+    /// 0: the socket plane does not reach the root of the hierarchy.
+    id: u64,
+}
+
+impl RootCgroup {
+    /// A filter for sockets seen below this cgroup.
+    #[must_use]
+    pub fn new(facts: Arc<HostFacts>, root: Option<&SocketRoot>) -> Self {
+        let id = root.filter(|root| root.level == 0).map_or(0, |root| root.id);
+        Self { facts: HostReader::new(facts), id }
+    }
+}
+
+impl EventFilter for RootCgroup {
+    fn filter(&mut self, event: &Event) -> Verdict {
+        let id = match event {
+            Event::Flow(signal) => &signal.id,
+            Event::Count(count) => &count.id,
+            Event::Packet(_) | Event::Released(_) | Event::Drained(_) | Event::Notice(_) => {
+                return Verdict::Keep;
+            }
+        };
+        let is_of_root = keys::ifindex(id).is_none() && self.id != 0 && id.owner == self.id;
+        if is_of_root && self.facts.get().is_local(keys::owner(&id.key)) == Some(false) {
+            Verdict::Drop(ROOT_CGROUP)
         } else {
             Verdict::Keep
         }

@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
+use orb8_filter::{Filter, FilterError};
 use orb8_proto::v1::sort::Field;
 use orb8_proto::v1::{AnswerContext, NodeStatus, QueryFlowsRequest, QueryFlowsResponse};
 
@@ -15,8 +16,11 @@ use crate::clock::{self, Clock};
 use crate::event::{FlowRecord, LossRecord};
 use crate::export::feed::{BadRequest, Queries};
 use crate::export::wire as shared_wire;
-use crate::network::matcher::{FilterError, Matcher};
+use crate::k8s::identity::Knowledge;
+use crate::k8s::model::Node;
 use crate::network::table::{FlowTable, SharedTable, read};
+use crate::network::unmatched;
+use crate::network::view::Seen;
 use crate::network::wire::Shown;
 use crate::pipeline::ledger::Balance;
 use crate::pipeline::losses;
@@ -66,7 +70,7 @@ pub enum QueryError {
 /// A request, checked and ready to run.
 #[derive(Debug)]
 pub struct FlowQuery {
-    matcher: Matcher,
+    filter: Filter,
     /// `None`: as far back as flows are held.
     from_ns: Option<u64>,
     to_ns: u64,
@@ -99,8 +103,8 @@ impl FlowQuery {
         max_limit: u32,
         unix_offset_ns: i64,
     ) -> Result<Self, QueryError> {
-        let matcher =
-            Matcher::compile(request.filter.as_ref(), &request.namespaces, &request.pod_names)?;
+        let filter =
+            Filter::compile(request.filter.as_ref(), &request.namespaces, &request.pod_names)?;
         if request.limit > max_limit {
             return Err(QueryError::Limit { limit: request.limit, maximum: max_limit });
         }
@@ -117,7 +121,7 @@ impl FlowQuery {
         let sort = request.sort.unwrap_or_default();
         let field = Field::try_from(sort.field).map_err(|_unknown| QueryError::Sort(sort.field))?;
         Ok(Self {
-            matcher,
+            filter,
             from_ns: (start != 0).then(|| clock::from_unix(start, unix_offset_ns)),
             to_ns: if end == 0 { u64::MAX } else { clock::from_unix(end, unix_offset_ns) },
             field,
@@ -127,7 +131,7 @@ impl FlowQuery {
     }
 
     /// Runs over a table.
-    pub fn run(&mut self, table: &FlowTable) -> Found {
+    pub fn run(&mut self, table: &FlowTable, node: &Arc<Node>) -> Found {
         let mut best: BinaryHeap<Candidate> = BinaryHeap::with_capacity(self.limit + 1);
         let from_ns = self.from_ns.unwrap_or(0);
         let mut matched = 0;
@@ -136,7 +140,7 @@ impl FlowQuery {
             let Some(flow) = table.row(slot) else { continue };
             if flow.last_seen_ns < from_ns
                 || flow.first_seen_ns > self.to_ns
-                || !self.matcher.matches(flow)
+                || !self.filter.matches(&Seen { flow, node })
             {
                 continue;
             }
@@ -200,6 +204,8 @@ pub struct NetworkQueries {
     pub ledger: SharedLedger,
     /// Whether anything can be seen.
     pub status: Arc<Status>,
+    /// Who is who.
+    pub known: Knowledge,
     /// For the times shown.
     pub clock: Arc<dyn Clock>,
     /// ORB8_MAX_QUERY_LIMIT.
@@ -211,17 +217,19 @@ impl Queries for NetworkQueries {
         let unix_offset_ns = self.clock.unix_offset_ns();
         let mut query = FlowQuery::compile(request, self.max_limit, unix_offset_ns)
             .map_err(|error| BadRequest(error.to_string()))?;
+        let node = self.known.registry.own_node();
         let (found, flows_held, held_since_ns) = {
             let table = read(&self.table);
             let held = u64::from(table.active_flows()) + u64::from(table.ended_flows());
-            (query.run(&table), held, table.held_since_ns())
+            (query.run(&table, &node), held, table.held_since_ns())
         };
         let (loss, seen, balance) = {
             let ledger = lock(&self.ledger);
             let lost = ledger.lost_between(found.covers_from_ns, query.to_ns);
             (lost, ledger.seen(), ledger.packets().balance)
         };
-        let shown = Shown { node_name: self.status.node_name(), unix_offset_ns };
+        let known = self.known.clone();
+        let shown = Shown { node, known, unix_offset_ns, labels: request.labels };
         let health = self.status.health_message();
         let message = why_partial(balance, &health, &loss);
         let complete = message.is_empty();
@@ -241,7 +249,8 @@ impl Queries for NetworkQueries {
                 interfaces_attached: self.status.interfaces_attached(),
                 held_since_ns: clock::to_unix(held_since_ns, unix_offset_ns),
                 health_message: health,
-                ..AnswerContext::default()
+                unmatched: unmatched::of(request, &self.known.registry),
+                kubernetes: self.known.registry.status().state.word().to_owned(),
             }),
         })
     }

@@ -312,3 +312,6 @@ fn narrow(rate: f64) -> f32 {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod name_tests;

@@ -8,12 +8,18 @@ use std::sync::Arc;
 use orb8_common::network::flag;
 use orb8_proto::v1::event::Payload;
 use orb8_proto::v1::flow_event::Type;
-use orb8_proto::v1::{self, Endpoint, FlowEvent, IcmpInfo, NetworkFlow, PacketEvent, TcpInfo};
+use orb8_proto::v1::{self, FlowEvent, IcmpInfo, NetworkFlow, PacketEvent, TcpInfo};
 use orb8_util::protocol;
 
 use crate::clock;
-use crate::event::{EndReason, FlowRecord, FlowState, PacketRecord, Scope, tcp_bit};
+use crate::event::{FlowRecord, PacketRecord, tcp_bit};
+use crate::k8s::identity::Knowledge;
+use crate::k8s::model::Node;
 use crate::network::keys;
+use crate::network::table::Share;
+use crate::network::view::{Seen, direction, owner, plane, scope, state};
+
+mod ends;
 
 /// Bits of the TCP flags byte and their names, as packets show them.
 const PACKET_FLAGS: [(u8, &str); 8] = [
@@ -31,9 +37,13 @@ const PACKET_FLAGS: [(u8, &str); 8] = [
 #[derive(Clone, Debug)]
 pub struct Shown {
     /// This node.
-    pub node_name: Arc<str>,
+    pub node: Arc<Node>,
+    /// Who a Service's backend is.
+    pub known: Knowledge,
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC.
     pub unix_offset_ns: i64,
+    /// Also the labels of pods.
+    pub labels: bool,
 }
 
 impl Shown {
@@ -45,9 +55,11 @@ impl Shown {
         let (src_port, dst_port) = keys::ports(key).unwrap_or((0, 0));
         let egress = keys::is_egress(key);
         let (state, end_reason) = state(flow.state);
+        let (namespace, pod_name) = owner(flow);
+        let seen = Seen { flow, node: &self.node };
         NetworkFlow {
-            namespace: String::new(),
-            pod_name: String::new(),
+            namespace: namespace.to_owned(),
+            pod_name: pod_name.to_owned(),
             src_ip: source.to_string(),
             dst_ip: destination.to_string(),
             src_port: src_port.into(),
@@ -63,8 +75,8 @@ impl Shown {
             interface: interface(flow),
             ifindex: keys::ifindex(&flow.id).unwrap_or(0),
             scope: scope(flow.scope).to_owned(),
-            source: Some(endpoint(egress.then_some(flow))),
-            destination: Some(endpoint((!egress).then_some(flow))),
+            source: Some(self.endpoint(seen.at(orb8_filter::End::Source))),
+            destination: Some(self.endpoint(seen.at(orb8_filter::End::Destination))),
             bytes_per_second: f64::from(flow.byte_rate),
             packets_per_second: f64::from(flow.packet_rate),
             state: state.to_owned(),
@@ -72,9 +84,10 @@ impl Shown {
             tcp: (key.protocol == keys::TCP).then(|| tcp(flow)),
             icmp: icmp(flow),
             fragment: key.flags & flag::FRAGMENT != 0,
-            node_name: self.node_name.to_string(),
+            node_name: self.node.name.to_string(),
             socket_cookie: flow.cookie,
-            ..NetworkFlow::default()
+            service: self.service(flow),
+            supplement: key.flags & flag::SUPPLEMENT != 0,
         }
     }
 
@@ -114,41 +127,25 @@ impl Shown {
     #[must_use]
     pub fn event(&self, time_ns: u64, payload: Payload) -> v1::Event {
         v1::Event {
-            node_name: self.node_name.to_string(),
+            node_name: self.node.name.to_string(),
             time_ns: clock::to_unix(time_ns, self.unix_offset_ns),
             payload: Some(payload),
         }
     }
 }
 
-const fn direction(egress: bool) -> &'static str {
-    if egress { "egress" } else { "ingress" }
-}
-
-const fn plane(flags: u8) -> &'static str {
-    if flags & flag::SOCKET_PLANE == 0 { "tc" } else { "socket" }
-}
-
-/// The word for a scope; what is not known is empty.
-const fn scope(scope: Scope) -> &'static str {
-    match scope {
-        Scope::Unknown => "",
-        Scope::Local => "local",
-        Scope::Unclaimed => "unclaimed",
-        Scope::Forwarded => "forwarded",
-        Scope::Tunnel => "tunnel",
-    }
-}
-
-const fn state(state: FlowState) -> (&'static str, &'static str) {
-    match state {
-        FlowState::Active => ("active", ""),
-        FlowState::Ended(EndReason::Idle) => ("ended", "idle"),
-        FlowState::Ended(EndReason::Fin) => ("ended", "fin"),
-        FlowState::Ended(EndReason::Rst) => ("ended", "rst"),
-        FlowState::Ended(EndReason::Evicted) => ("ended", "evicted"),
-        FlowState::Ended(EndReason::Shutdown) => ("ended", "shutdown"),
-        FlowState::Ended(EndReason::PeerChanged) => ("ended", "peer_changed"),
+/// What was counted for one way of identifying owners.
+#[must_use]
+pub fn share(share: Share) -> v1::AttributionShare {
+    let flags = if share.socket_plane { flag::SOCKET_PLANE } else { 0 };
+    v1::AttributionShare {
+        plane: plane(flags).to_owned(),
+        attribution: share.how.attribution.as_str().to_owned(),
+        reason: share.how.reason.as_str().to_owned(),
+        supplement: share.supplement,
+        scope: scope(share.scope).to_owned(),
+        packets: share.volume.packets,
+        bytes: share.volume.bytes,
     }
 }
 
@@ -179,28 +176,6 @@ fn tcp(flow: &FlowRecord) -> TcpInfo {
     };
     let flags = named.iter().filter(|(bit, _)| seen(*bit));
     TcpInfo { flags: flags.map(|(_, name)| (*name).to_owned()).collect(), state: state.to_owned() }
-}
-
-/// One end; `owned` is the flow if this end is its owner's.
-fn endpoint(owned: Option<&FlowRecord>) -> Endpoint {
-    let mut end = Endpoint {
-        kind: "unknown".to_owned(),
-        attribution: "none".to_owned(),
-        ..Endpoint::default()
-    };
-    let Some((flow, membership)) =
-        owned.and_then(|flow| flow.membership.as_ref().map(|found| (flow, found)))
-    else {
-        return end;
-    };
-    end.kind = "process".to_owned();
-    end.attribution = "cgroup".to_owned();
-    end.cgroup_id = membership.id;
-    end.cgroup = membership.path().unwrap_or_default().to_owned();
-    end.process = membership
-        .process_at(flow.first_seen_ns)
-        .map(|process| v1::Process { pid: process.pid, comm: process.comm.to_string() });
-    end
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ impl TestAgent {
         script: Script,
         datapath: Arc<ScriptedDatapath>,
     ) -> Self {
-        let parts = Parts { start, checks: Vec::new(), cgroups: View::none(), clock };
+        let parts = Parts { start, checks: Vec::new(), cgroups: View::none(), known: None, clock };
         let agent = Agent::start(&settings(flags), parts).await.unwrap();
         let address = agent.address();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -15,8 +15,9 @@ use orb8_agent::ebpf::lines::LineTimes;
 use orb8_agent::event::{
     Counters, DrainReport, Event, FlowCount, FlowFacts, FlowId, FlowSignal, Notice, SignalKind,
 };
+use orb8_agent::host::{Facts, HostFacts};
 use orb8_agent::pipeline::source::EventSource;
-use orb8_common::counter::{self, Lost, Reject};
+use orb8_common::counter::{self, Filtered, Lost, Reject};
 use orb8_common::network::{FlowEvent, event_kind, flag};
 use orb8_testbed::flow::{self, Flow, L4, Total, Traffic};
 use orb8_testbed::link::ifindex;
@@ -30,6 +31,7 @@ pub struct Direct {
     kernel: Kernel,
     sources: Vec<Box<dyn EventSource>>,
     netns: Netns,
+    facts: Arc<HostFacts>,
     /// A clock of our own: each drain is due at once.
     now: Instant,
     observed: DirectObserved,
@@ -39,6 +41,8 @@ pub struct Direct {
 #[derive(Clone, Default)]
 pub struct DirectObserved {
     flows: HashMap<FlowId, Total>,
+    /// What the kernel told of each flow.
+    pub flow_facts: HashMap<FlowId, FlowFacts>,
     pub new_lines: u64,
     pub released: u64,
     pub signals: u64,
@@ -100,22 +104,41 @@ impl Direct {
 
     /// The same with other options.
     pub fn with(options: &KernelOptions, netns: &Netns, count: usize) -> Self {
+        Self::when(options, netns, |attached| attached == count)
+    }
+
+    /// The same, when at least `count` interfaces are attached.
+    pub fn at_least(options: &KernelOptions, netns: &Netns, count: usize) -> Self {
+        Self::when(options, netns, |attached| attached >= count)
+    }
+
+    fn when(options: &KernelOptions, netns: &Netns, ready: impl Fn(usize) -> bool) -> Self {
+        let facts = HostFacts::shared();
         let started = netns
-            .enter(|| kernel::start(options, Arc::default()))
+            .enter(|| kernel::start(options, Arc::clone(&facts)))
             .unwrap_or_else(|error| panic!("the kernel side does not start: {error}"));
         let mut direct = Self {
             kernel: started.kernel,
             sources: started.sources,
             netns: netns.clone(),
+            facts,
             now: Instant::now(),
             observed: DirectObserved::default(),
         };
-        wait_until(DEADLINE, "interfaces to be attached", || direct.attached().len() == count);
+        let sockets = options.planes.socket_root().is_some();
+        wait_until(DEADLINE, "programs to be attached", || {
+            direct.has_sockets() == sockets && ready(direct.attached().len())
+        });
         for name in direct.attached() {
             let index = ifindex(netns, &name);
             direct.observed.names.insert(name, index.into());
         }
         direct
+    }
+
+    fn has_sockets(&self) -> bool {
+        let socket_plane = self.kernel.state().socket_plane.clone();
+        socket_plane.is_some_and(|plane| plane.state == AttachState::Attached)
     }
 
     /// Names of the attached interfaces.
@@ -128,6 +151,11 @@ impl Direct {
 
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// What is known of the host.
+    pub fn facts(&self) -> Arc<Facts> {
+        self.facts.snapshot()
     }
 
     pub fn netns(&self) -> &Netns {
@@ -186,7 +214,8 @@ impl Direct {
 impl DirectObserved {
     fn take(&mut self, event: Event) {
         match event {
-            Event::Count(FlowCount { id, new_line, packets, bytes, .. }) => {
+            Event::Count(FlowCount { id, new_line, packets, bytes, facts, .. }) => {
+                self.flow_facts.insert(id, facts);
                 self.flows.entry(id).or_default().add(packets, bytes);
                 self.new_lines += u64::from(new_line);
             }
@@ -198,18 +227,37 @@ impl DirectObserved {
         }
     }
 
-    /// Flows of one interface and direction.
-    pub fn traffic(&self, ifname: &str, direction: Direction) -> Traffic {
-        let index = self.names[ifname];
-        let way = match direction {
-            Ingress => 0,
-            Egress => flag::EGRESS,
+    /// Flows of the socket plane: of a cgroup and direction.
+    pub fn at_sockets(&self, cgroup: u64, direction: Direction) -> Traffic {
+        self.of(cgroup, direction, flag::SOCKET_PLANE)
+    }
+
+    /// Flows of an interface and direction that the socket plane does not see.
+    pub fn supplement(&self, ifindex: u32, direction: Direction) -> Traffic {
+        self.of(ifindex.into(), direction, flag::SUPPLEMENT)
+    }
+
+    fn of(&self, owner: u64, direction: Direction, flags: u8) -> Traffic {
+        let flags = match direction {
+            Ingress => flags,
+            Egress => flags | flag::EGRESS,
         };
+        let all = flag::EGRESS | flag::SOCKET_PLANE | flag::SUPPLEMENT;
         self.flows
             .iter()
-            .filter(|(id, _)| id.owner == index && id.key.flags & flag::EGRESS == way)
+            .filter(|(id, _)| id.owner == owner && id.key.flags & all == flags)
             .map(|(id, &total)| (key(id), total))
             .collect()
+    }
+
+    /// What was left to the socket plane.
+    pub fn counted_at_socket(&self) -> Total {
+        self.pair(counter::FILTERED, Filtered::CountedAtSocket as usize)
+    }
+
+    /// Flows of one interface and direction.
+    pub fn traffic(&self, ifname: &str, direction: Direction) -> Traffic {
+        self.of(self.names[ifname], direction, 0)
     }
 
     pub fn total(&self) -> Total {
@@ -251,7 +299,7 @@ impl DirectObserved {
         Total { packets: c[base + 2 * at], bytes: c[base + 2 * at + 1] }
     }
 
-    /// What is missing of seen = counted + rejected + lost.
+    /// What is missing of seen = counted + filtered + rejected + lost.
     pub fn unexplained(&self) -> (i128, i128) {
         let mut sum = self.total();
         for why in Reject::ALL {
@@ -262,6 +310,8 @@ impl DirectObserved {
             let part = self.pair(counter::LOST, why as usize);
             sum.add(part.packets, part.bytes);
         }
+        let filtered = self.counted_at_socket();
+        sum.add(filtered.packets, filtered.bytes);
         let seen = self.seen();
         let minus = |a: u64, b: u64| i128::from(a) - i128::from(b);
         (minus(seen.packets, sum.packets), minus(seen.bytes, sum.bytes))
@@ -296,24 +346,4 @@ fn key(id: &FlowId) -> Flow {
         L4::Plain
     };
     Flow { src: address(key.src), dst: address(key.dst), protocol: key.protocol, l4 }
-}
-impl DirectObserved {
-    pub fn dump(&self) -> Vec<String> {
-        self.flows
-            .iter()
-            .map(|(id, t)| {
-                let f = key(id);
-                format!(
-                    "{}{} proto {} owner {} {:?} > {:?} {:?} {t:?}",
-                    if id.key.flags & flag::SOCKET_PLANE != 0 { "SOCK" } else { "tc  " },
-                    if id.key.flags & flag::EGRESS != 0 { " out" } else { " in " },
-                    id.key.protocol,
-                    id.owner,
-                    f.src,
-                    f.dst,
-                    f.l4
-                )
-            })
-            .collect()
-    }
 }

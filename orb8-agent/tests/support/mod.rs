@@ -2,6 +2,7 @@
 //! sent. Never reads the product's kernel maps; what counts is the answer.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses another part")]
 
+pub mod cgroup;
 pub mod direct;
 
 use std::collections::BTreeMap;

@@ -18,6 +18,7 @@
 //! | [`scapy`] | frames made by scapy, an independent opinion |
 //! | [`counters`] | what the kernel itself says it carried |
 //! | [`bpf`] | foreign tcx programs and questions about attached ones |
+//! | [`demo`] | the story that `make demo` tells |
 //! | [`fork`] | a copy of this process that holds its descriptors |
 //! | [`scratch`] | folders that end with their handle |
 //! | [`api`] | a Kubernetes API server |
@@ -38,6 +39,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod cluster;
 pub mod counters;
+pub mod demo;
 pub mod flow;
 pub mod fork;
 pub mod link;

@@ -1,3 +1,5 @@
+//! Tests of questions, answers and the bell between them.
+
 use super::*;
 use crate::cgroup::no_pods;
 

@@ -1,3 +1,5 @@
+//! Tests of the path parser: a table of forms, recorded paths, and paths made at random.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the tree, on plain directories: inotify tells of them as of cgroups.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;

@@ -10,23 +10,21 @@ use crate::k8s::model::Pod;
 
 impl Batch<'_> {
     /// The owner at a time.
-    pub(super) fn owner(
-        &self,
-        question: &Question<'_>,
-        sides: Option<&Sides>,
-        at_ns: u64,
-    ) -> End {
+    pub(super) fn owner(&self, question: &Question<'_>, sides: Option<&Sides>, at_ns: u64) -> End {
         let unsaid = match by_cgroup(question) {
             Ok(end) => return end,
             Err(unsaid) => unsaid,
         };
-        let link = question.ifindex.and_then(|index| Some((index, self.facts.pod_link(index)?)));
+        let link =
+            question.ifindex.and_then(|index| Some((index, self.lookup.facts.pod_link(index)?)));
         let end = match link {
             Some((index, link)) => self.behind(index, link, question.owner, at_ns),
             None => self.at_host(question.owner, sides, at_ns),
         };
         match end {
-            End::Unknown(how) if how.reason != Reason::AddressAmbiguous && unsaid != Reason::None => {
+            End::Unknown(how)
+                if how.reason != Reason::AddressAmbiguous && unsaid != Reason::None =>
+            {
                 End::unknown(unsaid)
             }
             End::Node(how, node) if how.reason == Reason::None => {
@@ -44,7 +42,7 @@ impl Batch<'_> {
         }
         let mut found: Option<Arc<Pod>> = None;
         for address in &link.addresses {
-            let End::Pod(_, pod) = self.holder(*address, at_ns) else { continue };
+            let End::Pod(_, pod) = self.lookup.holder(*address, at_ns) else { continue };
             if found.as_ref().is_some_and(|other| other.uid != pod.uid) {
                 return End::unknown(Reason::AddressAmbiguous);
             }
@@ -53,7 +51,7 @@ impl Batch<'_> {
         if let Some(pod) = found {
             return by_link(&pod);
         }
-        match self.holder(owner, at_ns) {
+        match self.lookup.holder(owner, at_ns) {
             end @ End::Pod(..) => end,
             _ => End::unknown(Reason::InterfaceUnknown),
         }
@@ -67,14 +65,14 @@ impl Batch<'_> {
         }
         match sides.and_then(|sides| sides.hidden_owner(owner)) {
             Some(real) => self.hidden_by_mask(real, at_ns),
-            None => self.holder(owner, at_ns),
+            None => self.lookup.holder(owner, at_ns),
         }
     }
 
     /// Who stands behind a node's address, where the kernel of this host put it there.
     pub(super) fn hidden_by_mask(&self, real: IpAddr, at_ns: u64) -> End {
         let masked = How::by(Attribution::Masqueraded);
-        match self.holder(real, at_ns) {
+        match self.lookup.holder(real, at_ns) {
             End::Pod(_, pod) => End::Pod(masked, pod),
             End::Node(_, node) => End::Node(masked, node),
             End::External(_) => End::External(masked),
@@ -84,8 +82,8 @@ impl Batch<'_> {
 
     /// Whether translation hides that a packet at an uplink only passes through this host.
     pub(super) fn passes_through(&self, question: &Question<'_>, sides: Option<&Sides>) -> bool {
-        let at_uplink = question.ifindex.is_some_and(|it| self.facts.pod_link(it).is_none());
-        at_uplink && sides.is_some_and(|sides| !self.is_local(sides.owner.ip()))
+        let at_uplink = question.ifindex.is_some_and(|it| self.lookup.facts.pod_link(it).is_none());
+        at_uplink && sides.is_some_and(|sides| !self.lookup.is_local(sides.owner.ip()))
     }
 }
 

@@ -22,7 +22,7 @@ impl Batch<'_> {
             return self.hidden_by_mask(real, at_ns);
         }
         let began = sides.map_or(question.began, |sides| sides.began);
-        match self.holder(question.peer, at_ns) {
+        match self.lookup.holder(question.peer, at_ns) {
             End::Node(_, node) if self.may_hide_a_pod(question.peer, owner, began) => {
                 End::Node(How::by(Attribution::Masqueraded), node)
             }
@@ -33,12 +33,12 @@ impl Batch<'_> {
     /// Whether another node's address may stand for a pod there: what a pod of ours dialled itself
     /// is that node, what dialled the pod may be anybody there.
     fn may_hide_a_pod(&self, address: IpAddr, owner: &End, began: Began) -> bool {
-        owner.pod().is_some() && began != Began::Owner && !self.is_local(address)
+        owner.pod().is_some() && began != Began::Owner && !self.lookup.is_local(address)
     }
 
     /// Who is at a loopback address: somebody in the owner's own network namespace.
     fn beside(&self, question: &Question<'_>, owner: &End) -> End {
-        let own = || End::Node(How::by(Attribution::Address), Arc::clone(self.own_node));
+        let own = || End::Node(How::by(Attribution::Address), Arc::clone(self.lookup.own_node));
         match owner {
             End::Pod(how, pod) => match pod.identity() {
                 Some(identity) if identity.host_network => own(),

@@ -23,14 +23,14 @@ impl Batch<'_> {
             return self.dialled(dialled, question.protocol).map(asked);
         }
         let (owner_port, peer_port) = question.ports?;
-        let own = self.view.service(question.peer, peer_port, question.protocol);
+        let own = self.lookup.view.service(question.peer, peer_port, question.protocol);
         let (hit, port) = match own {
             Some(hit) => (Some(hit), peer_port),
             None if question.began == Began::Owner && matches!(peer, End::Node(..)) => {
-                (self.view.node_port(peer_port, question.protocol), peer_port)
+                (self.lookup.view.node_port(peer_port, question.protocol), peer_port)
             }
             None if self.is_dialled_here(question) => {
-                (self.view.node_port(owner_port, question.protocol), owner_port)
+                (self.lookup.view.node_port(owner_port, question.protocol), owner_port)
             }
             None => (None, 0),
         };
@@ -39,17 +39,17 @@ impl Batch<'_> {
 
     /// The Service at an address as a client dials it.
     fn dialled(&self, address: SocketAddr, protocol: u8) -> Option<ServiceHit<'_>> {
-        let own = self.view.service(address.ip(), address.port(), protocol);
-        own.or_else(|| self.view.node_port(address.port(), protocol))
+        let own = self.lookup.view.service(address.ip(), address.port(), protocol);
+        own.or_else(|| self.lookup.view.node_port(address.port(), protocol))
     }
 
     /// Whether somebody outside dials an address of this node behind which nobody listens.
     fn is_dialled_here(&self, question: &Question<'_>) -> bool {
-        let at_uplink = question.ifindex.is_some_and(|it| self.facts.pod_link(it).is_none());
+        let at_uplink = question.ifindex.is_some_and(|it| self.lookup.facts.pod_link(it).is_none());
         at_uplink
             && question.began == Began::Peer
             && question.scope != Scope::Local
-            && self.is_local(question.owner)
+            && self.lookup.is_local(question.owner)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tables behind the registry's lock, and what a list does to them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 
@@ -13,7 +13,7 @@ use super::pods::Held;
 use super::ranges::{Ranges, hull};
 use super::uids::Uids;
 use crate::clock::from_unix;
-use crate::k8s::addresses::{Addresses, End};
+use crate::k8s::addresses::{Addresses, Claim, End};
 use crate::k8s::model::{Node, Pod};
 use crate::k8s::owners::Owners;
 use crate::k8s::services::Services;
@@ -23,8 +23,11 @@ use crate::k8s::status::{Resource, Status};
 /// ReplicaSets.
 const OWNERS_PER_POD: usize = 4;
 
+/// Times without sight that are remembered; those that touch are one.
+const MAX_BLIND: usize = 64;
+
 /// The API's times are in whole seconds, rounded down.
-const SECOND_NS: u64 = 1_000_000_000;
+pub(super) const SECOND_NS: u64 = 1_000_000_000;
 
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -43,6 +46,8 @@ pub(super) struct Tables {
     listing: [Option<HashSet<Box<str>>>; Resource::COUNT],
     listed: [bool; Resource::COUNT],
     expired_ns: u64,
+    /// Times in which addresses may have been held by pods that were not seen with them.
+    blind: VecDeque<(u64, u64)>,
 }
 
 impl Tables {
@@ -64,6 +69,7 @@ impl Tables {
             listing: Default::default(),
             listed: [false; Resource::COUNT],
             expired_ns: 0,
+            blind: VecDeque::new(),
         }
     }
 
@@ -103,6 +109,7 @@ impl Tables {
                 for uid in gone {
                     self.end_pod(&uid, seen, uids);
                 }
+                self.blind_for(seen.since_ns, seen.at_ns);
             }
             Resource::Nodes => {
                 let known = self.nodes.iter().filter(|(_, held)| held.told).map(|(name, _)| name);
@@ -142,6 +149,24 @@ impl Tables {
         self.ranges = Ranges::of(all.into_iter());
     }
 
+    /// Pods may have come and gone in this time, or have had addresses, without being told of.
+    pub(super) fn blind_for(&mut self, since_ns: u64, until_ns: u64) {
+        match self.blind.back_mut() {
+            Some((first_ns, last_ns)) if since_ns <= *last_ns && until_ns >= *first_ns => {
+                (*first_ns, *last_ns) = (since_ns.min(*first_ns), until_ns.max(*last_ns));
+            }
+            Some(_) | None => self.blind.push_back((since_ns, until_ns)),
+        }
+        if self.blind.len() > MAX_BLIND {
+            self.blind.pop_front();
+        }
+    }
+
+    /// Whether pods may have come and gone unseen at that time.
+    pub(super) fn is_blind(&self, at_ns: u64) -> bool {
+        self.blind.iter().any(|(since_ns, until_ns)| (*since_ns..*until_ns).contains(&at_ns))
+    }
+
     pub(super) fn is_in_cluster(&self, address: IpAddr) -> bool {
         self.ranges.contains(address)
     }
@@ -157,6 +182,7 @@ impl Tables {
         self.owners.expire();
         self.names.expire();
         self.expire_nodes();
+        self.blind.retain(|(_, until_ns)| *until_ns >= before_ns);
         self.addresses.expire(before_ns)
     }
 
@@ -183,8 +209,14 @@ fn gone<'a>(held: impl Iterator<Item = &'a Box<str>>, listed: &HashSet<Box<str>>
 
 impl Seen {
     /// When something that was told now ended.
-    pub(super) fn end(self) -> End {
-        End { sure_until_ns: self.since_ns, told_ns: self.at_ns }
+    pub(super) const fn end(self, runs_on: bool) -> End {
+        End { sure_until_ns: self.since_ns, told_ns: self.at_ns, runs_on }
+    }
+
+    /// A claim that is told now, of a holder that stays.
+    pub(super) const fn claim(self, from_ns: u64) -> Claim {
+        let (told_ns, since_ns) = (self.at_ns, self.since_ns);
+        Claim { from_ns, sure_from_ns: told_ns, told_ns, since_ns, leaving: false, quiet: false }
     }
 
     /// The earliest time at which an object told now, and not before, may have existed.

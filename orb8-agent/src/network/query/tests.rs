@@ -7,12 +7,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{DrainReport, Event};
+use crate::host::HostFacts;
 use crate::network::keys;
 use crate::network::table::{FlowProcessor, Limits};
 use crate::pipeline::enricher::EnrichedEvent;
 use crate::pipeline::ledger::{Ledger, Tally};
 use crate::pipeline::processor::{EventProcessor, Output};
-use crate::testing::{ManualClock, count, udp};
+use crate::testing::{ManualClock, count, resolver, udp};
 
 const OFFSET: i64 = 1_000_000_000_000;
 
@@ -27,12 +28,16 @@ fn table(events: impl IntoIterator<Item = Event>) -> SharedTable {
         0,
     );
     let events: Vec<_> = events.into_iter().map(EnrichedEvent::plain).collect();
-    FlowProcessor::new(Arc::clone(&table)).process(&events, &mut Output::default());
+    FlowProcessor::new(Arc::clone(&table), resolver()).process(&events, &mut Output::default());
     table
 }
 
+fn node() -> Arc<Node> {
+    Arc::new(Node::named("n1"))
+}
+
 fn run(table: &SharedTable, request: &QueryFlowsRequest) -> Found {
-    FlowQuery::compile(request, 10_000, OFFSET).unwrap().run(&read(table))
+    FlowQuery::compile(request, 10_000, OFFSET).unwrap().run(&read(table), &node())
 }
 
 fn sorted(field: Field, ascending: bool, limit: u32) -> QueryFlowsRequest {
@@ -138,7 +143,7 @@ impl AfterLoss {
             drain_interval: Duration::from_secs(1),
         };
         let table = FlowTable::shared(limits, 1);
-        let mut processor = FlowProcessor::new(Arc::clone(&table));
+        let mut processor = FlowProcessor::new(Arc::clone(&table), resolver());
         let mut take = |events: Vec<Event>| {
             let events: Vec<_> = events.into_iter().map(EnrichedEvent::plain).collect();
             processor.process(&events, &mut Output::default());
@@ -163,6 +168,7 @@ impl AfterLoss {
         ledger.close_drain(&drain(50));
         ledger.close_drain(&drain(60));
         Self(NetworkQueries {
+            known: Knowledge::of_host(HostFacts::shared()),
             table,
             ledger: Arc::new(std::sync::Mutex::new(ledger)),
             status: Status::new("n1".into()),

@@ -61,8 +61,12 @@ impl FlowTable {
             return;
         };
         self.merge(slot, &count.facts, added);
+        let row = &mut self.rows[slot as usize];
+        if !row.is(mark::CONTINUES) {
+            row.flow.first_seen_ns = row.flow.first_seen_ns.min(count.first_seen_ns);
+        }
         let named = if found.is_none() {
-            self.rows[slot as usize].flow.last_seen_ns = count.last_seen_ns;
+            row.flow.last_seen_ns = count.last_seen_ns;
             self.name_first(slot, batch);
             Some((slot, true))
         } else {
@@ -86,7 +90,6 @@ impl FlowTable {
         if count.new_line {
             row.lines_or_end_s += 1;
         }
-        let continues = row.is(mark::CONTINUES);
         let flow = &mut row.flow;
         if flow.changed_epoch != current {
             flow.changed_epoch = current;
@@ -96,9 +99,6 @@ impl FlowTable {
         flow.packet_rate += count.packets as f32;
         flow.packets += count.packets;
         flow.bytes += count.bytes;
-        if !continues {
-            flow.first_seen_ns = flow.first_seen_ns.min(count.first_seen_ns);
-        }
         flow.last_seen_ns = flow.last_seen_ns.max(count.last_seen_ns);
         self.shares.add(row.share, volume);
     }
@@ -121,12 +121,7 @@ impl FlowTable {
         self.end(slot, reason, output);
     }
 
-    pub(super) fn close_drain(
-        &mut self,
-        time_ns: u64,
-        batch: &mut Batch<'_>,
-        output: &mut Output,
-    ) {
+    pub(super) fn close_drain(&mut self, time_ns: u64, batch: &mut Batch<'_>, output: &mut Output) {
         self.note_drain_begins();
         self.drain_begun = false;
         self.now_ns = self.now_ns.max(time_ns);

@@ -5,7 +5,7 @@ use super::rows::{Row, mark};
 use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
 use crate::event::{
-    Attribution, EndReason, End, Ends, FlowRecord, Reason, Scope, Told, Volume, tcp_bit,
+    Attribution, End, EndReason, Ends, FlowRecord, Reason, Scope, Told, Volume, tcp_bit,
 };
 use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
 use crate::network::keys;
@@ -65,12 +65,12 @@ impl FlowTable {
         }
         let before = self.ask(slot, was, batch).ends.or_kept(&flow.ends);
         let since_ns = self.counted_after_ns.max(was.since_ns).min(whole.until_ns);
-        let now = self.ask(slot, Span { since_ns, ..whole }, batch);
+        let since = Span { since_ns, ..whole };
+        let now = self.ask(slot, since, batch);
         if before.is_same(&now.ends) {
             self.adopt(slot, Answer { ends: before, ..answer }, whole, batch);
             return Some((slot, false));
         }
-        let since = Span { since_ns, ..whole };
         self.split(slot, before, now, since, batch, output).map(|slot| (slot, true))
     }
 
@@ -89,12 +89,7 @@ impl FlowTable {
             && batch.translation(&question(flow, Began::Unknown), self.span(slot)).is_some()
     }
 
-    fn ask(
-        &self,
-        slot: u32,
-        span: Span,
-        batch: &mut Batch<'_>,
-    ) -> Answer {
+    fn ask(&self, slot: u32, span: Span, batch: &mut Batch<'_>) -> Answer {
         let flow = &self.rows[slot as usize].flow;
         batch.resolve(&question(flow, self.began(flow)), span)
     }
@@ -173,8 +168,7 @@ impl FlowTable {
             let Some(place) = self.young.pop_front() else { break };
             let row = &self.rows[place.slot as usize];
             let first_ns = row.flow.first_seen_ns;
-            if row.flow.flow_id == place.flow_id
-                && self.now_ns.saturating_sub(first_ns) < YOUNG_NS
+            if row.flow.flow_id == place.flow_id && self.now_ns.saturating_sub(first_ns) < YOUNG_NS
             {
                 self.rename(place.slot, batch);
                 self.young.push_back(place);
@@ -320,10 +314,12 @@ impl Ends {
         self.owner.is_same(&other.owner) && self.peer.is_same(&other.peer)
     }
 
-    /// Whether a later answer for a longer time only adds to this one.
-    fn is_refined_by(&self, later: &Self) -> bool {
-        let refines = |known: &End, later: &End| known.is_unknown() || known.is_same(later);
-        refines(&self.owner, &later.owner) && refines(&self.peer, &later.peer)
+    /// Whether an answer for a longer time names everybody, and nobody else than this one.
+    fn is_refined_by(&self, longer: &Self) -> bool {
+        let refines = |known: &End, longer: &End| {
+            !longer.is_unknown() && (known.is_unknown() || known.is_same(longer))
+        };
+        refines(&self.owner, &longer.owner) && refines(&self.peer, &longer.peer)
     }
 
     /// This answer, with what was known before where it has only been forgotten since.

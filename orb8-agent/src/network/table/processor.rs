@@ -12,7 +12,7 @@ use crate::pipeline::processor::{EventProcessor, Output};
 /// The stage that keeps the table.
 #[derive(Debug)]
 pub struct FlowProcessor {
-    table: SharedTable,
+    pub(super) table: SharedTable,
     resolver: Resolver,
 }
 

@@ -3,28 +3,95 @@
 use orb8_common::network::FlowKey;
 
 use super::*;
-use crate::cgroup::{Answer, Cgroup, Membership, Process, no_pods};
-use crate::event::FlowId;
-use crate::host::InterfaceName;
+use crate::cgroup::{Answer, Membership, Process};
+use crate::event::{Asked, Attribution, End, EndReason, FlowId, FlowState, How, Reason, Scope};
+use crate::host::{HostFacts, InterfaceName};
+use crate::k8s::services::{ServiceKind, Verdict};
 use crate::network::table::blank;
-use crate::testing::flow;
+use crate::testing::{World, cgroup_of, flow};
 
 const SHOWN_AT: i64 = 1_000_000;
 
 fn shown() -> Shown {
-    Shown { node_name: "n1".into(), unix_offset_ns: SHOWN_AT }
+    let known = Knowledge::of_host(HostFacts::shared());
+    let node = Arc::new(Node::named("n1"));
+    Shown { node, known, unix_offset_ns: SHOWN_AT, labels: true }
 }
 
 fn id(protocol: u8, egress: bool) -> FlowId {
     flow(protocol, ([10, 0, 0, 1].into(), 40_000), ([10, 0, 0, 2].into(), 443), egress)
 }
 
+/// `shop/client` of this node asks the Service `shop/web`; `shop/server` of n2 answers.
+fn through_a_service() -> (World, FlowRecord) {
+    let mut world = World::synced();
+    world.pod_with("shop/client", "n1", "10.244.1.5", 2, |pod| {
+        pod["status"]["containerStatuses"] = serde_json::json!([
+            {"name": "main", "image": "i", "imageID": "i", "ready": true, "restartCount": 0,
+             "containerID": format!("containerd://{}", "c0ffee00".repeat(8))},
+        ]);
+        pod["metadata"]["ownerReferences"] = serde_json::json!([
+            {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "clients", "uid": "u",
+             "controller": true},
+        ]);
+    });
+    world.pod("shop/server", "n2", "10.244.2.6", 2);
+    world.service("shop/web", "10.96.0.10", 0, 1, 2);
+    let client = "10.244.1.5:40000".parse().unwrap();
+    let (dialled, backend) = ("10.96.0.10:80".parse().unwrap(), "10.244.2.6:8080".parse().unwrap());
+    let translation = world.translate((client, dialled), (backend, client), 3);
+    let membership = world.cgroup(11, &cgroup_of("shop/client"));
+    let id = flow(6, (client.ip(), 40_000), (dialled.ip(), 80), true);
+    let mut record = FlowRecord {
+        flow_id: 9,
+        packets: 7,
+        bytes: 700,
+        first_seen_ns: 500,
+        last_seen_ns: 900,
+        cookie: 77,
+        byte_rate: 12.5,
+        packet_rate: 0.5,
+        tcp_seen: tcp_bit::SYN | tcp_bit::FIN,
+        scope: Scope::Local,
+        state: FlowState::Ended(EndReason::Fin),
+        ..blank(id)
+    };
+    record.id.key.flags |= flag::SOCKET_PLANE;
+    let by = |attribution| How::by(attribution);
+    let pod = membership.cgroup().unwrap().pod().unwrap();
+    record.ends.owner = End::Pod(by(Attribution::Cgroup), Arc::clone(pod));
+    let service = match world
+        .known
+        .who(dialled.ip(), crate::k8s::identity::Span { since_ns: 5, until_ns: 5 })
+    {
+        End::Service(_, service) => service,
+        other => panic!("{other:?}"),
+    };
+    record.ends.peer = End::Service(by(Attribution::Address), Arc::clone(&service));
+    let kind = ServiceKind::ClusterIp;
+    record.ends.asked = Some(Asked { service, port: 80, kind, verdict: Verdict::Ok });
+    record.ends.translation = Some(translation);
+    record.membership = Some(membership);
+    (world, record)
+}
+
 #[test]
-fn every_fact_of_a_flow_is_shown() {
+fn a_pods_flow_through_a_service_names_all_three() {
+    let (world, record) = through_a_service();
+    let (known, node) = (world.known.clone(), world.known.registry.own_node());
+    let shown = Shown { node, known, unix_offset_ns: SHOWN_AT, labels: true };
+    insta::assert_debug_snapshot!(shown.flow(&record));
+    let without = Shown { labels: false, ..shown };
+    assert!(without.flow(&record).source.unwrap().labels.is_empty());
+}
+
+#[test]
+fn every_fact_of_a_hosts_flow_is_shown() {
     let process = Process { pid: 42, comm: "nginx".into(), started_ns: 1 };
-    let cgroup = Arc::new(Cgroup::new(11, "/web.slice", &no_pods()));
-    let answer = Answer { cgroup: Some(cgroup), process: Some(process), checked_ns: 600 };
-    let record = FlowRecord {
+    let world = World::synced();
+    let cgroup = world.cgroup(11, "/system.slice/nginx.service").cgroup().cloned();
+    let answer = Answer { cgroup, process: Some(process), checked_ns: 600 };
+    let mut record = FlowRecord {
         flow_id: 9,
         packets: 7,
         bytes: 700,
@@ -40,6 +107,8 @@ fn every_fact_of_a_flow_is_shown() {
         state: FlowState::Ended(EndReason::Fin),
         ..blank(id(6, true))
     };
+    record.ends.owner = End::Process(How::by(Attribution::Cgroup));
+    record.ends.peer = End::External(How::not(Reason::NoKubernetes));
     insta::assert_debug_snapshot!(shown().flow(&record));
 }
 
@@ -51,11 +120,12 @@ fn an_unknown_flow_shows_nothing_that_is_not_known() {
 #[test]
 fn only_the_owners_end_carries_its_cgroup() {
     let membership = Some(Arc::new(Membership::asked(11)));
-    for (egress, source, destination) in [(true, "cgroup", "none"), (false, "none", "cgroup")] {
+    for egress in [true, false] {
         let record = FlowRecord { membership: membership.clone(), ..blank(id(17, egress)) };
         let flow = shown().flow(&record);
-        assert_eq!(flow.source.unwrap().attribution, source);
-        assert_eq!(flow.destination.unwrap().attribution, destination);
+        let (source, destination) = (flow.source.unwrap(), flow.destination.unwrap());
+        let (owner, peer) = if egress { (source, destination) } else { (destination, source) };
+        assert_eq!((owner.cgroup_id, peer.cgroup_id), (11, 0));
     }
 }
 

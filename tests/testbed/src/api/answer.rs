@@ -207,7 +207,7 @@ async fn begin(
     }
     let asked: u64 = match query.resource_version.as_str() {
         "" | "0" => return Ok((store.list(resource), None)),
-        text => text.parse().map_err(|_| Box::new(invalid_version(text)))?,
+        text => text.parse().map_err(|_not_a_number| Box::new(invalid_version(text)))?,
     };
     if asked > store.version() {
         tokio::time::sleep(PATIENCE).await;

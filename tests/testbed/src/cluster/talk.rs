@@ -41,6 +41,19 @@ pub struct Talk {
     pub back: Total,
 }
 
+impl Talk {
+    /// What was said since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let less = |total: Total, before: Total| Total {
+            packets: total.packets - before.packets,
+            bytes: total.bytes - before.bytes,
+        };
+        let there = less(self.there, earlier.there);
+        Self { there, back: less(self.back, earlier.back), ..*self }
+    }
+}
+
 /// Two UDP sockets that talk through whatever lies between them.
 #[derive(Debug)]
 pub struct UdpTalk {

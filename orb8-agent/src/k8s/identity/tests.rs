@@ -1,0 +1,385 @@
+//! Tests of identity: who, how it is known, and what is said where it is not.
+
+use std::net::SocketAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::k8s::services::{ServiceKind, Verdict};
+use crate::testing::{World, cgroup_of};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn at(address: &str) -> SocketAddr {
+    address.parse().unwrap()
+}
+
+/// Owner `a` talks to peer `b`, TCP, at a socket.
+fn asking<'a>(owner: &str, peer: &str) -> Question<'a> {
+    let (owner, peer) = (at(owner), at(peer));
+    Question {
+        ifindex: None,
+        egress: true,
+        protocol: 6,
+        owner: owner.ip(),
+        peer: peer.ip(),
+        ports: Some((owner.port(), peer.port())),
+        membership: None,
+        scope: Scope::Local,
+        began: Began::Owner,
+        translation: None,
+    }
+}
+
+fn then(at_ns: u64) -> Span {
+    Span { since_ns: at_ns, until_ns: at_ns }
+}
+
+/// An end in a few words.
+fn word(end: &End) -> String {
+    let name = match end {
+        End::Pod(_, pod) => pod
+            .identity()
+            .map_or_else(|| pod.uid.to_string(), |of| format!("{}/{}", of.namespace, of.name)),
+        End::Node(_, node) => node.name.to_string(),
+        End::Service(_, service) => format!("{}/{}", service.namespace, service.name),
+        End::Unknown(_) | End::External(_) | End::Process(_) => String::new(),
+    };
+    let how = end.how();
+    let words = [end.kind(), &name, how.attribution.as_str(), how.reason.as_str()];
+    words.iter().filter(|word| !word.is_empty()).copied().collect::<Vec<_>>().join(" ")
+}
+
+fn ends(world: &World, question: &Question<'_>, span: Span) -> (String, String) {
+    let answer = Resolver::new(world.known.clone()).batch().resolve(question, span);
+    (word(&answer.ends.owner), word(&answer.ends.peer))
+}
+
+fn peer(world: &World, question: &Question<'_>, at_ns: u64) -> String {
+    ends(world, question, then(at_ns)).1
+}
+
+fn owner(world: &World, question: &Question<'_>, at_ns: u64) -> String {
+    ends(world, question, then(at_ns)).0
+}
+
+#[test]
+fn the_owner_is_known_by_its_cgroup_first() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 2);
+    let path = cgroup_of("shop/web");
+    let check = |path: &str, address: &str, expected: &str| {
+        let membership = world.cgroup(7, path);
+        let question = Question { membership: Some(&membership), ..asking(address, "1.1.1.1:443") };
+        assert_eq!(owner(&world, &question, 5), expected, "{path} {address}");
+    };
+    check(&path, "10.244.1.5:4", "pod shop/web cgroup");
+    check(&format!("{path}/deep/er"), "127.0.0.1:4", "pod shop/web cgroup");
+    check("/system.slice/sshd.service", "10.0.0.1:22", "process cgroup");
+    check("/", "10.0.0.1:22", "node n1 address root_cgroup");
+    check("/", "10.244.1.5:4", "pod shop/web address");
+    check("/", "10.244.1.6:4", "unknown none root_cgroup");
+    let gone = Answer2::gone(9);
+    let question = Question { membership: Some(&gone), ..asking("10.244.1.5:4", "1.1.1.1:443") };
+    assert_eq!(owner(&world, &question, 5), "pod shop/web address");
+}
+
+struct Answer2;
+
+impl Answer2 {
+    fn gone(id: u64) -> Arc<Membership> {
+        let answer = crate::cgroup::Answer { cgroup: None, process: None, checked_ns: 1 };
+        Arc::new(Membership::answered(id, answer))
+    }
+}
+
+#[test]
+fn a_pod_that_the_api_has_not_told_is_a_pod_without_a_name_and_gets_it_later() {
+    let mut world = World::synced();
+    let membership = world.cgroup(7, &cgroup_of("shop/new"));
+    let question =
+        Question { membership: Some(&membership), ..asking("10.244.1.5:4", "1.1.1.1:4") };
+    let answer = Resolver::new(world.known.clone()).batch().resolve(&question, then(5));
+    let uid = crate::testing::uid("shop/new");
+    assert_eq!(word(&answer.ends.owner), format!("pod {uid} none pod_unknown"));
+    world.pod("shop/new", "n1", "10.244.1.5", 6);
+    assert_eq!(word(&answer.ends.owner), "pod shop/new cgroup", "the same answer, later");
+}
+
+#[test]
+fn a_static_pod_is_known_by_its_config_hash() {
+    let mut world = World::synced();
+    let hash = "0123456789abcdef0123456789abcdef";
+    world.pod_with("kube-system/etcd-n1", "n1", "10.0.0.1", 2, |pod| {
+        pod["metadata"]["annotations"] = serde_json::json!({
+            "kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash,
+        });
+        pod["spec"]["hostNetwork"] = true.into();
+    });
+    let membership = world.cgroup(7, &format!("/kubepods/burstable/pod{hash}/{}", "ab".repeat(32)));
+    let question = Question { membership: Some(&membership), ..asking("10.0.0.1:4", "1.1.1.1:4") };
+    assert_eq!(owner(&world, &question, 5), "pod kube-system/etcd-n1 cgroup");
+}
+
+#[test]
+fn host_network_pods_and_processes_share_an_address_and_are_told_apart() {
+    let mut world = World::synced();
+    for name in ["kube-system/proxy", "kube-system/cni"] {
+        world.pod_with(name, "n1", "10.0.0.1", 2, |pod| pod["spec"]["hostNetwork"] = true.into());
+        let membership = world.cgroup(7, &cgroup_of(name));
+        let question =
+            Question { membership: Some(&membership), ..asking("10.0.0.1:4", "127.0.0.1:5") };
+        let expected = (format!("pod {name} cgroup"), "node n1 address".to_owned());
+        assert_eq!(ends(&world, &question, then(5)), expected);
+    }
+    assert_eq!(peer(&world, &asking("10.244.1.5:4", "10.0.0.1:5"), 5), "node n1 address");
+}
+
+#[test]
+fn behind_a_link_the_pod_is_known_without_a_cgroup() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 2).pod("shop/db", "n1", "10.244.1.6", 2);
+    world.link(5, &[ip("10.244.1.5")]);
+    world.link(6, &[]);
+    let at_link = |ifindex, egress| Question {
+        ifindex: Some(ifindex),
+        egress,
+        scope: Scope::Unclaimed,
+        ..asking("10.244.1.9:4", "1.1.1.1:4")
+    };
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut who =
+        |question: &Question<'_>| word(&resolver.batch().resolve(question, then(5)).ends.owner);
+    assert_eq!(who(&at_link(5, false)), "pod shop/web interface", "by the host route");
+    assert_eq!(who(&at_link(6, false)), "unknown none interface_unknown");
+    let db = world.cgroup(7, &cgroup_of("shop/db"));
+    assert_eq!(who(&Question { membership: Some(&db), ..at_link(6, true) }), "pod shop/db cgroup");
+    assert_eq!(who(&at_link(6, false)), "pod shop/db interface", "learned from what left it");
+    let root = world.cgroup(1, "/");
+    let reply = Question { membership: Some(&root), ..at_link(6, true) };
+    assert_eq!(who(&reply), "pod shop/db interface", "a reply of the kernel");
+    let web = world.cgroup(8, &cgroup_of("shop/web"));
+    let intruder = Question { membership: Some(&web), ..at_link(6, true) };
+    assert_eq!(who(&intruder), "pod shop/web cgroup", "a process that entered");
+    assert_eq!(who(&at_link(6, false)), "unknown none interface_unknown", "two were seen");
+    world.known.facts.update(|facts| {
+        facts.remove_interface(6);
+        facts.set_interface(6, "veth6");
+    });
+    assert_eq!(who(&Question { membership: Some(&db), ..at_link(6, true) }), "pod shop/db cgroup");
+    assert_eq!(who(&at_link(6, false)), "pod shop/db interface", "another link, same index");
+}
+
+#[test]
+fn the_other_end_is_who_held_the_address_then() {
+    let mut world = World::synced();
+    world.pod("shop/old", "n2", "10.244.2.5", 2 * SECOND);
+    world.delete("shop/old", 10 * SECOND);
+    world.pod("shop/new", "n2", "", 11 * SECOND).pod("shop/new", "n2", "10.244.2.5", 12 * SECOND);
+    let question = asking("10.0.0.1:4", "10.244.2.5:80");
+    let check = |at_s: u64, expected: &str| {
+        assert_eq!(peer(&world, &question, at_s * SECOND), expected, "at {at_s} s");
+    };
+    check(5, "pod shop/old address_reused");
+    check(20, "pod shop/new address");
+    let both = Span { since_ns: 5 * SECOND, until_ns: 20 * SECOND };
+    assert_eq!(ends(&world, &question, both).1, "unknown none address_ambiguous");
+}
+
+#[test]
+fn addresses_that_are_nobodys_say_what_is_known_of_them() {
+    let world = World::synced();
+    world.service("shop/web", "10.96.0.10", 0, 1, 2);
+    let check = |world: &World, address: &str, expected: &str| {
+        let question = asking("10.0.0.1:4", &SocketAddr::new(ip(address), 80).to_string());
+        assert_eq!(peer(world, &question, 5), expected, "{address}");
+    };
+    check(&world, "1.1.1.1", "external address");
+    check(&world, "10.244.2.77", "unknown none address_unknown");
+    check(&world, "10.96.0.10", "service shop/web address");
+    check(&world, "224.0.0.251", "unknown none address_unknown");
+    check(&world, "fe80::1", "unknown none address_unknown");
+    check(&world, "10.244.1.1", "node n1 address");
+    check(&world, "10.0.0.2", "node n2 address");
+    let silent = World::silent();
+    check(&silent, "1.1.1.1", "unknown none api_not_synced");
+    check(&silent, "10.0.0.1", "node n1 address");
+    let mut off = World::silent();
+    off.known.kubernetes = false;
+    check(&off, "1.1.1.1", "external none no_kubernetes");
+    check(&off, "10.0.0.1", "node n1 address");
+    off.known.facts.update(|facts| facts.set_addresses([]));
+    check(&off, "1.1.1.1", "unknown none no_kubernetes");
+}
+
+#[test]
+fn another_nodes_address_may_hide_a_pod_unless_our_pod_dialled_it() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 2);
+    let web = world.cgroup(7, &cgroup_of("shop/web"));
+    let check = |began, expected: &str| {
+        let question =
+            Question { membership: Some(&web), began, ..asking("10.244.1.5:8080", "10.0.0.2:4") };
+        assert_eq!(peer(&world, &question, 5), expected, "{began:?}");
+        let own = Question { peer: ip("10.0.0.1"), ..question };
+        assert_eq!(peer(&world, &own, 5), "node n1 address", "{began:?}");
+    };
+    check(Began::Owner, "node n2 address");
+    check(Began::Peer, "node n2 masqueraded");
+    check(Began::Unknown, "node n2 masqueraded");
+}
+
+#[test]
+fn loopback_is_the_owners_own() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 2).pod("shop/db", "n1", "10.244.1.6", 2);
+    for name in ["shop/web", "shop/db"] {
+        let membership = world.cgroup(7, &cgroup_of(name));
+        let question =
+            Question { membership: Some(&membership), ..asking("127.0.0.1:4", "127.0.0.1:5") };
+        let expected = format!("pod {name} cgroup");
+        assert_eq!(ends(&world, &question, then(5)), (expected.clone(), expected));
+    }
+    let check = |path: &str, expected: &str| {
+        let membership = world.cgroup(8, path);
+        let question =
+            Question { membership: Some(&membership), ..asking("127.0.0.1:4", "127.0.0.1:5") };
+        assert_eq!(peer(&world, &question, 5), expected, "{path}");
+    };
+    check("/system.slice/sshd.service", "node n1 address");
+    let docker = format!("/system.slice/docker-{}.scope", "ab".repeat(32));
+    check(&docker, "unknown none address_ambiguous");
+}
+
+#[test]
+fn the_service_is_told_by_the_address_dialled_with_its_verdict() {
+    let world = World::synced();
+    world.service("shop/web", "10.96.0.10", 30_080, 1, 2);
+    world.service("shop/dead", "10.96.0.11", 0, 0, 2);
+    let asked = |question: &Question<'_>| {
+        let answer = Resolver::new(world.known.clone()).batch().resolve(question, then(5));
+        answer.ends.asked.map(|it| (it.service.name.to_string(), it.port, it.kind, it.verdict))
+    };
+    let found = |name: &str, port, kind, verdict| Some((name.to_owned(), port, kind, verdict));
+    let cluster = ServiceKind::ClusterIp;
+    let to = |address: &str| asking("10.244.1.5:40000", address);
+    assert_eq!(asked(&to("10.96.0.10:80")), found("web", 80, cluster, Verdict::Ok));
+    assert_eq!(asked(&to("10.96.0.11:80")), found("dead", 80, cluster, Verdict::NoEndpoints));
+    assert_eq!(asked(&to("10.96.0.10:81")), None, "no such port");
+    assert_eq!(
+        asked(&to("10.0.0.2:30080")),
+        found("web", 30_080, ServiceKind::NodePort, Verdict::Ok)
+    );
+    let client = Question { began: Began::Peer, ..to("10.0.0.2:30080") };
+    assert_eq!(asked(&client), None, "a client's port is no node port");
+    assert_eq!(asked(&to("1.1.1.1:30080")), None);
+    let dialled_here = Question {
+        ifindex: Some(2),
+        egress: false,
+        began: Began::Peer,
+        scope: Scope::Unclaimed,
+        ..asking("10.0.0.1:30080", "1.1.1.1:5000")
+    };
+    assert_eq!(asked(&dialled_here), found("web", 30_080, ServiceKind::NodePort, Verdict::Ok));
+}
+
+#[test]
+fn every_form_of_a_translated_packet_leads_to_the_service_and_the_client() {
+    let mut world = World::synced();
+    world.service("shop/web", "10.96.0.10", 30_080, 0, 2);
+    world.pod("shop/b", "n1", "10.244.1.6", 2).pod("shop/c", "n1", "10.244.1.5", 2);
+    // A host process dials the ClusterIP; a pod dials itself through it and is masked.
+    let (host, service) = (at("10.0.0.1:4000"), at("10.96.0.10:80"));
+    let (b, c) = (at("10.244.1.6:8080"), at("10.244.1.5:4000"));
+    world.translate((host, service), (b, host), 3);
+    world.translate((c, service), (b, at("10.244.1.1:999")), 3);
+    let check = |question: &Question<'_>, owner: &str, peer: &str| {
+        let answer = Resolver::new(world.known.clone()).batch().resolve(question, then(5));
+        assert_eq!(
+            (word(&answer.ends.owner), word(&answer.ends.peer)),
+            (owner.into(), peer.into())
+        );
+        let asked = answer.ends.asked.unwrap();
+        assert_eq!((&*asked.service.name, asked.port), ("web", 80));
+        assert_eq!((asked.kind, asked.verdict), (ServiceKind::ClusterIp, Verdict::Ok));
+        assert_eq!(answer.ends.translation.unwrap().reply.src, b);
+    };
+    let question = |owner: SocketAddr, peer: SocketAddr, egress| Question {
+        egress,
+        ..asking(&owner.to_string(), &peer.to_string())
+    };
+    check(&question(host, b, true), "node n1 address", "pod shop/b address");
+    check(&question(host, service, false), "node n1 address", "service shop/web address");
+    check(&question(b, host, false), "pod shop/b address", "node n1 address");
+    check(
+        &question(b, at("10.244.1.1:999"), false),
+        "pod shop/b address",
+        "pod shop/c masqueraded",
+    );
+    check(&question(b, at("10.244.1.1:999"), true), "pod shop/b address", "pod shop/c masqueraded");
+    check(&question(c, service, true), "pod shop/c address", "service shop/web address");
+}
+
+#[test]
+fn what_only_passes_an_uplink_under_the_nodes_address_is_not_the_nodes() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 2);
+    let (pod, far, mask) = (at("10.244.1.5:4000"), at("1.1.1.1:443"), at("10.0.0.1:4000"));
+    world.translate((pod, far), (far, mask), 3);
+    world.translate(
+        (at("10.0.0.1:5000"), at("10.96.0.10:80")),
+        (at("10.244.2.9:80"), at("10.0.0.1:5000")),
+        3,
+    );
+    for egress in [true, false] {
+        let question =
+            Question { ifindex: Some(2), egress, ..asking("10.0.0.1:4000", "1.1.1.1:443") };
+        let answer = Resolver::new(world.known.clone()).batch().resolve(&question, then(5));
+        assert_eq!(word(&answer.ends.owner), "pod shop/c masqueraded");
+        assert_eq!(word(&answer.ends.peer), "external address");
+        assert!(answer.forwarded);
+        let own = Question { ifindex: Some(2), egress, ..asking("10.0.0.1:5000", "10.244.2.9:80") };
+        let answer = Resolver::new(world.known.clone()).batch().resolve(&own, then(5));
+        assert!(!answer.forwarded, "the host itself dialled");
+    }
+}
+
+proptest! {
+    /// A pod is named only where it held the address for the whole of the time, whatever the order
+    /// of what is told, and never another one.
+    #[test]
+    fn no_pod_is_named_that_did_not_hold_the_address_all_the_time(
+        lives in prop::collection::vec((1_u64..20, 0_u64..5), 1..8),
+        since in 0_u64..120,
+        length in 0_u64..40,
+    ) {
+        let mut world = World::synced();
+        let (mut now, mut truth) = (10, Vec::new());
+        for (number, (life, rest)) in lives.iter().enumerate() {
+            let name = format!("shop/p{number}");
+            world.pod(&name, "n2", "10.244.2.5", now * SECOND);
+            let from = now;
+            now += life;
+            world.delete(&name, now * SECOND);
+            truth.push((from, now, name));
+            now += rest;
+        }
+        let span = Span { since_ns: since * SECOND, until_ns: (since + length) * SECOND };
+        let answer = Resolver::new(world.known.clone())
+            .batch()
+            .resolve(&asking("10.0.0.1:4", "10.244.2.5:80"), span);
+        if let End::Pod(_, pod) = &answer.ends.peer {
+            let name = &pod.identity().unwrap().name;
+            let (from, until, _) =
+                truth.iter().find(|(_, _, of)| of.ends_with(&**name)).unwrap();
+            // Before the API showed the address the pod may have had it already.
+            prop_assert!(since + length <= *until, "named {name} after its end");
+            let before = truth.iter().filter(|(_, end, _)| end <= from);
+            prop_assert!(before.clone().all(|(start, end, _)| since >= *end || since + length < *start));
+        }
+    }
+}

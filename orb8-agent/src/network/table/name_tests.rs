@@ -1,0 +1,408 @@
+//! Tests of naming over time: late names, held starts, split rows, exact shares, no allocation.
+
+use std::net::{IpAddr, SocketAddr};
+
+use orb8_common::network::{flag, scope};
+use proptest::prelude::*;
+
+use super::*;
+use crate::cgroup::Memberships;
+use crate::event::{Attribution, DrainReport, Event, FlowCount, FlowFacts, Scope, SignalKind};
+use crate::k8s::identity::{OwnerEnricher, Resolver};
+use crate::network::keys;
+use crate::pipeline::enricher::{EnrichedEvent, EventEnricher};
+use crate::pipeline::processor::EventProcessor;
+use crate::testing::{World, cgroup_of, flow, signal};
+
+const SECOND: u64 = 1_000_000_000;
+const MS: u64 = 1_000_000;
+const SYN: u8 = 2;
+
+/// A table with the world that names its flows, and what it has told.
+struct Bench {
+    world: World,
+    enricher: OwnerEnricher,
+    processor: FlowProcessor,
+    output: Output,
+}
+
+impl Bench {
+    fn new(world: World) -> Self {
+        let limits = Limits {
+            max_flows: 64,
+            history: Duration::from_secs(300),
+            idle: Duration::from_secs(30),
+            drain_interval: Duration::from_secs(1),
+        };
+        let known = world.known.clone();
+        let memberships = Memberships::unanswered(known.cgroups.clone());
+        let enricher = OwnerEnricher::new(Arc::clone(&known.facts), memberships, keys::of_event);
+        let processor = FlowProcessor::new(FlowTable::shared(limits, 0), Resolver::new(known));
+        Self { world, enricher, processor, output: Output::default() }
+    }
+
+    fn feed(&mut self, events: impl IntoIterator<Item = Event>) -> &mut Self {
+        let mut events: Vec<_> = events.into_iter().map(EnrichedEvent::plain).collect();
+        for event in &mut events {
+            self.enricher.enrich(event);
+        }
+        self.processor.process(&events, &mut self.output);
+        self
+    }
+
+    fn drain(&mut self, time_ns: u64) -> &mut Self {
+        let report = DrainReport { time_ns, ..DrainReport::default() };
+        self.feed([Event::Drained(Box::new(report))])
+    }
+
+    fn table(&self) -> RwLockReadGuard<'_, FlowTable> {
+        read(&self.processor.table)
+    }
+
+    fn rows(&self) -> Vec<FlowRecord> {
+        let table = self.table();
+        (0..table.used_rows()).filter_map(|slot| table.row(slot).cloned()).collect()
+    }
+
+    /// Rows as owner, peer and packets.
+    fn named(&self) -> Vec<String> {
+        let row = |flow: &FlowRecord| {
+            let (owner, peer) = (word(&flow.ends.owner), word(&flow.ends.peer));
+            format!("{owner} > {peer}: {}", flow.packets)
+        };
+        self.rows().iter().map(row).collect()
+    }
+
+    fn told(&mut self) -> Vec<String> {
+        let word = |told: Told| match told {
+            Told::FlowStart(flow) => format!("start {}", word(&flow.ends.owner)),
+            Told::FlowEnd(flow) => format!("end {:?}", flow.state),
+            other => format!("{other:?}"),
+        };
+        self.output.told.drain(..).map(word).collect()
+    }
+
+    /// Packets by the owner's attribution and reason.
+    fn shares(&self) -> Vec<(String, u64)> {
+        let table = self.table();
+        let word = |share: &Share| {
+            format!("{} {}", share.how.attribution.as_str(), share.how.reason.as_str())
+        };
+        table.shares().map(|share| (word(&share), share.volume.packets)).collect()
+    }
+}
+
+fn word(end: &crate::event::End) -> String {
+    use crate::event::End;
+    let name = match end {
+        End::Pod(_, pod) => pod.identity().map_or("?", |of| &*of.name).to_owned(),
+        End::Node(_, node) => node.name.to_string(),
+        End::Service(_, service) => service.name.to_string(),
+        End::Unknown(_) | End::External(_) | End::Process(_) => end.kind().to_owned(),
+    };
+    let how = end.how();
+    match how.attribution {
+        Attribution::None => format!("{name} ({})", how.reason.as_str()),
+        attribution => format!("{name} {}", attribution.as_str()),
+    }
+}
+
+/// The egress flow of the socket of a cgroup.
+fn from_cgroup(cgroup: u64, source: &str, destination: &str) -> FlowId {
+    let (source, destination): (SocketAddr, SocketAddr) =
+        (source.parse().unwrap(), destination.parse().unwrap());
+    let turn = |it: SocketAddr| (it.ip(), it.port());
+    let mut id = flow(6, turn(source), turn(destination), true);
+    id.key.flags |= flag::SOCKET_PLANE;
+    id.owner = cgroup;
+    id
+}
+
+fn counted(id: FlowId, packets: u64, first_seen_ns: u64, last_seen_ns: u64) -> Event {
+    let facts = FlowFacts { scope: scope::SOCKET, ..FlowFacts::default() };
+    let bytes = 100 * packets;
+    Event::Count(FlowCount {
+        id,
+        new_line: false,
+        packets,
+        bytes,
+        first_seen_ns,
+        last_seen_ns,
+        facts,
+    })
+}
+
+fn began(id: FlowId, at_ns: u64) -> Event {
+    signal(id, SignalKind::Start, at_ns, SYN)
+}
+
+#[test]
+fn a_row_of_a_pod_that_is_told_later_is_named_with_all_it_has_counted() {
+    let mut bench = Bench::new(World::synced());
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let id = from_cgroup(7, "10.244.1.5:40000", "1.1.1.1:443");
+    bench.feed([began(id, 2 * SECOND), counted(id, 3, 2 * SECOND, 2 * SECOND)]);
+    assert_eq!(bench.named(), ["? (pod_unknown) > external address: 3"]);
+    assert_eq!(bench.told(), [""; 0], "the start waits for the name");
+    assert_eq!(bench.shares(), [("none pod_unknown".to_owned(), 3)]);
+    bench.world.pod("shop/web", "n1", "10.244.1.5", 2 * SECOND + MS);
+    bench.feed([counted(id, 1, 2 * SECOND, 2 * SECOND + 2 * MS)]);
+    assert_eq!(bench.told(), ["start web cgroup"]);
+    assert_eq!(bench.named(), ["web cgroup > external address: 4"]);
+    assert_eq!(bench.shares(), [("cgroup ".to_owned(), 4)]);
+}
+
+#[test]
+fn a_start_that_gets_no_name_is_told_with_the_next_drain_and_an_end_never_comes_first() {
+    let mut bench = Bench::new(World::synced());
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let id = from_cgroup(7, "10.244.1.5:40000", "1.1.1.1:443");
+    let other = from_cgroup(7, "10.244.1.5:40001", "1.1.1.1:443");
+    bench.feed([began(id, SECOND), began(other, SECOND)]);
+    bench.feed([Event::Released(other)]);
+    assert_eq!(bench.told(), ["start ? (pod_unknown)", "end Ended(Idle)"]);
+    bench.drain(2 * SECOND);
+    let told = bench.told();
+    assert_eq!(told[0], "start ? (pod_unknown)", "{told:?}");
+    assert!(bench.table().changed(0, 0, 1).is_none(), "nothing changed since it was told");
+    bench.world.pod("shop/web", "n1", "10.244.1.5", 2 * SECOND);
+    bench.drain(3 * SECOND);
+    let table = bench.table();
+    let changed = table.changed(0, 1, 2).expect("the name is an update");
+    assert_eq!(word(&changed.ends.owner), "web cgroup");
+    assert_eq!(table.rates(changed), (0.0, 0.0));
+}
+
+#[test]
+fn starts_wait_in_a_bounded_place() {
+    let mut bench = Bench::new(World::synced());
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let limits = Limits { max_flows: 4_096, ..bench.table().limits };
+    let resolver = Resolver::new(bench.world.known.clone());
+    bench.processor = FlowProcessor::new(FlowTable::shared(limits, 0), resolver);
+    let id = |port: u32| from_cgroup(7, &format!("10.244.1.5:{port}"), "1.1.1.1:443");
+    bench.feed((1..2_001).map(|port| began(id(port), SECOND)));
+    assert_eq!(bench.told().len(), 2_000 - super::name::MAX_HELD, "the rest is told at once");
+    bench.drain(2 * SECOND);
+    assert_eq!(bench.told().len(), super::name::MAX_HELD);
+}
+
+#[test]
+fn an_address_that_changes_hands_splits_the_row_and_the_time_between_is_nobodys() {
+    let mut world = World::synced();
+    world.pod("shop/old", "n2", "10.244.2.5", SECOND);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, "/system.slice/curl.service");
+    let id = from_cgroup(7, "10.0.0.1:40000", "10.244.2.5:80");
+    bench.feed([began(id, 2 * SECOND), counted(id, 5, 2 * SECOND, 2 * SECOND + 500 * MS)]);
+    bench.drain(3 * SECOND);
+    bench.feed([counted(id, 1, 2 * SECOND, 3 * SECOND + 100 * MS)]).drain(4 * SECOND);
+    assert_eq!(bench.named(), ["process cgroup > old address: 6"]);
+    // It ends, and another pod of the node gets its address, between two drains.
+    bench.world.delete("shop/old", 4 * SECOND + 200 * MS);
+    bench.world.pod("shop/new", "n2", "10.244.2.5", 4 * SECOND + 400 * MS);
+    bench.feed([counted(id, 7, 2 * SECOND, 4 * SECOND + 900 * MS)]).drain(5 * SECOND);
+    for second in 5..9 {
+        let at_ns = second * SECOND + 900 * MS;
+        bench.feed([counted(id, 1, 2 * SECOND, at_ns)]).drain((second + 1) * SECOND);
+    }
+    let rows = bench.named();
+    assert_eq!(rows[0], "process cgroup > old address_reused: 6");
+    assert!(rows[1].starts_with("process cgroup > unknown (address_ambiguous): "), "{rows:?}");
+    assert!(rows[2].starts_with("process cgroup > new address: "), "{rows:?}");
+    assert_eq!(bench.rows().iter().map(|flow| flow.packets).sum::<u64>(), 17);
+    let states: Vec<_> = bench.rows().iter().map(|flow| flow.state).collect();
+    let changed = FlowState::Ended(EndReason::PeerChanged);
+    assert_eq!(states, [changed, changed, FlowState::Active]);
+    let told = bench.told();
+    assert_eq!(told.iter().filter(|it| it.starts_with("start")).count(), 3, "{told:?}");
+}
+
+#[test]
+fn a_row_that_was_named_stays_named_when_the_pod_is_forgotten() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n2", "10.244.2.5", SECOND);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, "/system.slice/curl.service");
+    let id = from_cgroup(7, "10.0.0.1:40000", "10.244.2.5:80");
+    bench.feed([began(id, 2 * SECOND), counted(id, 5, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
+    bench.world.delete("shop/web", 4 * SECOND);
+    // Long after: the registry forgets with the next change.
+    bench.world.pod("shop/other", "n2", "10.244.2.6", 1_000 * SECOND);
+    for second in 5..9 {
+        bench.drain(second * SECOND);
+    }
+    assert_eq!(bench.named(), ["process cgroup > web address: 5"]);
+}
+
+#[test]
+fn flows_of_a_moved_process_belong_to_the_cgroup_of_their_socket() {
+    let mut world = World::synced();
+    world.pod("shop/a", "n1", "10.244.1.5", 1).pod("shop/b", "n1", "10.244.1.6", 1);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, &cgroup_of("shop/a"));
+    bench.world.cgroup(8, &cgroup_of("shop/b"));
+    let (old, new) = (
+        from_cgroup(7, "10.244.1.5:40000", "1.1.1.1:443"),
+        from_cgroup(8, "10.244.1.5:40001", "1.1.1.1:443"),
+    );
+    bench.feed([counted(old, 1, SECOND, SECOND), counted(new, 1, SECOND, SECOND)]);
+    let expected = ["a cgroup > external address: 1", "b cgroup > external address: 1"];
+    assert_eq!(bench.named(), expected);
+}
+
+#[test]
+fn the_same_tuple_in_two_pods_is_two_flows() {
+    let mut world = World::synced();
+    world.pod("shop/a", "n1", "10.244.1.5", 1).pod("shop/b", "n1", "10.244.1.6", 1);
+    let mut bench = Bench::new(world);
+    for (id, name) in [(7, "shop/a"), (8, "shop/b")] {
+        bench.world.cgroup(id, &cgroup_of(name));
+        bench.feed([counted(from_cgroup(id, "127.0.0.1:1", "127.0.0.1:2"), id, SECOND, SECOND)]);
+    }
+    assert_eq!(bench.named(), ["a cgroup > a cgroup: 7", "b cgroup > b cgroup: 8"]);
+}
+
+#[test]
+fn an_uplink_flow_that_is_translated_late_is_a_pods_and_forwarded() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 1);
+    let mut bench = Bench::new(world);
+    let (mask, far): (SocketAddr, SocketAddr) =
+        ("10.0.0.1:4000".parse().unwrap(), "1.1.1.1:443".parse().unwrap());
+    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
+    let no_socket = |event| match event {
+        Event::Count(count) => {
+            let facts = FlowFacts { scope: scope::NO_SOCKET, ..FlowFacts::default() };
+            Event::Count(FlowCount { facts, ..count })
+        }
+        other => other,
+    };
+    bench.feed([no_socket(counted(id, 2, SECOND, SECOND))]);
+    assert_eq!(bench.named(), ["n1 address > external address: 2"]);
+    assert_eq!(bench.rows()[0].scope, Scope::Unclaimed);
+    let pod = SocketAddr::new(IpAddr::from([10, 244, 1, 5]), 4000);
+    bench.world.translate((pod, far), (far, mask), SECOND + MS);
+    bench.drain(2 * SECOND);
+    assert_eq!(bench.named(), ["c masqueraded > external address: 2"]);
+    assert_eq!(bench.rows()[0].scope, Scope::Forwarded);
+    assert_eq!(bench.shares(), [("masqueraded ".to_owned(), 2)]);
+}
+
+#[test]
+fn what_the_api_tells_after_it_was_away_names_what_was_counted_meanwhile() {
+    let mut world = World::silent();
+    world.pod("shop/web", "n2", "10.244.2.5", SECOND);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, &cgroup_of("shop/client"));
+    let id = from_cgroup(7, "10.244.1.5:40000", "10.244.2.5:80");
+    bench.feed([began(id, 2 * SECOND), counted(id, 5, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
+    assert_eq!(bench.named(), ["? (pod_unknown) > unknown (api_not_synced): 5"]);
+    bench.world.pod("shop/client", "n1", "10.244.1.5", 20 * SECOND);
+    bench.world.list(20 * SECOND);
+    bench.drain(21 * SECOND);
+    assert_eq!(bench.named(), ["client cgroup > web address: 5"], "also when it is not young");
+}
+
+/// What may happen to an address and to a flow that goes there.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Count(u64),
+    Signal,
+    Drain,
+    Delete,
+    Create,
+    Show,
+    Release,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => (1_u64..4).prop_map(Step::Count),
+        1 => Just(Step::Signal),
+        4 => Just(Step::Drain),
+        1 => Just(Step::Delete),
+        1 => Just(Step::Create),
+        2 => Just(Step::Show),
+        1 => Just(Step::Release),
+    ]
+}
+
+proptest! {
+    /// Whatever the order of traffic and of what the API tells: in the end no packet stands under
+    /// the name of a pod that did not have the address when the packet passed, no packet is lost,
+    /// and the shares add up.
+    #[test]
+    fn no_packet_stands_under_a_wrong_name(
+        steps in prop::collection::vec((step(), 1_u64..400), 1..120),
+    ) {
+        let mut bench = Bench::new(World::synced());
+        bench.world.cgroup(7, "/system.slice/curl.service");
+        let id = from_cgroup(7, "10.0.0.1:40000", "10.244.2.5:80");
+        let (mut now, mut number, mut holder) = (SECOND, 0, None::<u32>);
+        // Packets by the pod that had the address when they passed; those since the last drain.
+        let mut truth: std::collections::HashMap<Option<u32>, u64> = Default::default();
+        let (mut passed, mut line_ns): ((u64, u64), Option<u64>) = ((0, 0), None);
+        let mut total = 0;
+        for (step, ms) in steps {
+            now += ms * MS;
+            match step {
+                Step::Count(packets) => {
+                    passed = (passed.0 + packets, now);
+                    line_ns.get_or_insert(now);
+                    *truth.entry(holder).or_default() += packets;
+                    total += packets;
+                }
+                Step::Signal => { bench.feed([signal(id, SignalKind::End, now, 0)]); }
+                Step::Drain => {
+                    if passed.0 > 0 {
+                        bench.feed([counted(id, passed.0, line_ns.unwrap(), passed.1)]);
+                        passed.0 = 0;
+                    }
+                    bench.drain(now);
+                }
+                Step::Delete => {
+                    if let Some(pod) = holder.take() {
+                        bench.world.delete(&format!("shop/p{pod}"), now);
+                    }
+                }
+                Step::Create if holder.is_none() => {
+                    number += 1;
+                    // The node gives it the address of the one that is gone; the API shows it later.
+                    bench.world.pod(&format!("shop/p{number}"), "n2", "", now);
+                    holder = Some(number);
+                }
+                Step::Show => {
+                    if let Some(pod) = holder {
+                        bench.world.pod(&format!("shop/p{pod}"), "n2", "10.244.2.5", now);
+                    }
+                }
+                Step::Release if passed.0 == 0 => {
+                    bench.feed([Event::Released(id)]);
+                    line_ns = None;
+                }
+                Step::Release | Step::Create => {}
+            }
+        }
+        now += SECOND;
+        if passed.0 > 0 {
+            bench.feed([counted(id, passed.0, line_ns.unwrap(), passed.1)]);
+        }
+        bench.drain(now).drain(now + SECOND);
+        let mut named: std::collections::HashMap<u32, u64> = Default::default();
+        for flow in bench.rows() {
+            if let Some(identity) = flow.ends.peer.pod().and_then(|pod| pod.identity()) {
+                let number = identity.name[1..].parse().unwrap();
+                *named.entry(number).or_default() += flow.packets;
+            }
+        }
+        for (pod, packets) in &named {
+            let had = truth.get(&Some(*pod)).copied().unwrap_or(0);
+            prop_assert!(*packets <= had, "p{pod} is named with {packets} packets and had {had}");
+        }
+        let rows: u64 = bench.rows().iter().map(|flow| flow.packets).sum();
+        prop_assert_eq!(rows, total);
+        let shares: u64 = bench.shares().iter().map(|(_, packets)| packets).sum();
+        prop_assert_eq!(shares, total);
+    }
+}

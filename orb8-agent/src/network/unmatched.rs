@@ -1,0 +1,83 @@
+//! Names in a request that nothing known bears, so that a person learns why an answer is empty.
+
+use orb8_filter::Selector;
+use orb8_proto::v1::condition::Field;
+use orb8_proto::v1::{QueryFlowsRequest, Strings, Unmatched};
+
+use crate::k8s::registry::{self, Registry, View};
+
+/// Prefixes of container ids are this long at least, as in the filter.
+const CONTAINER_ID: usize = 12;
+
+/// The values that can match nothing now; none while Kubernetes is not known whole.
+#[must_use]
+pub fn of(request: &QueryFlowsRequest, registry: &Registry) -> Vec<Unmatched> {
+    let view = registry.read();
+    let mut found = Vec::new();
+    let mut ask = |word: &str, values: &[String], knows: &dyn Fn(&str) -> bool| {
+        for value in values.iter().filter(|value| !value.is_empty() && !knows(value)) {
+            found.push(Unmatched { field: word.to_owned(), value: value.clone() });
+        }
+    };
+    let named = |field| move |view: &View<'_>, value: &str| view.knows(field, value);
+    let (is_namespace, is_pod) = (named(registry::Field::Namespace), named(registry::Field::Pod));
+    ask("namespace", &request.namespaces, &|value| is_namespace(&view, value));
+    ask("pod", &request.pod_names, &|value| is_pod(&view, value));
+    let conditions = request.filter.iter().flat_map(|filter| &filter.all);
+    for condition in conditions.filter(|condition| !condition.negate) {
+        let Some((word, list, field)) = condition.field.as_ref().and_then(named_by) else {
+            continue;
+        };
+        match field {
+            Named::Known(field) => ask(word, &list.values, &|value| view.knows(field, value)),
+            Named::Selector => ask(word, &list.values, &|value| has_labels(&view, value)),
+            Named::Container => ask(word, &list.values, &|value| has_container(&view, value)),
+        }
+    }
+    found
+}
+
+enum Named {
+    Known(registry::Field),
+    Selector,
+    Container,
+}
+
+fn named_by(field: &Field) -> Option<(&'static str, &Strings, Named)> {
+    Some(match field {
+        Field::Namespace(list) => ("namespace", list, Named::Known(registry::Field::Namespace)),
+        Field::Pod(list) => ("pod", list, Named::Known(registry::Field::Pod)),
+        Field::Workload(list) => ("workload", list, Named::Known(registry::Field::Workload)),
+        Field::Service(list) => ("service", list, Named::Known(registry::Field::Service)),
+        Field::Node(list) => ("node", list, Named::Known(registry::Field::Node)),
+        Field::Selector(list) => ("selector", list, Named::Selector),
+        Field::Container(list) => ("container", list, Named::Container),
+        _ => return None,
+    })
+}
+
+fn is_whole(view: &View<'_>) -> bool {
+    // What cannot be a name of a node is known only as long as nodes or pods are not listed.
+    !view.knows(registry::Field::Pod, "/")
+}
+
+fn has_labels(view: &View<'_>, selector: &str) -> bool {
+    let Ok(selector) = Selector::parse(selector) else { return true };
+    !is_whole(view)
+        || view.any_pod(|pod| {
+            let state = pod.state();
+            state.labels.as_ref().is_some_and(|labels| selector.matches(labels))
+        })
+}
+
+fn has_container(view: &View<'_>, wanted: &str) -> bool {
+    !is_whole(view)
+        || view.any_pod(|pod| {
+            let by_id = wanted.len() >= CONTAINER_ID;
+            let state = pod.state();
+            state
+                .containers
+                .iter()
+                .any(|(id, name)| **name == *wanted || (by_id && id.starts_with(wanted)))
+        })
+}

@@ -1,0 +1,389 @@
+//! The right pod, or it says so: reused addresses, late names, moved processes, every form of
+//! cgroup path, nodes without cgroup2.
+
+mod cluster_support;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use cluster_support::rows::{End, by_address, ends, heard, key, said, who};
+use cluster_support::{Auto, Capture, DEADLINE, Scene, Socket, Tc, wait_flow};
+use orb8_proto::v1::NetworkFlow;
+use orb8_testbed::api::object::Owner;
+use orb8_testbed::api::pod::{Container, Qos, Role, Stage};
+use orb8_testbed::cluster::NEEDS;
+use orb8_testbed::cluster::path::{Driver, Layout, Runtime};
+use orb8_testbed::cluster::plan::{Plan, PodPlan};
+use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::talk::{self, Talk, UdpTalk};
+use orb8_testbed::link::Family::V4;
+use orb8_testbed::need;
+use orb8_testbed::wait::wait_until;
+
+/// A port that pods send from.
+const PORT: u16 = 40_000;
+
+fn one_node() -> Plan {
+    Plan { nodes: 1, ..Plan::default() }
+}
+
+/// Datagrams from a certain port of a pod.
+fn from_port(client: &Pod, server: &Pod, port: u16, count: u64) -> Talk {
+    let socket = client.app.udp(client.at(V4, port));
+    let (_, mut talk) = UdpTalk::open_with(socket, &[&server.app], server.at(V4, 8080), 8080);
+    talk.say(count, 100);
+    talk.talk()
+}
+
+#[test]
+fn an_address_reused_within_a_second_names_each_holder() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(one_node(), capture);
+        let server = scene.cluster.simple("shop/server", 1);
+        let first = scene.cluster.pod(PodPlan::new("shop/first", 1).number(99));
+        scene.wait_links(1, 2);
+        let before = from_port(&first, &server, PORT, 5);
+        let far = |peer: &str| End::pod(&server, capture, peer);
+        scene.expect_own(&heard(capture, &before, &far(&by_address(&first))));
+        let given_up = Instant::now();
+        scene.cluster.delete(first);
+        let second = scene.cluster.pod(PodPlan::new("shop/second", 1).number(99));
+        assert!(given_up.elapsed() < Duration::from_secs(1), "{:?}", given_up.elapsed());
+        scene.wait_links(1, 2);
+        let after = from_port(&second, &server, PORT + 1, 7);
+        // What was said of the first one stays, though somebody else has its address now.
+        let mut rows = heard(capture, &before, &far("pod shop/first address_reused"));
+        rows.extend(heard(capture, &after, &far(&by_address(&second))));
+        scene.expect_own(&rows);
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn a_five_tuple_that_outlives_its_holder_is_split_and_never_misnamed() {
+    need!(@check NEEDS);
+    let scene = Scene::start(one_node(), Auto);
+    let server = scene.cluster.simple("shop/server", 1);
+    let first = scene.cluster.pod(PodPlan::new("shop/first", 1).number(99));
+    scene.wait_links(1, 2);
+    let before = from_port(&first, &server, PORT, 5);
+    let far = |peer: &str| End::pod(&server, Auto, peer);
+    scene.expect_own(&heard(Auto, &before, &far(&by_address(&first))));
+    scene.cluster.delete(first);
+    let second = scene.cluster.pod(PodPlan::new("shop/second", 1).number(99));
+    scene.wait_links(1, 2);
+    let after = from_port(&second, &server, PORT, 7);
+    assert_eq!(before.client, after.client, "not even the 5-tuple tells them apart");
+    let both = before.there.packets + after.there.packets;
+    let of_server = |row: &NetworkFlow| {
+        key(row) == before.server && row.direction == "ingress" && ends(row).0.pod == "server"
+    };
+    let mut rows = Vec::new();
+    wait_until(DEADLINE, "all packets to be answered", || {
+        rows = scene.flows(1).into_iter().filter(of_server).collect();
+        rows.iter().map(|row| row.packets).sum::<u64>() == both
+    });
+    // Packets of the interval in which the holder changed may be either's, so they are nobody's.
+    for row in &rows {
+        let (_, peer) = ends(row);
+        let right = match (peer.pod.as_str(), peer.reason.as_str()) {
+            ("first", _) => row.packets == before.there.packets,
+            ("second", _) | ("", "address_ambiguous") => row.packets == after.there.packets,
+            _ => false,
+        };
+        assert!(right, "{row:?}");
+    }
+    let split = rows.iter().filter(|row| row.end_reason == "peer_changed").count();
+    assert_eq!((rows.len(), split), (2, 1), "{rows:?}");
+    scene.assert_complete();
+}
+
+#[test]
+fn a_pod_deleted_while_its_records_arrive_keeps_its_name_on_them() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan::default(), capture);
+        let server = scene.cluster.simple("shop/server", 2);
+        let client = scene.cluster.simple("shop/client", 1);
+        scene.wait_links(1, 1);
+        scene.wait_links(2, 1);
+        let near = End::pod(&client, capture, &by_address(&server));
+        let far = End::pod(&server, capture, &by_address(&client));
+        let talk = from_port(&client, &server, PORT, 50);
+        scene.cluster.delete(client);
+        scene.expect(&said(capture, &talk, &near, Some(&far)));
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn the_address_of_a_completed_job_is_its_next_holders() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(one_node(), capture);
+        let server = scene.cluster.simple("shop/server", 1);
+        let job = PodPlan::new("shop/once-abcde", 1).number(77).owner(&Owner::new("Job", "once"));
+        let job = scene.cluster.pod(job);
+        scene.wait_links(1, 2);
+        let before = from_port(&job, &server, PORT, 2);
+        let far = End::pod(&server, capture, &by_address(&job));
+        scene.expect_own(&heard(capture, &before, &far));
+        // The object stays, its address with it.
+        scene.cluster.announce(&job, Stage::Succeeded);
+        drop(job);
+        let next = scene.cluster.pod(PodPlan::new("shop/next", 1).number(77));
+        scene.wait_links(1, 2);
+        let after = from_port(&next, &server, PORT + 1, 3);
+        let past = End::pod(&server, capture, "pod shop/once-abcde address_reused");
+        let mut rows = heard(capture, &before, &past);
+        rows.extend(heard(capture, &after, &End::pod(&server, capture, &by_address(&next))));
+        scene.expect_own(&rows);
+        assert!(scene.cluster.api.store().get("pods", "shop", "once-abcde").is_some());
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn packets_sent_before_the_api_tells_the_pod_are_named_once_it_does() {
+    need!(@check NEEDS);
+    for capture in [Auto, Socket] {
+        let scene = Scene::start(one_node(), capture);
+        let server = scene.cluster.simple("shop/server", 1);
+        let early = scene.cluster.pod(PodPlan::new("shop/early", 1).unannounced());
+        scene.wait_links(1, 2);
+        let talk = from_port(&early, &server, PORT, 5);
+        let uid = &early.object.uid;
+        let row = wait_flow(&scene, 1, "the early pod's row", |row| {
+            key(row) == talk.client && row.direction == "egress" && !row.supplement
+        });
+        let (owner, _) = ends(&row);
+        assert_eq!((&owner.pod_uid, owner.attribution.as_str()), (uid, "none"), "{owner:?}");
+        assert_eq!(owner.reason, "pod_unknown");
+        for stage in [Stage::Created, Stage::Bound, Stage::Starting, Stage::Running] {
+            scene.cluster.announce(&early, stage);
+        }
+        let near = End::pod(&early, capture, &by_address(&server));
+        scene.expect_own(&said(capture, &talk, &near, None));
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn packets_sent_before_the_api_tells_the_address_are_named_at_both_ends() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(one_node(), capture);
+        let server = scene.cluster.simple("shop/server", 1);
+        let early = scene.cluster.pod(PodPlan::new("shop/early", 1).unannounced());
+        scene.cluster.announce(&early, Stage::Created);
+        scene.cluster.announce(&early, Stage::Bound);
+        scene.wait_links(1, 2);
+        scene.wait_status(1, "the pod to be known", |status| {
+            status.kubernetes.as_ref().is_some_and(|k| k.pods == 3)
+        });
+        let talk = from_port(&early, &server, PORT, 5);
+        scene.cluster.announce(&early, Stage::Running);
+        let near = End::pod(&early, capture, &by_address(&server));
+        let far = End::pod(&server, capture, &by_address(&early));
+        scene.expect(&said(capture, &talk, &near, Some(&far)));
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn connections_that_are_older_than_the_agent_are_named() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let mut scene = Scene::without_agents(Plan::default(), capture);
+        let client = scene.cluster.simple("shop/client", 1);
+        let server = scene.cluster.simple("shop/server", 2);
+        let dial = server.at(V4, 8080);
+        let (_, mut talk) = UdpTalk::open(&client.app, &[&server.app], dial, 8080);
+        talk.say(10, 100);
+        let before = talk.talk();
+        scene.start_agents();
+        scene.wait_links(1, 1);
+        scene.wait_links(2, 1);
+        talk.say(6, 100);
+        let since = talk.talk().since(&before);
+        let near = End::pod(&client, capture, &by_address(&server));
+        let far = End::pod(&server, capture, &by_address(&client));
+        scene.expect(&said(capture, &since, &near, Some(&far)));
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn a_process_that_exec_puts_into_a_nested_cgroup_is_the_pods() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(one_node(), capture);
+        let (pod, server) =
+            (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/server", 1));
+        scene.wait_links(1, 2);
+        let nested = pod.nested("system.slice/sshd.service");
+        let talk = talk::udp(&nested, &server.app, server.at(V4, 8080), 4, 100);
+        let near = End::pod(&pod, capture, &by_address(&server));
+        let far = End::pod(&server, capture, &by_address(&pod));
+        scene.expect(&said(capture, &talk, &near, Some(&far)));
+    }
+}
+
+#[test]
+fn a_socket_stays_with_the_cgroup_that_it_was_made_in() {
+    need!(@check NEEDS);
+    let scene = Scene::start(one_node(), Auto);
+    let server = scene.cluster.simple("shop/server", 1);
+    scene.wait_links(1, 1);
+    let mut mover = scene.cluster.host_process(1, "first.service");
+    let socket = mover.udp(SocketAddr::new(mover.address(V4), 0));
+    let elsewhere = scene.cluster.host_process(1, "second.service");
+    mover.move_to(elsewhere.cgroup());
+    let (_, old) = UdpTalk::open_with(socket, &[&server.app], server.at(V4, 8080), 8080);
+    let (_, new) = UdpTalk::open(&mover, &[&server.app], server.at(V4, 8081), 8081);
+    let mut rows = Vec::new();
+    for (talk, unit) in [(old.talk(), "first"), (new.talk(), "second")] {
+        let owner = format!("process {unit}.service cgroup");
+        let end = End::named(1, &owner, &owner, &by_address(&server));
+        rows.extend(said(Auto, &talk, &end, None));
+    }
+    scene.expect_own(&rows);
+}
+
+#[test]
+fn a_static_pod_is_named_by_its_config_hash() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(one_node(), capture);
+        let server = scene.cluster.simple("shop/server", 1);
+        let plan = PodPlan { is_static: true, ..PodPlan::new("kube-system/static-web-node1", 1) };
+        let pod = scene.cluster.pod(plan);
+        scene.wait_links(1, 2);
+        let hash = pod.object.config_hash.clone().expect("a static pod");
+        assert!(pod.directory().to_str().is_some_and(|path| path.contains(&hash)));
+        let talk = talk::udp(&pod.app, &server.app, server.at(V4, 8080), 4, 100);
+        let near = End::pod(&pod, capture, &by_address(&server));
+        let far = End::pod(&server, capture, &by_address(&pod));
+        scene.expect(&said(capture, &talk, &near, Some(&far)));
+    }
+}
+
+#[test]
+fn every_container_of_a_pod_is_named() {
+    need!(@check NEEDS);
+    let scene = Scene::start(one_node(), Auto);
+    let server = scene.cluster.simple("shop/server", 1);
+    let containers = vec![
+        Container::new("main", Role::Main),
+        Container::new("second", Role::Main),
+        Container::new("setup", Role::Init),
+        Container::new("side", Role::Sidecar),
+        Container::new("debugger", Role::Ephemeral),
+    ];
+    let pod = scene.cluster.pod(PodPlan { containers, ..PodPlan::new("shop/multi", 1) });
+    scene.wait_links(1, 2);
+    for name in ["second", "setup", "side", "debugger"] {
+        let process = pod.container(name);
+        let talk = talk::udp(&process, &server.app, server.at(V4, 8080), 1, 10);
+        let owner = format!("pod shop/multi:{name} cgroup");
+        let end = End::named(1, &owner, &owner, &by_address(&server));
+        scene.expect_own(&said(Auto, &talk, &end, None)[..1]);
+    }
+    let sandbox = pod.outside_containers();
+    let talk = talk::udp(&sandbox, &server.app, server.at(V4, 8080), 1, 10);
+    let owner = "pod shop/multi cgroup";
+    let end = End::named(1, owner, owner, &by_address(&server));
+    scene.expect_own(&said(Auto, &talk, &end, None)[..1]);
+}
+
+#[test]
+fn every_runtime_driver_class_and_prefix_leads_to_the_pod() {
+    need!(@check NEEDS);
+    let scene = Scene::start(one_node(), Auto);
+    let server = scene.cluster.simple("shop/server", 1);
+    let mut pods = Vec::new();
+    for driver in [Driver::Systemd, Driver::Cgroupfs] {
+        for runtime in Runtime::ALL {
+            for prefix in ["", "n2"] {
+                let classes = [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort];
+                let qos = classes[pods.len() % classes.len()];
+                let layout = Some(Layout { driver, runtime, prefix });
+                let name = format!("shop/form-{}", pods.len());
+                pods.push(scene.cluster.pod(PodPlan { qos, layout, ..PodPlan::new(&name, 1) }));
+            }
+        }
+    }
+    scene.wait_links(1, pods.len() + 1);
+    let mut rows = Vec::new();
+    for pod in &pods {
+        let talk = talk::udp(&pod.app, &server.app, server.at(V4, 8080), 2, 50);
+        let near = End::pod(pod, Auto, &by_address(&server));
+        let far = End::pod(&server, Auto, &by_address(pod));
+        rows.extend(said(Auto, &talk, &near, Some(&far)));
+    }
+    scene.expect(&rows);
+    let cgroups = scene.status(1).cgroups.expect("cgroups are told");
+    for runtime in ["containerd", "cri-o", "docker"] {
+        assert!(cgroups.runtimes.iter().any(|found| found == runtime), "{cgroups:?}");
+    }
+}
+
+#[test]
+fn the_status_names_the_plane_of_every_pod_and_how_the_node_keeps_cgroups() {
+    need!(@check NEEDS);
+    let layout = Layout { driver: Driver::Cgroupfs, ..Layout::default() };
+    let scene = Scene::start(Plan { layout, ..one_node() }, Auto);
+    let pod = scene.cluster.simple("shop/a", 1);
+    scene.wait_links(1, 1);
+    let (_, name) = pod.key();
+    let status = scene.wait_status(1, "the pod's plane", |status| {
+        status.pod_planes.iter().any(|one| one.pod == name && one.plane == "socket")
+    });
+    assert_eq!(status.capture, "both");
+    let cgroups = status.cgroups.expect("cgroups are told");
+    // A machine with controllers in v1 and cgroup2 beside them is a hybrid one.
+    let v1 =
+        std::fs::read_to_string("/proc/self/mountinfo").expect("mounts").contains(" - cgroup ");
+    assert_eq!(cgroups.mode, if v1 { "hybrid" } else { "unified" });
+    assert_eq!(cgroups.driver, "cgroupfs");
+}
+
+#[test]
+fn a_node_without_cgroup2_names_its_pods_by_their_links() {
+    need!(@check NEEDS);
+    let nothing = orb8_testbed::scratch::Scratch::folder("no-cgroup2");
+    let mut scene =
+        Scene::without_agents(one_node(), Auto).env("ORB8_CGROUP_ROOT", nothing.path().display());
+    scene.start_agents();
+    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+    let status = scene.wait_status(1, "two attached links", |status| {
+        let links = status.interfaces.iter().filter(|one| one.chosen_by == "pod_link");
+        links.filter(|one| one.state == "attached").count() == 2
+    });
+    assert_eq!(status.capture, "tc", "{}", status.capture_reason);
+    assert_ne!(status.capture_reason, "");
+    let talk = talk::tcp(&a.app, &b.app, b.at(V4, 80), 500, 5_000);
+    let end = |pod: &Pod, other: &Pod| {
+        let (namespace, name) = pod.key();
+        let owner = format!("pod {namespace}/{name} address");
+        End::named(1, &owner, &owner, &by_address(other))
+    };
+    scene.expect(&said(Tc, &talk, &end(&a, &b), Some(&end(&b, &a))));
+    scene.assert_complete();
+}
+
+#[test]
+fn an_address_of_the_cluster_that_is_nobodys_is_unknown_and_says_why() {
+    need!(@check NEEDS);
+    let scene = Scene::start(Plan::default(), Auto);
+    let server = scene.cluster.simple("shop/server", 1);
+    let stranger = scene.cluster.pod(PodPlan::new("shop/stranger", 2).unannounced());
+    scene.wait_links(1, 1);
+    let talk = talk::udp(&stranger.app, &server.app, server.at(V4, 8080), 2, 10);
+    let row = wait_flow(&scene, 1, "the server's row", |row| {
+        key(row) == talk.server && row.direction == "ingress" && !row.supplement
+    });
+    let (_, peer) = ends(&row);
+    assert_eq!(who(&peer), "unknown address_unknown none");
+}

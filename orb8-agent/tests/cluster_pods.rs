@@ -1,0 +1,323 @@
+//! Who talked to whom: pods, nodes, host processes and the world outside, each packet and byte,
+//! in every plane that can see it.
+
+mod cluster_support;
+
+use std::net::SocketAddr;
+
+use cluster_support::rows::{End, Row, by_address, ends, heard, said, who};
+use cluster_support::{Auto, Capture, Scene, Socket, Tc};
+use orb8_testbed::cluster::plan::{Cni, Families, Masquerade, Plan, PodPlan};
+use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::talk::Talk;
+use orb8_testbed::cluster::{NEEDS, talk};
+use orb8_testbed::flow::L4;
+use orb8_testbed::link::Family::{self, V4};
+use orb8_testbed::need;
+
+/// A host that is not of the cluster, as its peer tells it.
+const OUTSIDE: &str = "external address";
+
+fn plan() -> Plan {
+    Plan::default()
+}
+
+#[test]
+fn pods_of_one_node_are_named_at_both_ends() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        for cni in [Cni::Bridge, Cni::Routed] {
+            let scene = Scene::start(Plan { nodes: 1, cni, ..plan() }, capture);
+            let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+            scene.wait_links(1, 2);
+            let client = End::pod(&a, capture, &by_address(&b));
+            let server = End::pod(&b, capture, &by_address(&a));
+            for talk in [
+                talk::udp(&a.app, &b.app, b.at(V4, 8080), 20, 500),
+                talk::tcp(&a.app, &b.app, b.at(V4, 80), 2_000, 300_000),
+            ] {
+                scene.expect(&said(capture, &talk, &client, Some(&server)));
+            }
+            scene.assert_complete();
+        }
+    }
+}
+
+#[test]
+fn pods_of_two_nodes_are_named_at_both_ends() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(plan(), capture);
+        check_across(&scene, Family::V4);
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn pods_that_talk_through_an_overlay_are_named_and_the_tunnel_is_kept_apart() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { overlay: true, ..plan() }, capture);
+        check_across(&scene, Family::V4);
+        if capture != Socket {
+            let outer = scene.flows(1).into_iter().find(|flow| flow.dst_port == 8472);
+            assert_eq!(outer.expect("the tunnel is counted").scope, "tunnel");
+        }
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn pods_of_two_families_are_named_by_each_of_their_addresses() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { families: Families::Dual, ..plan() }, capture);
+        for family in Family::ALL {
+            check_across(&scene, family);
+        }
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn pods_of_an_ipv6_cluster_are_named() {
+    need!(@check NEEDS);
+    for cni in [Cni::Bridge, Cni::Routed] {
+        let scene = Scene::start(Plan { families: Families::V6, cni, ..plan() }, Auto);
+        check_across(&scene, Family::V6);
+        scene.assert_complete();
+    }
+}
+
+/// UDP and TCP from a pod of node 1 to one of node 2.
+#[track_caller]
+fn check_across(scene: &Scene, family: Family) {
+    let capture = scene.capture;
+    let name = |what: &str| format!("shop/{what}-{}", family.header_len());
+    let a = scene.cluster.simple(&name("a"), 1);
+    let b = scene.cluster.simple(&name("b"), 2);
+    scene.wait_links(1, 1);
+    scene.wait_links(2, 1);
+    let client = End::pod(&a, capture, &by_address(&b));
+    let server = End::pod(&b, capture, &by_address(&a));
+    let mut rows = Vec::new();
+    for talk in [
+        talk::udp(&a.app, &b.app, b.at(family, 8080), 20, 500),
+        talk::tcp(&a.app, &b.app, b.at(family, 80), 2_000, 100_000),
+    ] {
+        rows.extend(said(capture, &talk, &client, Some(&server)));
+    }
+    scene.expect(&rows);
+    scene.cluster.delete(a);
+    scene.cluster.delete(b);
+}
+
+#[test]
+fn behind_a_masquerade_the_receiver_says_node_and_invents_no_pod() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let masquerade = Masquerade::Everything;
+        let scene = Scene::start(Plan { masquerade, ..plan() }, capture);
+        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 2));
+        scene.wait_links(1, 1);
+        scene.wait_links(2, 1);
+        let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 20, 500);
+        assert_ne!(talk.client, talk.server, "the node hides the pod");
+        let client = End::pod(&a, capture, &by_address(&b));
+        let server = End::pod(&b, capture, "node node1 masqueraded");
+        scene.expect(&said(capture, &talk, &client, Some(&server)));
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn a_pod_that_goes_out_through_masquerade_is_counted_once_and_never_as_its_node() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { nodes: 1, ..plan() }, capture);
+        let pod = scene.cluster.simple("shop/a", 1);
+        scene.wait_links(1, 1);
+        let dial = SocketAddr::new(scene.cluster.outside.address(V4), 9000);
+        let talk = talk::tcp(&pod.app, &scene.cluster.outside, dial, 5_000, 50_000);
+        let client = End::pod(&pod, capture, OUTSIDE);
+        scene.expect_own(&said(capture, &talk, &client, None));
+        // On the uplink it has the node's address; the row says that it passes through.
+        let flows = scene.flows(1);
+        let hidden = |flow: &&orb8_proto::v1::NetworkFlow| {
+            [talk.server, talk.server.reply()].contains(&cluster_support::rows::key(flow))
+        };
+        for flow in flows.iter().filter(hidden) {
+            assert_eq!(flow.scope, "forwarded", "{flow:?}");
+            let (owner, _) = ends(flow);
+            assert_eq!(who(&owner), "pod shop/a masqueraded", "who passes through is known");
+        }
+        if capture != Socket {
+            assert_eq!(flows.iter().filter(hidden).count(), 2, "the uplink carried it");
+        }
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn the_world_outside_that_calls_a_pod_is_external() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { nodes: 1, ..plan() }, capture);
+        let pod = scene.cluster.simple("shop/a", 1);
+        scene.wait_links(1, 1);
+        let talk = talk::udp(&scene.cluster.outside, &pod.app, pod.at(V4, 8080), 7, 300);
+        let server = End::pod(&pod, capture, OUTSIDE);
+        scene.expect(&heard(capture, &talk, &server));
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn host_network_pods_and_a_host_process_are_told_apart() {
+    need!(@check NEEDS);
+    for capture in [Auto, Socket] {
+        let scene = Scene::start(plan(), capture);
+        let plan = |name| PodPlan::new(name, 1).host_network();
+        let proxy = scene.cluster.pod(plan("kube-system/proxy"));
+        let exporter = scene.cluster.pod(plan("monitoring/exporter"));
+        let sshd = scene.cluster.host_process(1, "sshd.service");
+        let far = scene.cluster.simple("shop/far", 2);
+        scene.wait_links(2, 1);
+        let seen = "node node1 masqueraded";
+        let mut rows = Vec::new();
+        for (actor, owner) in [
+            (&proxy.app, "pod kube-system/proxy:app cgroup"),
+            (&exporter.app, "pod monitoring/exporter:app cgroup"),
+            (&sshd, "process sshd.service cgroup"),
+        ] {
+            let talk = talk::udp(actor, &far.app, far.at(V4, 8080), 5, 100);
+            let client = End::named(1, owner, owner, &by_address(&far));
+            let server = End::pod(&far, capture, seen);
+            rows.extend(said(capture, &talk, &client, Some(&server)));
+        }
+        scene.expect(&rows);
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn from_interfaces_alone_host_network_pods_are_named_where_they_send() {
+    need!(@check NEEDS);
+    let scene = Scene::start(plan(), Tc);
+    let proxy = scene.cluster.pod(PodPlan::new("kube-system/proxy", 1).host_network());
+    let far = scene.cluster.simple("shop/far", 2);
+    scene.wait_links(2, 1);
+    let talk = talk::udp(&proxy.app, &far.app, far.at(V4, 8080), 5, 100);
+    // The tc plane cannot see which cgroup takes a packet that arrives at an uplink.
+    let client =
+        End::named(1, "pod kube-system/proxy:app cgroup", "node node1 address", &by_address(&far));
+    let server = End::pod(&far, Tc, "node node1 masqueraded");
+    scene.expect(&said(Tc, &talk, &client, Some(&server)));
+}
+
+#[test]
+fn one_five_tuple_on_the_loopback_of_two_pods_is_two_flows() {
+    need!(@check NEEDS);
+    for capture in [Auto, Socket] {
+        let scene = Scene::start(Plan { nodes: 1, ..plan() }, capture);
+        let pods = ["shop/a", "shop/b"].map(|name| scene.cluster.simple(name, 1));
+        let dial = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let mut rows = Vec::new();
+        for (pod, count) in pods.iter().zip([3, 5]) {
+            let client = pod.app.udp(SocketAddr::from(([127, 0, 0, 1], 40_000)));
+            let server = pod.app.udp(dial);
+            client.connect(dial).expect("loopback is up");
+            for _ in 0..count {
+                client.send(&[1; 100]).expect("a datagram leaves");
+                server.recv(&mut [0; 100]).expect("a datagram arrives");
+            }
+            let flow = orb8_testbed::flow::Flow::ports(
+                17,
+                ([127, 0, 0, 1].into(), 40_000),
+                (dial.ip(), dial.port()),
+            );
+            let total = orb8_testbed::flow::Total { packets: count, bytes: count * 128 };
+            let (namespace, name) = pod.key();
+            let owner = format!("pod {namespace}/{name}:app cgroup");
+            for egress in [true, false] {
+                rows.push(Row {
+                    node: 1,
+                    plane: "socket",
+                    supplement: false,
+                    egress,
+                    flow,
+                    total,
+                    owner: owner.clone(),
+                    // Loopback is the pod itself; which of its containers, nobody says.
+                    peer: format!("pod {namespace}/{name} cgroup"),
+                    service: String::new(),
+                });
+            }
+        }
+        scene.expect(&rows);
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn refused_ports_and_pings_are_shown_as_supplement() {
+    need!(@check NEEDS);
+    // A bridge does not tell the node which address is behind which port before the node itself
+    // has talked to it; a route does.
+    for (cni, known_by) in [(Cni::Bridge, "address"), (Cni::Routed, "interface")] {
+        let scene = Scene::start(Plan { nodes: 1, cni, ..plan() }, Auto);
+        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+        scene.wait_links(1, 2);
+        let knock = talk::refused_tcp(&a.app, b.at(V4, 81));
+        let (datagram, refusal) = talk::refused_udp(&a.app, b.at(V4, 82), 100);
+        let pinged = talk::ping(&a.app, b.address(V4), 3, 56);
+        let near = End::pod(&a, Auto, &by_address(&b));
+        // No socket of the pod took or sent these: the kernel answered in its place.
+        let kernel = |pod: &Pod, peer: &Pod| {
+            let (namespace, name) = pod.key();
+            let owner = format!("pod {namespace}/{name} address");
+            End::named(1, &owner, &owner, &by_address(peer))
+        };
+        let (at_a, at_b) = (kernel(&a, &b), kernel(&b, &a));
+        let mut rows = said(Auto, &knock, &near, None);
+        rows.extend(supplement(&knock, &at_b));
+        rows.extend(said(Auto, &pinged, &near, None));
+        rows.extend(supplement(&pinged, &at_b));
+        rows.extend(said(Auto, &datagram, &near, None).into_iter().take(1));
+        let mut refused = supplement(&datagram, &at_b);
+        refused[1].flow = refusal;
+        let message = Talk { client: refusal, server: refusal, there: datagram.back, ..datagram };
+        refused.extend(supplement(&message, &at_a).into_iter().take(1));
+        rows.extend(refused);
+        scene.expect(&rows);
+        for row in scene.flows(1).iter().filter(|row| row.supplement) {
+            assert_eq!(ends(row).0.attribution, known_by, "{row:?}");
+        }
+        scene.assert_complete();
+    }
+}
+
+/// What the interface of one end saw of a talk that has no socket there.
+fn supplement(talk: &Talk, end: &End) -> Vec<Row> {
+    let mut rows = heard(Tc, talk, end);
+    for row in &mut rows {
+        row.supplement = true;
+    }
+    rows
+}
+
+#[test]
+fn a_foreign_server_on_the_agents_port_is_seen() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { nodes: 1, ..plan() }, capture);
+        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+        scene.wait_links(1, 2);
+        let talk = talk::tcp(&a.app, &b.app, b.at(V4, 9090), 1_000, 1_000);
+        assert!(matches!(talk.client.l4, L4::Ports { dst: 9090, .. }));
+        let client = End::pod(&a, capture, &by_address(&b));
+        let server = End::pod(&b, capture, &by_address(&a));
+        scene.expect(&said(capture, &talk, &client, Some(&server)));
+        scene.assert_complete();
+    }
+}

@@ -1,0 +1,211 @@
+//! Services: the address that the client asked for and the backend that answered, both on the
+//! record, for pods and for host processes.
+
+mod cluster_support;
+
+use std::net::SocketAddr;
+
+use cluster_support::rows::{End, by_address, heard, key, said};
+use cluster_support::{Auto, Capture, Scene, Socket, Tc};
+use orb8_testbed::cluster::plan::{Cni, Plan, node_addresses};
+use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::{NEEDS, port, talk};
+use orb8_testbed::flow::L4;
+use orb8_testbed::link::Family::V4;
+use orb8_testbed::need;
+
+/// `cluster_ip shop/web 10.96.0.10:80 ok at 10.244.32.10:8080`
+fn asked(kind: &str, dial: SocketAddr, backend: Option<SocketAddr>) -> String {
+    let at = backend
+        .map_or_else(String::new, |backend| format!(" at {}:{}", backend.ip(), backend.port()));
+    format!("{kind} shop/web {}:{} ok{at}", dial.ip(), dial.port())
+}
+
+/// A client on node 1, a backend on each node, one Service for TCP and UDP in front of one of them.
+fn check_cluster_ip(scene: &Scene, client: &Pod, backend: &Pod) {
+    let capture = scene.capture;
+    let ports = [port("TCP", 80, 8080, 0), port("UDP", 53, 5353, 0)];
+    let service = scene.cluster.service("shop/web", &ports, &[backend]);
+    scene.wait_services(&[1, 2], 1);
+    let (web, dns) = (SocketAddr::new(service.ips[0], 80), SocketAddr::new(service.ips[0], 53));
+    let (_, tcp) = talk::tcp_any(&client.app, &[&backend.app], web, 8080, 2_000, 60_000);
+    let (_, mut udp) = talk::UdpTalk::open(&client.app, &[&backend.app], dns, 5353);
+    udp.say(9, 400);
+    for (talk, dial, target) in [(tcp, web, 8080), (udp.talk(), dns, 5353)] {
+        let service = asked("cluster_ip", dial, Some(backend.at(V4, target)));
+        let asks = End::pod(client, capture, "service shop/web address").service(&service);
+        let mut answers = End::pod(backend, capture, &by_address(client));
+        if backend.node == client.node {
+            // Only the node that translated knows what was asked for.
+            answers = answers.service(&service);
+        }
+        scene.expect(&said(capture, &talk, &asks, Some(&answers)));
+    }
+    scene.assert_complete();
+}
+
+#[test]
+fn a_cluster_ip_and_the_backend_on_the_same_node_are_both_on_the_record() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        for cni in [Cni::Bridge, Cni::Routed] {
+            let scene = Scene::start(Plan { cni, ..Plan::default() }, capture);
+            let client = scene.cluster.simple("shop/client", 1);
+            let backend = scene.cluster.simple("shop/web-0", 1);
+            scene.wait_links(1, 2);
+            check_cluster_ip(&scene, &client, &backend);
+        }
+    }
+}
+
+#[test]
+fn a_cluster_ip_and_the_backend_on_another_node_are_both_on_the_record() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan::default(), capture);
+        let client = scene.cluster.simple("shop/client", 1);
+        let backend = scene.cluster.simple("shop/web-0", 2);
+        scene.wait_links(1, 1);
+        scene.wait_links(2, 1);
+        check_cluster_ip(&scene, &client, &backend);
+    }
+}
+
+#[test]
+fn each_connection_names_the_backend_that_it_got() {
+    need!(@check NEEDS);
+    let scene = Scene::start(Plan::default(), Auto);
+    let client = scene.cluster.simple("shop/client", 1);
+    let backends = [1, 1, 2].map(|node| scene.cluster.simple(&format!("shop/web-{}", uid()), node));
+    let all: Vec<&Pod> = backends.iter().collect();
+    let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &all);
+    scene.wait_services(&[1, 2], 1);
+    let dial = SocketAddr::new(service.ips[0], 80);
+    let servers: Vec<_> = backends.iter().map(|pod| &pod.app).collect();
+    let mut chosen = [0; 3];
+    for _ in 0..12 {
+        let (number, talk) = talk::tcp_any(&client.app, &servers, dial, 8080, 10, 10);
+        chosen[number] += 1;
+        let backend = &backends[number];
+        let service = asked("cluster_ip", dial, Some(backend.at(V4, 8080)));
+        let asks = End::pod(&client, Auto, "service shop/web address").service(&service);
+        scene.expect_own(&said(Auto, &talk, &asks, None)[..1]);
+    }
+    assert!(chosen.iter().filter(|&&count| count > 0).count() > 1, "{chosen:?}");
+}
+
+fn uid() -> String {
+    orb8_testbed::api::object::uid()[..8].to_owned()
+}
+
+#[test]
+fn a_host_process_that_asks_a_cluster_ip_is_told_with_service_and_backend() {
+    need!(@check NEEDS);
+    for capture in [Auto, Socket] {
+        let scene = Scene::start(Plan::default(), capture);
+        let backend = scene.cluster.simple("shop/web-0", 2);
+        let cron = scene.cluster.host_process(1, "cron.service");
+        let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[&backend]);
+        scene.wait_services(&[1], 1);
+        scene.wait_links(2, 1);
+        let dial = SocketAddr::new(service.ips[0], 80);
+        let (_, talk) = talk::tcp_any(&cron, &[&backend.app], dial, 8080, 700, 9_000);
+        // Its packets are counted behind the translation, the answers before it.
+        let named = asked("cluster_ip", dial, Some(backend.at(V4, 8080)));
+        let owner = "process cron.service cgroup";
+        let sends = End::named(1, owner, owner, &by_address(&backend)).service(&named);
+        let gets = End::named(1, owner, owner, "service shop/web address").service(&named);
+        let server = End::pod(&backend, capture, "node node1 masqueraded");
+        let mut rows = said(capture, &talk, &gets, Some(&server));
+        rows[0] = said(capture, &talk, &sends, None)[0].clone();
+        rows[0].flow = talk.server;
+        scene.expect(&rows);
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn a_node_port_asked_from_outside_names_the_service_where_it_is_translated() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan::default(), capture);
+        let backend = scene.cluster.simple("shop/web-0", 1);
+        let ports = [port("TCP", 80, 8080, 30080)];
+        let _service = scene.cluster.service("shop/web", &ports, &[&backend]);
+        scene.wait_services(&[1], 1);
+        scene.wait_links(1, 1);
+        let dial = SocketAddr::new(node_addresses(1)[0], 30080);
+        let (_, talk) =
+            talk::tcp_any(&scene.cluster.outside, &[&backend.app], dial, 8080, 300, 4_000);
+        assert_ne!(talk.server.src, talk.client.src, "the node hides who called");
+        // This node hid the caller itself, so it knows who that is.
+        let service = asked("node_port", dial, Some(backend.at(V4, 8080)));
+        let server = End::pod(&backend, capture, "external masqueraded").service(&service);
+        scene.expect(&heard(capture, &talk, &server));
+        for flow in scene.flows(1) {
+            if [talk.client, talk.client.reply()].contains(&key(&flow)) {
+                assert_eq!((flow.plane.as_str(), flow.scope.as_str()), ("tc", "forwarded"));
+                assert_eq!(flow.service.map(|service| service.name).as_deref(), Some("web"));
+            }
+        }
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn a_pod_that_reaches_itself_through_its_service_is_told_as_such() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { nodes: 1, ..Plan::default() }, capture);
+        let pod = scene.cluster.simple("shop/web-0", 1);
+        let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[&pod]);
+        scene.wait_services(&[1], 1);
+        scene.wait_links(1, 1);
+        let dial = SocketAddr::new(service.ips[0], 80);
+        let (_, talk) = talk::tcp_any(&pod.app, &[&pod.app], dial, 8080, 100, 2_000);
+        assert_ne!(talk.server.src, pod.address(V4), "a node stands between");
+        let named = asked("cluster_ip", dial, Some(pod.at(V4, 8080)));
+        let client = End::pod(&pod, capture, "service shop/web address").service(&named);
+        // The kernel of this node knows that it is the pod itself that the node's address hides.
+        let server = End::pod(&pod, capture, "pod shop/web-0 masqueraded").service(&named);
+        scene.expect(&said(capture, &talk, &client, Some(&server)));
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn a_service_without_endpoints_is_a_verdict() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { nodes: 1, ..Plan::default() }, capture);
+        let client = scene.cluster.simple("shop/client", 1);
+        let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[]);
+        scene.wait_services(&[1], 1);
+        scene.wait_links(1, 1);
+        let dial = SocketAddr::new(service.ips[0], 80);
+        let (flow, total) = talk::refused_by_service(&client.app, dial);
+        let verdict = format!("cluster_ip shop/web {}:80 no_endpoints", dial.ip());
+        let end = End::pod(&client, capture, "service shop/web address").service(&verdict);
+        let talk = talk::Talk { client: flow, server: flow, there: total, back: total };
+        scene.expect_own(&said(capture, &talk, &end, None)[..1]);
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn from_interfaces_alone_a_refusal_by_the_node_comes_from_its_address() {
+    need!(@check NEEDS);
+    let scene = Scene::start(Plan { nodes: 1, ..Plan::default() }, Tc);
+    let client = scene.cluster.simple("shop/client", 1);
+    let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[]);
+    scene.wait_services(&[1], 1);
+    scene.wait_links(1, 1);
+    let dial = SocketAddr::new(service.ips[0], 80);
+    let (flow, _) = talk::refused_by_service(&client.app, dial);
+    let refusal = cluster_support::wait_flow(&scene, 1, "the ICMP message", |row| {
+        row.direction == "ingress" && matches!(key(row).l4, L4::Icmp { kind: 3, .. })
+    });
+    assert_eq!(key(&refusal).dst, flow.src);
+    let (owner, _) = cluster_support::rows::ends(&refusal);
+    assert_eq!((owner.namespace.as_str(), owner.pod.as_str()), ("shop", "client"));
+}

@@ -1,0 +1,364 @@
+//! Both planes: what no socket of the owner's sends or takes is told once, as supplement, and
+//! everything else is left to the socket plane; together they are every packet of an interface.
+
+mod support;
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use orb8_agent::capture::Planes;
+use orb8_common::network::scope;
+use orb8_testbed::flow::{Flow, ICMP, ICMPV6, L4, TCP, Total, Traffic, UDP};
+use orb8_testbed::link::{Family, Port, Veth, VethOptions, mac_text};
+use orb8_testbed::need;
+use orb8_testbed::need::Need;
+use orb8_testbed::netns::Netns;
+use orb8_testbed::traffic;
+use orb8_testbed::wait::wait_until;
+use support::cgroup::Cgroup;
+use support::direct::{Direct, DirectObserved, options};
+use support::{DEADLINE, Egress, Ingress};
+
+const NEEDS: [Need; 4] = [Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2];
+
+/// A node with a pod: the node's end of the link has addresses without neighbours, as a CNI
+/// without a bridge makes it.
+struct Scene {
+    link: Veth,
+    host: Cgroup,
+    pod: Cgroup,
+    /// Last, because it goes when those inside are gone.
+    tree: Cgroup,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let link = Veth::addressed(VethOptions::default());
+        lead_to_pod(&link);
+        let tree = Cgroup::tree();
+        let (host, pod) = (tree.child("host"), tree.child("pod"));
+        Self { link, host, pod, tree }
+    }
+
+    /// Both planes; `interfaces` are attached when this returns.
+    fn watch(&self, interfaces: usize) -> Direct {
+        let mut options = options("none");
+        options.planes = Planes::Both(self.tree.root());
+        options.ring_bytes = 8 << 20;
+        Direct::with(&options, &self.link.near.netns, interfaces)
+    }
+
+    fn supplement(&self, observed: &DirectObserved) -> [Traffic; 2] {
+        [Egress, Ingress].map(|way| observed.supplement(self.link.near.ifindex, way))
+    }
+}
+
+/// Makes the near end that of a pod's link.
+fn lead_to_pod(link: &Veth) {
+    let (near, far) = (&link.near, &link.far);
+    let (dev, mac) = (&near.ifname, mac_text(far.mac));
+    near.netns.ip_batch(&[
+        format!("addr del {}/24 dev {dev}", near.v4),
+        format!("addr add {}/32 dev {dev}", near.v4),
+        format!("route add {}/32 dev {dev}", far.v4),
+        // Gone with the address that had neighbours.
+        format!("neigh replace {} lladdr {mac} dev {dev} nud permanent", far.v4),
+        format!("addr del {}/64 dev {dev}", near.v6),
+        format!("addr add {}/128 dev {dev} nodad", near.v6),
+        format!("route add {}/128 dev {dev}", far.v6),
+    ]);
+}
+
+fn sum(parts: &[&Traffic]) -> Traffic {
+    let mut all = Traffic::new();
+    for part in parts {
+        for (&flow, total) in part.iter() {
+            all.add(flow, total.packets, total.bytes);
+        }
+    }
+    all
+}
+
+fn one(flow: Flow, packets: u64, bytes: u64) -> Traffic {
+    let mut traffic = Traffic::new();
+    traffic.add(flow, packets, bytes);
+    traffic
+}
+
+fn icmp(from: IpAddr, to: IpAddr, kind: u8, code: u8) -> Flow {
+    let protocol = if from.is_ipv4() { ICMP } else { ICMPV6 };
+    Flow { src: from, dst: to, protocol, l4: L4::Icmp { kind, code } }
+}
+
+/// Asks for a TCP and a UDP port that nobody has; what went there and what came back.
+fn knock(from: &Port, to: &Port, family: Family) -> [Traffic; 2] {
+    let (source, target) = (from.address(family), to.address(family));
+    // A port that was free a moment ago.
+    let port = to.netns.enter(|| {
+        let socket = TcpListener::bind((target, 0)).expect("a free port");
+        socket.local_addr().expect("bound").port()
+    });
+    let header: u64 = if target.is_ipv4() { 20 } else { 40 };
+    from.netns.enter(|| {
+        let socket = socket2(source);
+        let local = socket.local_addr().expect("bound");
+        socket.connect((target, port)).expect("a route");
+        socket.send(&[7; 33]).expect("a datagram leaves");
+        socket.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
+        // Arrives as an error of the socket.
+        let refused = socket.recv(&mut [0; 1]).expect_err("nobody answers").kind();
+        assert_eq!(refused, ErrorKind::ConnectionRefused);
+        let refused = TcpStream::connect((target, port)).expect_err("nobody listens").kind();
+        assert_eq!(refused, ErrorKind::ConnectionRefused);
+        let datagram = Flow::ports(UDP, (source, local.port()), (target, port));
+        let (kind, code) = if target.is_ipv4() { (3, 3) } else { (1, 4) };
+        let error = icmp(target, source, kind, code);
+        // The error carries the whole datagram behind a header of 8 bytes.
+        [one(datagram, 1, header + 41), one(error, 1, header + 8 + header + 41)]
+    })
+}
+
+fn socket2(address: IpAddr) -> UdpSocket {
+    UdpSocket::bind((address, 0)).expect("a free port")
+}
+
+/// Flows of one protocol.
+fn of(traffic: &Traffic, protocol: u8) -> Traffic {
+    traffic.only(|flow| flow.protocol == protocol)
+}
+
+#[test]
+fn a_refused_port_is_told_once_on_each_side() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let (node, pod) = (&scene.link.near, &scene.link.far);
+    let mut watch = scene.watch(1);
+    let mut asked = Traffic::new();
+    let mut answered = Traffic::new();
+    for family in Family::ALL {
+        let [there, back] = scene.host.enter(|| knock(node, pod, family));
+        asked = sum(&[&asked, &there]);
+        answered = sum(&[&answered, &back]);
+    }
+    // At the pod: a SYN and a datagram in, a reset and an error out, in each family. At the
+    // host's sockets: SYN and datagram out, reset in.
+    let observed = watch.settled(8 + 6);
+    let [sent, taken] = scene.supplement(&observed);
+    of(&taken, UDP).assert_equals(&asked, "datagrams to nobody");
+    let errors = sent.only(|flow| flow.protocol != TCP);
+    errors.assert_equals(&answered, "errors by the kernel");
+    let (syn, reset) = (of(&taken, TCP), of(&sent, TCP));
+    assert_eq!((syn.total().packets, syn.total().bytes), (2, 60 + 80));
+    assert_eq!((reset.total().packets, reset.total().bytes), (2, 40 + 60));
+    // And the host's own sockets saw what is theirs.
+    observed.at_sockets(scene.host.id(), Egress).assert_equals(&sum(&[&syn, &asked]), "sent");
+    observed.at_sockets(scene.host.id(), Ingress).assert_equals(&reset, "taken");
+    assert_eq!(observed.counted_at_socket(), Total::default());
+    observed.assert_complete();
+}
+
+#[test]
+fn a_ping_that_the_kernel_answers_is_told_once_where_it_is_answered() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let (node, pod) = (&scene.link.near, &scene.link.far);
+    let mut watch = scene.watch(1);
+    let ping = |cgroup: &Cgroup, from, to| {
+        let [a, b] = Family::ALL.map(|f| cgroup.enter(|| traffic::echo(from, to, f, 3, 100)));
+        sum(&[&a, &b])
+    };
+    let to_pod = ping(&scene.host, node, pod);
+    let from_pod = ping(&scene.pod, pod, node);
+    let by = |traffic: &Traffic, port: &Port| {
+        traffic.only(|flow| [IpAddr::from(port.v4), port.v6.into()].contains(&flow.src))
+    };
+    // Each of 24 packets at the link, and those of sockets there too.
+    let observed = watch.settled(24 + 24);
+    let [sent, taken] = scene.supplement(&observed);
+    taken.assert_equals(&by(&to_pod, node), "requests to the pod");
+    sent.assert_equals(&by(&to_pod, pod), "replies by the pod's kernel");
+    let sockets = |cgroup: &Cgroup, way| observed.at_sockets(cgroup.id(), way);
+    sockets(&scene.pod, Egress).assert_equals(&by(&from_pod, pod), "requests by the pod");
+    sockets(&scene.pod, Ingress).assert_equals(&by(&from_pod, node), "replies to the pod");
+    sockets(&scene.host, Egress).assert_equals(&by(&to_pod, node), "requests by the host");
+    assert_eq!(observed.counted_at_socket(), from_pod.total());
+    observed.assert_complete();
+}
+
+#[test]
+fn both_planes_together_are_every_packet_of_the_link_once() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let (node, pod) = (&scene.link.near, &scene.link.far);
+    traffic::plain_tcp([node, pod]);
+    let mut watch = scene.watch(1);
+    let before = node.counters();
+    // The pod's ends of connections, with all the ways of closing; the node's are not in the tree.
+    let mut sent = 0;
+    for family in Family::ALL {
+        for _ in 0..5 {
+            let listener = scene.pod.enter(|| {
+                pod.netns.enter(|| TcpListener::bind((pod.address(family), 0)).expect("a port"))
+            });
+            let address = listener.local_addr().expect("bound");
+            for closes_first in [true, false] {
+                let client = node.netns.enter(|| TcpStream::connect(address).expect("it listens"));
+                let (server, _) = scene.pod.enter(|| listener.accept().expect("a connection"));
+                use std::io::{Read as _, Write as _};
+                (&client).write_all(&[1; 5_000]).expect("bytes leave");
+                (&server).read_exact(&mut [0; 5_000]).expect("bytes arrive");
+                let (first, second) =
+                    if closes_first { (server, client) } else { (client, server) };
+                drop(first);
+                assert_eq!((&second).read(&mut [0; 1]).expect("the end arrives"), 0);
+                drop(second);
+            }
+        }
+        for part in scene.pod.enter(|| {
+            [
+                traffic::tcp(pod, node, family, 50_000, 20_000).traffic,
+                traffic::udp(pod, node, family, 100, 400),
+                traffic::udp(node, pod, family, 100, 400),
+            ]
+        }) {
+            sent += part.total().packets;
+        }
+        scene.host.enter(|| knock(node, pod, family));
+    }
+    wait_until(DEADLINE, "closed connections to be quiet", || {
+        let before = node.counters();
+        std::thread::sleep(Duration::from_millis(50));
+        before == node.counters()
+    });
+    let observed = watch.settled(sent);
+    let passed = node.counters().since(before);
+    let pods = |way| {
+        let supplement = observed.supplement(node.ifindex, way).total();
+        // The node's address is on its own sockets' flows, the pod's on those of the pod.
+        let owner = |flow: &Flow| match way {
+            Egress => flow.src,
+            Ingress => flow.dst,
+        };
+        let of_pod = |flow: &Flow| [IpAddr::from(pod.v4), pod.v6.into()].contains(&owner(flow));
+        let sockets = observed.at_sockets(scene.pod.id(), way).only(of_pod).total();
+        (supplement.packets + sockets.packets, supplement.bytes + sockets.bytes)
+    };
+    // An interface counts 14 bytes of link header with each packet.
+    assert_eq!(pods(Egress), (passed.rx_packets, passed.rx_bytes - 14 * passed.rx_packets));
+    assert_eq!(pods(Ingress), (passed.tx_packets, passed.tx_bytes - 14 * passed.tx_packets));
+    let [sent, taken] = scene.supplement(&observed);
+    assert!(of(&sent, TCP).total().packets >= 2 && of(&taken, TCP).total().packets >= 2);
+    observed.assert_complete();
+}
+
+#[test]
+fn what_passes_through_the_node_is_supplement_at_the_uplink_whoever_listens_there() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let (node, pod) = (&scene.link.near, &scene.link.far);
+    let outside = Netns::new("outside");
+    let uplink =
+        Veth::between(&node.netns, &outside, VethOptions { number: 1, ..Default::default() });
+    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        node.netns.sysctl(key, 1);
+    }
+    for (port, via4, via6) in [
+        (pod, IpAddr::from(node.v4), IpAddr::from(node.v6)),
+        (&uplink.far, uplink.near.v4.into(), uplink.near.v6.into()),
+    ] {
+        let dev = &port.ifname;
+        port.netns.ip_batch(&[
+            format!("route add default via {via4} dev {dev}"),
+            format!("route add default via {via6} dev {dev}"),
+        ]);
+    }
+    let mut watch = scene.watch(2);
+    for family in Family::ALL {
+        let receiver = scene.pod.enter(|| {
+            pod.netns.enter(|| UdpSocket::bind((pod.address(family), 0)).expect("a free port"))
+        });
+        let to = receiver.local_addr().expect("bound");
+        receiver.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
+        // The node has a socket of the same port at every address.
+        let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+        let _everywhere = scene
+            .host
+            .enter(|| node.netns.enter(|| UdpSocket::bind((any, to.port())).expect("free")));
+        let sender = outside.enter(|| socket2(uplink.far.address(family)));
+        for _ in 0..10 {
+            sender.send_to(&[3; 50], to).expect("a datagram leaves");
+            let (_, from) = receiver.recv_from(&mut [0; 100]).expect("a datagram arrives");
+            receiver.send_to(&[4; 70], from).expect("an answer leaves");
+            sender.recv(&mut [0; 100]).expect("an answer arrives");
+        }
+    }
+    // 40 at the uplink, 40 at the link, 40 at the pod's sockets.
+    let observed = watch.settled(120);
+    let datagrams = |traffic: &Traffic| of(traffic, UDP).total();
+    let at_uplink = |way| datagrams(&observed.supplement(uplink.near.ifindex, way));
+    assert_eq!(at_uplink(Ingress), Total { packets: 20, bytes: 10 * (78 + 98) });
+    assert_eq!(at_uplink(Egress), Total { packets: 20, bytes: 10 * (98 + 118) });
+    let [sent, taken] = scene.supplement(&observed);
+    assert_eq!((datagrams(&sent), datagrams(&taken)), (Total::default(), Total::default()));
+    let sockets = |way| datagrams(&observed.at_sockets(scene.pod.id(), way));
+    assert_eq!(sockets(Ingress), at_uplink(Ingress));
+    assert_eq!(sockets(Egress), at_uplink(Egress));
+    assert_eq!(observed.counted_at_socket().packets, 40);
+    observed.assert_complete();
+}
+
+#[test]
+fn the_outside_of_a_tunnel_is_supplement_and_its_inside_is_the_sockets() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let node = &scene.link.near;
+    let outside = Netns::new("outside");
+    let uplink = Veth::between(
+        &node.netns,
+        &outside,
+        VethOptions { number: 1, mtu: 1600, ..Default::default() },
+    );
+    for (own, peer, address) in
+        [(&uplink.near, &uplink.far, "10.99.0.1/24"), (&uplink.far, &uplink.near, "10.99.0.2/24")]
+    {
+        let (dev, remote) = (&own.ifname, peer.v4);
+        own.netns.ip_batch(&[
+            format!("link add vx0 type vxlan id 7 dev {dev} remote {remote} dstport 8472"),
+            format!("addr add {address} dev vx0"),
+            "link set vx0 up".to_owned(),
+        ]);
+    }
+    // The uplink, the tunnel's inside, and the link to the pod.
+    let mut watch = scene.watch(3);
+    let inside = |last: u8| IpAddr::from([10, 99, 0, last]);
+    let receiver = outside.enter(|| socket2(inside(2)));
+    let to = receiver.local_addr().expect("bound");
+    let sender = scene.host.enter(|| node.netns.enter(|| socket2(inside(1))));
+    sender.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
+    for _ in 0..10 {
+        sender.send_to(&[3; 50], to).expect("a datagram leaves");
+        let (_, from) = receiver.recv_from(&mut [0; 100]).expect("a datagram arrives");
+        receiver.send_to(&[4; 70], from).expect("an answer leaves");
+        sender.recv(&mut [0; 100]).expect("an answer arrives");
+    }
+    let observed = watch.settled(60);
+    let outer = |way| {
+        let all = observed.supplement(uplink.near.ifindex, way);
+        // Besides the datagrams the tunnel carries ARP and the like.
+        all.only(|flow| matches!(flow.l4, L4::Ports { dst: 8472, .. })).total().packets
+    };
+    assert!(outer(Egress) >= 10 && outer(Ingress) >= 10, "{:?}", [outer(Egress), outer(Ingress)]);
+    let scopes: Vec<_> = observed
+        .flow_facts
+        .iter()
+        .filter(|(id, _)| id.owner == u64::from(uplink.near.ifindex))
+        .filter(|(id, _)| id.key.dst_port == 8472_u16.to_be_bytes())
+        .map(|(_, facts)| facts.scope)
+        .collect();
+    assert!(!scopes.is_empty() && scopes.iter().all(|s| *s == scope::TUNNEL), "{scopes:?}");
+    let sockets = |way| of(&observed.at_sockets(scene.host.id(), way), UDP).total();
+    assert_eq!(sockets(Egress), Total { packets: 10, bytes: 780 });
+    assert_eq!(sockets(Ingress), Total { packets: 10, bytes: 980 });
+    observed.assert_complete();
+}

@@ -1,0 +1,404 @@
+//! The watchers against an API server that lists, watches and misbehaves over TLS.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use orb8_agent::clock::{Clock, SystemClock};
+use orb8_agent::k8s::client::connect;
+use orb8_agent::k8s::registry::{Holder, Registry};
+use orb8_agent::k8s::status::{Resource, State};
+use orb8_agent::k8s::watch::{Pace, Watchers};
+use orb8_agent::k8s::{KubernetesSettings, Mode};
+use orb8_testbed::api::ApiServer;
+use orb8_testbed::api::fault::Failure;
+use orb8_testbed::api::object::{self, Owner};
+use orb8_testbed::api::pod::{Pod, Stage};
+use orb8_testbed::wait::wait_until;
+use tokio::runtime::Runtime;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const NODE: &str = "node1";
+
+/// One agent's watchers, with waits that suit a test.
+struct Agent {
+    runtime: Runtime,
+    registry: Arc<Registry>,
+    clock: Arc<dyn Clock>,
+    watchers: Option<Watchers>,
+}
+
+fn quick() -> Pace {
+    Pace {
+        first_within: Duration::from_millis(10),
+        relist_within: Duration::from_millis(50),
+        retry: Duration::from_millis(20),
+        retry_at_most: Duration::from_millis(200),
+        forbidden: Duration::from_millis(200),
+        watch_for: Duration::from_secs(120),
+        catch_up: Duration::from_millis(50),
+        page: 2,
+    }
+}
+
+impl Agent {
+    fn start(api: &ApiServer) -> Self {
+        Self::start_with(api, &quick())
+    }
+
+    fn start_with(api: &ApiServer, pace: &Pace) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let registry = Registry::shared(NODE, 10_000);
+        let clock = SystemClock::shared();
+        let config = api.kubeconfig("agent").display().to_string();
+        let watchers = runtime.block_on(async {
+            let connection = connect(&config).await.expect("the kubeconfig is good");
+            Watchers::start(&connection, &registry, &clock, pace)
+        });
+        Self { runtime, registry, clock, watchers: Some(watchers) }
+    }
+
+    fn state(&self, resource: Resource) -> State {
+        self.registry.health().of(resource).state
+    }
+
+    fn wait_for(&self, state: State) {
+        wait_until(DEADLINE, state.word(), || self.registry.status().state == state);
+    }
+
+    /// The pod that has an address now, as `namespace/name`, or what else there is to say.
+    fn who(&self, address: Ipv4Addr) -> String {
+        let view = self.registry.read();
+        let word = match view.holder(IpAddr::V4(address), self.clock.monotonic_ns()) {
+            Holder::Pod { pod, .. } => {
+                let identity = pod.identity().expect("a pod with an address has a name");
+                return format!("{}/{}", identity.namespace, identity.name);
+            }
+            Holder::Node(node) => return node.name.to_string(),
+            Holder::Service(service) => return service.name.to_string(),
+            Holder::Ambiguous => "ambiguous",
+            Holder::InCluster => "in cluster",
+            Holder::Outside => "outside",
+            Holder::NotSynced => "not synced",
+        };
+        word.to_owned()
+    }
+
+    fn wait_for_who(&self, address: Ipv4Addr, wanted: &str) {
+        wait_until(DEADLINE, &format!("{address} to be {wanted}"), || self.who(address) == wanted);
+    }
+}
+
+const fn ip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, 1, last)
+}
+
+fn pod(name: &str, last: u8) -> Pod {
+    let mut pod = Pod::new("shop", name, NODE);
+    pod.ips = vec![ip(last).into()];
+    pod
+}
+
+/// Two nodes and five pods, so that lists have several pages.
+fn cluster() -> ApiServer {
+    let api = ApiServer::local();
+    for (name, last) in [("node1", 11), ("node2", 12)] {
+        let address = Ipv4Addr::new(172, 30, 0, last).into();
+        let range = format!("10.244.{}.0/24", last - 10);
+        api.put(object::node(name, &[address], &[range], "zone-a"));
+    }
+    for last in 1..=5 {
+        api.put(pod(&format!("web-{last}"), last).object(Stage::Running));
+    }
+    api
+}
+
+#[test]
+fn each_resource_is_listed_once_and_watched_once() {
+    let api = cluster();
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    wait_until(DEADLINE, "six watches", || api.requests("agent", "").open == 6);
+    for resource in Resource::ALL {
+        let requests = api.requests("agent", resource.name());
+        assert_eq!((requests.lists, requests.watches), (1, 1), "{}", resource.name());
+        let told = agent.registry.health().of(resource);
+        assert_eq!((told.lists, told.watches), (requests.pages, requests.watches));
+    }
+    assert_eq!(api.requests("agent", "pods").pages, 3);
+    assert_eq!(agent.who(ip(3)), "shop/web-3");
+    assert_eq!(agent.who(ip(99)), "in cluster");
+    assert_eq!(agent.who(Ipv4Addr::new(172, 30, 0, 12)), "node2");
+    assert_eq!(agent.who(Ipv4Addr::new(9, 9, 9, 9)), "outside");
+    let status = agent.registry.status();
+    assert_eq!((status.pods, status.pods_local, status.rejected), (5, 5, 0));
+    assert_eq!(status.server, format!("{}/", api.url()));
+}
+
+#[test]
+fn changes_are_told_by_the_watch() {
+    let api = cluster();
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    let late = pod("late", 40);
+    for stage in [Stage::Created, Stage::Bound, Stage::Starting, Stage::Running] {
+        api.put(late.object(stage));
+    }
+    agent.wait_for_who(ip(40), "shop/late");
+    let moved = agent.registry.generation();
+    api.put(late.object(Stage::Terminating));
+    api.delete("pods", "shop", "late");
+    agent.wait_for_who(ip(40), "in cluster");
+    assert!(agent.registry.generation() > moved);
+    assert_eq!(api.requests("agent", "pods").lists, 1);
+}
+
+#[test]
+fn owners_are_followed_to_the_top_whoever_comes_first() {
+    let api = cluster();
+    let deployment = Owner::new("Deployment", "web");
+    let replicas = Owner::new("ReplicaSet", "web-1a2b");
+    let mut owned = pod("web-1a2b-x", 50);
+    owned.owner = Some(replicas.clone());
+    api.put(owned.object(Stage::Running));
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    let found = agent.registry.pod_of_cgroup(&owned.uid).expect("there is room");
+    let top = || {
+        let workload = found.state().workload.clone().expect("it has an owner");
+        format!("{}/{}", workload.kind, workload.name)
+    };
+    assert_eq!(top(), "ReplicaSet/web-1a2b");
+    let set = object::owned("ReplicaSet", "shop", &replicas.name, &replicas.uid, Some(&deployment));
+    api.put(set);
+    wait_until(DEADLINE, "the Deployment", || top() == "Deployment/web");
+}
+
+#[test]
+fn an_api_that_is_away_at_start_is_found_when_it_comes() {
+    let api = cluster();
+    api.close_port();
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Unreachable);
+    let status = agent.registry.status();
+    assert!(status.reason.contains("is https://127.0.0.1"), "{}", status.reason);
+    assert_eq!(agent.who(ip(1)), "not synced");
+    api.open_port();
+    agent.wait_for(State::Synced);
+    assert_eq!(agent.registry.status().reason, "");
+    assert_eq!(agent.who(ip(1)), "shop/web-1");
+}
+
+#[test]
+fn a_cut_is_resumed_without_a_list() {
+    let api = cluster();
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    wait_until(DEADLINE, "six watches", || api.requests("agent", "").open == 6);
+    api.close_port();
+    agent.wait_for(State::Stale);
+    // Names stay while the API is away.
+    assert_eq!(agent.who(ip(1)), "shop/web-1");
+    api.delete("pods", "shop", "web-1");
+    api.put(pod("next", 1).object(Stage::Running));
+    api.open_port();
+    agent.wait_for_who(ip(1), "shop/next");
+    agent.wait_for(State::Synced);
+    assert_eq!(api.requests("agent", "").lists, 6);
+}
+
+#[test]
+fn what_went_while_the_api_had_forgotten_is_found_by_one_list() {
+    let api = cluster();
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    wait_until(DEADLINE, "six watches", || api.requests("agent", "").open == 6);
+    api.close_port();
+    api.delete("pods", "shop", "web-1");
+    api.put(pod("next", 2).object(Stage::Running));
+    api.delete("pods", "shop", "web-2");
+    api.compact();
+    api.open_port();
+    agent.wait_for_who(ip(2), "shop/next");
+    agent.wait_for_who(ip(1), "in cluster");
+    assert_eq!(api.requests("agent", "pods").lists, 2);
+    assert!(agent.registry.health().of(Resource::Pods).errors > 0);
+}
+
+#[test]
+fn a_forbidden_resource_is_named_and_the_others_go_on() {
+    let api = cluster();
+    api.forbid("endpointslices");
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Forbidden);
+    for resource in Resource::ALL {
+        let wanted = match resource {
+            Resource::EndpointSlices => State::Forbidden,
+            _ => State::Synced,
+        };
+        wait_until(DEADLINE, resource.name(), || agent.state(resource) == wanted);
+    }
+    let reason = agent.registry.status().reason;
+    let hint = "grant get, list and watch on endpointslices in API group \"discovery.k8s.io\"";
+    assert!(reason.starts_with("endpointslices: ") && reason.contains(hint), "{reason}");
+    assert_eq!(agent.who(ip(1)), "shop/web-1");
+    api.heal();
+    agent.wait_for(State::Synced);
+}
+
+#[test]
+fn too_many_requests_are_repeated_when_the_api_says_so() {
+    let api = cluster();
+    {
+        let faults = api.faults();
+        let mut switches = faults.switches();
+        switches.failing = Some((Failure::TooMany(1), Some(1)));
+        switches.failing_only = Some("pods");
+    }
+    let agent = Agent::start(&api);
+    wait_until(DEADLINE, "a refusal", || api.requests("agent", "pods").refused == 1);
+    let begun = std::time::Instant::now();
+    agent.wait_for(State::Synced);
+    assert!(begun.elapsed() >= Duration::from_millis(700), "{:?}", begun.elapsed());
+    assert_eq!(api.requests("agent", "pods").lists, 1);
+}
+
+#[test]
+fn hangups_and_errors_are_survived() {
+    let api = cluster();
+    for failure in [Failure::Hangup, Failure::Status(500), Failure::Status(503)] {
+        api.faults().switches().failing = Some((failure, Some(10)));
+        let agent = Agent::start(&api);
+        agent.wait_for(State::Synced);
+        assert_eq!(agent.who(ip(5)), "shop/web-5");
+    }
+}
+
+#[test]
+fn a_slow_api_delays_names_and_nothing_else() {
+    let api = cluster();
+    api.slow(Duration::from_millis(300));
+    let agent = Agent::start(&api);
+    assert_eq!(agent.state(Resource::Pods), State::Connecting);
+    assert_eq!(agent.who(ip(1)), "not synced");
+    agent.wait_for_who(ip(1), "shop/web-1");
+}
+
+#[test]
+fn bookmarks_count_as_hearing() {
+    let api = cluster();
+    let agent = Agent::start(&api);
+    wait_until(DEADLINE, "six watches", || api.requests("agent", "").open == 6);
+    agent.wait_for(State::Synced);
+    let heard = || agent.registry.health().of(Resource::Jobs).last_heard_ns;
+    let before = heard();
+    wait_until(DEADLINE, "a bookmark", || {
+        api.bookmark();
+        heard() > before
+    });
+}
+
+#[test]
+fn an_object_that_cannot_be_read_is_counted_and_costs_no_other() {
+    let api = cluster();
+    let mut broken = pod("broken", 60).object(Stage::Running);
+    broken["status"]["podIPs"] = serde_json::json!("none");
+    api.put(broken.clone());
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    assert_eq!(agent.registry.status().rejected, 1);
+    api.put(broken);
+    api.put(pod("next", 61).object(Stage::Running));
+    agent.wait_for_who(ip(61), "shop/next");
+    assert_eq!(agent.registry.status().rejected, 2);
+    assert_eq!(agent.who(ip(60)), "in cluster");
+}
+
+#[test]
+fn watchers_end_with_their_handle() {
+    let api = cluster();
+    let mut agent = Agent::start(&api);
+    wait_until(DEADLINE, "six watches", || api.requests("agent", "").open == 6);
+    agent.watchers.take();
+    agent.runtime.block_on(tokio::task::yield_now());
+    wait_until(DEADLINE, "no watch", || api.requests("agent", "").open == 0);
+}
+
+#[test]
+fn settings_say_whether_the_api_is_asked() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let clock = SystemClock::shared();
+    let start = |mode, kubeconfig: &str| {
+        let registry = Registry::shared(NODE, 100);
+        let settings = KubernetesSettings { mode, kubeconfig: kubeconfig.to_owned() };
+        let started = runtime.block_on(Watchers::start_as(&settings, &registry, &clock));
+        (started.map_err(|error| error.to_string()), registry.status())
+    };
+    let (started, status) = start(Mode::Off, "/dev/null");
+    assert!(started.is_ok());
+    assert_eq!((status.state, status.reason.as_str()), (State::Off, "ORB8_KUBERNETES is off"));
+    let (started, status) = start(Mode::Auto, "");
+    assert!(started.is_ok());
+    assert_eq!(status.state, State::Off);
+    assert!(status.reason.starts_with("no KUBECONFIG is set"), "{}", status.reason);
+    let (started, status) = start(Mode::Auto, "/nowhere/config");
+    assert!(started.is_ok());
+    assert!(status.reason.starts_with("kubeconfig /nowhere/config"), "{}", status.reason);
+    for kubeconfig in ["", "/nowhere/config"] {
+        let (started, _) = start(Mode::On, kubeconfig);
+        assert!(started.is_err());
+    }
+}
+
+/// After a restart of the API that has forgotten what was, each of 100 agents lists each resource
+/// once more, spread over the time that the pace gives.
+#[test]
+fn a_restart_costs_each_of_100_agents_at_most_two_lists() {
+    const AGENTS: usize = 100;
+    let api = cluster();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let pace = Pace {
+        relist_within: Duration::from_secs(3),
+        retry: Duration::from_millis(500),
+        watch_for: Duration::from_secs(240),
+        ..Pace::default()
+    };
+    let names: Vec<String> = (0..AGENTS).map(|number| format!("agent{number}")).collect();
+    let agents: Vec<(Arc<Registry>, Watchers)> = names
+        .iter()
+        .map(|name| {
+            let registry = Registry::shared(NODE, 100);
+            let config = api.kubeconfig(name).display().to_string();
+            let clock = SystemClock::shared();
+            let watchers = runtime.block_on(async {
+                let connection = connect(&config).await.expect("the kubeconfig is good");
+                Watchers::start(&connection, &registry, &clock, &pace)
+            });
+            (registry, watchers)
+        })
+        .collect();
+    let all = |state: State| agents.iter().all(|(registry, _)| registry.status().state == state);
+    let open = || usize::try_from(api.requests("", "").open).expect("it is a small number");
+    wait_until(DEADLINE, "all to watch", || all(State::Synced) && open() == 6 * AGENTS);
+    api.close_port();
+    wait_until(DEADLINE, "all to be stale", || all(State::Stale));
+    api.delete("pods", "shop", "web-1");
+    api.compact();
+    api.open_port();
+    wait_until(DEADLINE, "all to watch again", || all(State::Synced) && open() == 6 * AGENTS);
+    for name in &names {
+        for resource in Resource::ALL {
+            let requests = api.requests(name, resource.name());
+            assert!((1..=3).contains(&requests.lists), "{name} {}: {requests:?}", resource.name());
+        }
+    }
+    drop(agents);
+}

@@ -1,0 +1,79 @@
+//! Looking up what the kernel told allocates nothing: it happens for every flow at every drain.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use orb8_agent::cgroup::{Cgroup, Cgroups, no_pods};
+use orb8_agent::conntrack::{Translation, Translations, Tuple};
+
+/// Counts what the thread that asks allocates.
+struct Counting;
+
+thread_local! {
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATED.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller keeps the contract, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract, which is the same.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = ALLOCATED.with(Cell::get);
+    work();
+    ALLOCATED.with(Cell::get) - before
+}
+
+#[test]
+fn finding_a_cgroup_allocates_nothing() {
+    let cgroups = Cgroups::default();
+    for id in 0..1_000 {
+        let path = format!("/kubepods/pod{id:032x}/{}", "0f".repeat(32));
+        cgroups.insert(Arc::new(Cgroup::new(id, &path, &no_pods())));
+    }
+    let mut found = 0;
+    let allocated = allocations(|| {
+        for id in 0..2_000 {
+            found += usize::from(cgroups.find(id).is_some_and(|it| it.placement.is_some()));
+        }
+    });
+    assert_eq!((found, allocated), (1_000, 0));
+    assert_eq!(allocations(|| drop(Box::new(1_u64))), 1, "allocations are counted");
+}
+
+#[test]
+fn finding_a_translation_allocates_nothing() {
+    let table = Translations::empty(4_096);
+    let address = |last: u8, port| SocketAddr::new([10, 0, 0, last].into(), port);
+    let tuple = |port| Tuple { protocol: 6, src: address(1, port), dst: address(2, 80) };
+    for port in 1..=1_000 {
+        let reply = Tuple { protocol: 6, src: address(3, 8080), dst: address(1, port) };
+        table.insert(Translation::new(tuple(port), reply, u64::from(port)));
+    }
+    let mut found = 0;
+    let allocated = allocations(|| {
+        for port in 1..=2_000 {
+            let asked = tuple(port);
+            found += usize::from(table.find(&asked).is_some());
+            found += usize::from(table.find_at(&asked.reversed(), 5_000).is_some());
+        }
+    });
+    assert_eq!((found, allocated), (2_000, 0));
+    assert_eq!(table.find(&tuple(7)).unwrap().reply.src.port(), 8080);
+}
