@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::cgroup::mounts::{Mode, Mounts, ROOT_INODE};
 use crate::config::Capture;
 
 /// Where packets are counted.
@@ -66,33 +67,7 @@ pub struct Choice {
     /// Why there.
     pub reason: String,
     /// How cgroups are mounted.
-    pub mode: CgroupMode,
-}
-
-/// How cgroups are mounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CgroupMode {
-    /// cgroup2 alone.
-    Unified,
-    /// cgroup2 beside controllers of version 1.
-    Hybrid,
-    /// Version 1 alone.
-    V1,
-    /// Not at all.
-    None,
-}
-
-impl CgroupMode {
-    /// The word that status uses.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Unified => "unified",
-            Self::Hybrid => "hybrid",
-            Self::V1 => "v1",
-            Self::None => "none",
-        }
-    }
+    pub mode: Mode,
 }
 
 /// The socket plane was asked for and cannot be had.
@@ -108,7 +83,7 @@ pub struct NoSocketPlane {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     /// How cgroups are mounted.
-    pub mode: CgroupMode,
+    pub mode: Mode,
     /// The cgroup2 directory to attach to, or why there is none.
     pub root: Result<SocketRoot, String>,
     /// A cgroup of pods or containers below it, if one was found.
@@ -121,7 +96,7 @@ impl View {
     #[must_use]
     pub fn none() -> Self {
         let why = "cgroup2 is not mounted".to_owned();
-        Self { mode: CgroupMode::None, root: Err(why), containers: None }
+        Self { mode: Mode::None, root: Err(why), containers: None }
     }
 }
 
@@ -141,7 +116,7 @@ pub fn choose(wanted: Capture, view: &View) -> Result<Choice, NoSocketPlane> {
     };
     match (wanted, view.mode, &view.containers) {
         (Capture::Socket, ..) => found(Planes::Socket(root), "the settings say so".to_owned()),
-        (_, CgroupMode::Unified, _) => {
+        (_, Mode::Unified, _) => {
             found(Planes::Both(root), "all processes are in cgroup2".to_owned())
         }
         (_, _, Some(cgroup)) => {
@@ -159,20 +134,12 @@ pub fn choose(wanted: Capture, view: &View) -> Result<Choice, NoSocketPlane> {
 /// the cgroup2 directory instead of the mounts.
 #[must_use]
 pub fn look(proc_root: &Path, set: Option<&Path>) -> View {
-    let text = fs::read_to_string(proc_root.join("self/mountinfo")).unwrap_or_default();
-    let mounts = mounts(&text);
-    let version_1 = mounts.iter().any(|mount| mount.kind == Kind::V1Controllers);
-    let version_2 = mounts.iter().any(|mount| mount.kind == Kind::V2);
-    let mode = match (version_2, version_1) {
-        (true, false) => CgroupMode::Unified,
-        (true, true) => CgroupMode::Hybrid,
-        (false, true) => CgroupMode::V1,
-        (false, false) if set.is_some() => CgroupMode::Unified,
-        (false, false) => CgroupMode::None,
-    };
+    let mounts = Mounts::read(proc_root);
+    let mode = mounts.mode(set.is_some());
     let root = match set {
         Some(path) => read_root(path, &mounts),
-        None => outermost(&mounts)
+        None => mounts
+            .outermost()
             .ok_or_else(|| "cgroup2 is not mounted".to_owned())
             .and_then(|path| read_root(&path, &mounts)),
     };
@@ -180,73 +147,7 @@ pub fn look(proc_root: &Path, set: Option<&Path>) -> View {
     View { mode, root, containers }
 }
 
-/// A mount of cgroups.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    kind: Kind,
-    /// The cgroup that is mounted, as the reader's cgroup namespace names it.
-    of: String,
-    at: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    V2,
-    /// Version 1 with at least one controller: one with a name alone groups processes for systemd.
-    V1Controllers,
-}
-
-fn mounts(mountinfo: &str) -> Vec<Mount> {
-    mountinfo.lines().filter_map(mount).collect()
-}
-
-fn mount(line: &str) -> Option<Mount> {
-    let (mount, filesystem) = line.split_once(" - ")?;
-    let mut fields = mount.split(' ').skip(3);
-    let (of, at) = (fields.next()?, fields.next()?);
-    let mut fields = filesystem.split(' ');
-    let kind = match fields.next()? {
-        "cgroup2" => Kind::V2,
-        "cgroup" if !fields.nth(1)?.contains("name=") => Kind::V1Controllers,
-        _ => return None,
-    };
-    Some(Mount { kind, of: unescape(of), at: unescape(at).into() })
-}
-
-/// Undoes the octal escapes that the kernel writes for spaces, tabs, newlines and backslashes.
-fn unescape(field: &str) -> String {
-    let mut parts = field.split('\\');
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.get(..3).map(|digits| u8::from_str_radix(digits, 8)) {
-            Some(Ok(code)) if code.is_ascii() => {
-                text.push(char::from(code));
-                text.push_str(&part[3..]);
-            }
-            _ => {
-                text.push('\\');
-                text.push_str(part);
-            }
-        }
-    }
-    text
-}
-
-/// The mount of the hierarchy's root, else the one with the shortest path: a container sees its
-/// own cgroup mounted beside the host's.
-fn outermost(mounts: &[Mount]) -> Option<PathBuf> {
-    let version_2 = mounts.iter().filter(|mount| mount.kind == Kind::V2);
-    let rank = |path: &Path| {
-        let is_root = fs::metadata(path).is_ok_and(|found| found.ino() == ROOT_INODE);
-        (!is_root, path.components().count())
-    };
-    version_2.map(|mount| mount.at.clone()).min_by_key(|path| rank(path))
-}
-
-/// The root of a kernfs hierarchy has this inode.
-const ROOT_INODE: u64 = 1;
-
-fn read_root(path: &Path, mounts: &[Mount]) -> Result<SocketRoot, String> {
+fn read_root(path: &Path, mounts: &Mounts) -> Result<SocketRoot, String> {
     /// Only a cgroup2 directory has it, the root too.
     const OF_CGROUP2: &str = "cgroup.procs";
     const OF_VERSION_1: &str = "tasks";
@@ -261,9 +162,10 @@ fn read_root(path: &Path, mounts: &[Mount]) -> Result<SocketRoot, String> {
 }
 
 /// How many cgroups lie above a directory, if the mounts tell.
-fn level(path: &Path, mounts: &[Mount]) -> Option<u32> {
-    let version_2 = mounts.iter().filter(|mount| mount.kind == Kind::V2);
-    let (mount, below) = version_2
+fn level(path: &Path, mounts: &Mounts) -> Option<u32> {
+    let (mount, below) = mounts
+        .cgroup2
+        .iter()
         .filter_map(|mount| Some((mount, path.strip_prefix(&mount.at).ok()?)))
         .min_by_key(|(_, below)| below.components().count())?;
     let above: Vec<&str> = mount.of.split('/').filter(|name| !name.is_empty()).collect();
@@ -315,15 +217,13 @@ fn is_of_containers(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn root() -> SocketRoot {
         SocketRoot { path: "/sys/fs/cgroup".into(), id: 1, level: 0 }
     }
 
-    fn view(mode: CgroupMode, root: Result<SocketRoot, String>, containers: Option<&str>) -> View {
+    fn view(mode: Mode, root: Result<SocketRoot, String>, containers: Option<&str>) -> View {
         View { mode, root, containers: containers.map(str::to_owned) }
     }
 
@@ -334,21 +234,21 @@ mod tests {
             assert_eq!(format!("{}: {}", choice.planes.name(), choice.reason), expected);
             assert_eq!(choice.mode, mode);
         };
-        check(CgroupMode::Unified, Ok(root()), None, "both: all processes are in cgroup2");
+        check(Mode::Unified, Ok(root()), None, "both: all processes are in cgroup2");
         check(
-            CgroupMode::Hybrid,
+            Mode::Hybrid,
             Ok(root()),
             Some("kubepods.slice"),
             "both: containers are in cgroup2 (hybrid node, found kubepods.slice)",
         );
         check(
-            CgroupMode::Hybrid,
+            Mode::Hybrid,
             Ok(root()),
             None,
             "tc: hybrid node without pods or containers in cgroup2",
         );
         check(
-            CgroupMode::V1,
+            Mode::V1,
             Err("cgroup2 is not mounted".to_owned()),
             None,
             "tc: cgroup2 is not mounted, so sockets have no cgroup",
@@ -357,25 +257,20 @@ mod tests {
 
     #[test]
     fn a_plane_that_is_asked_for_is_taken_or_the_lack_is_told() {
-        let able = view(CgroupMode::Hybrid, Ok(root()), None);
+        let able = view(Mode::Hybrid, Ok(root()), None);
         assert_eq!(choose(Capture::Socket, &able).unwrap().planes, Planes::Socket(root()));
         assert_eq!(choose(Capture::Tc, &able).unwrap().planes, Planes::Tc);
-        let unable = view(CgroupMode::V1, Err("cgroup2 is not mounted".to_owned()), None);
+        let unable = view(Mode::V1, Err("cgroup2 is not mounted".to_owned()), None);
         assert_eq!(choose(Capture::Tc, &unable).unwrap().planes, Planes::Tc);
         insta::assert_snapshot!(choose(Capture::Socket, &unable).unwrap_err(), @"the socket plane needs cgroup2, and cgroup2 is not mounted: mount it (mount -t cgroup2 none /sys/fs/cgroup/unified), set ORB8_CGROUP_ROOT, or use --capture tc");
     }
 
     #[test]
-    fn mounts_are_read_with_their_version_and_depth() {
+    fn the_depth_of_a_root_is_read_from_the_mounts() {
         let text = "30 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
-             31 25 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
-             32 25 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
              33 25 0:27 /a/b /mnt/with\\040space rw shared:3 - cgroup2 none rw\n\
-             34 25 0:27 /../.. /host/cgroup rw - cgroup2 none rw\n\
-             35 25 0:30 / /proc rw - proc proc rw\n";
-        let found = mounts(text);
-        let kinds: Vec<_> = found.iter().map(|mount| mount.kind).collect();
-        assert_eq!(kinds, [Kind::V2, Kind::V1Controllers, Kind::V2, Kind::V2]);
+             34 25 0:27 /../.. /host/cgroup rw - cgroup2 none rw\n";
+        let found = Mounts::parse(text);
         let check = |path: &str, expected| {
             assert_eq!(level(Path::new(path), &found), expected, "{path}");
         };
@@ -414,13 +309,5 @@ mod tests {
         assert_eq!(find_containers(&tree).as_deref(), Some(kubepods));
         assert!(look(Path::new("/proc"), Some(&tree)).root.is_err(), "no cgroup2 directory");
         fs::remove_dir_all(&tree).unwrap();
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_read(text in "\\PC*") {
-            let _mounts = mounts(&text);
-            let _plain = unescape(&text);
-        }
     }
 }

@@ -221,7 +221,7 @@ pub fn cgroup2(set: Option<&Path>, mountinfo: &str) -> Check {
     if let Some(path) = set {
         return Check::ok("cgroup2", format!("cgroup2 is set to {}", path.display()));
     }
-    match cgroup::cgroup2_mount(mountinfo) {
+    match cgroup::Mounts::parse(mountinfo).outermost() {
         Some(path) => Check::ok("cgroup2", format!("cgroup2 is mounted at {}", path.display())),
         None => Check::warning(
             "cgroup2",

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use orb8_agent::cgroup::{
-    self, Cgroup, Cgroups, Driver, Memberships, Mode, PodOf, Roots, Runtime, cgroup2_mount, no_pods,
+    self, Cgroup, Cgroups, Driver, Memberships, Mode, Mounts, PodOf, Roots, Runtime, no_pods,
 };
 use orb8_agent::clock::SystemClock;
 use orb8_agent::k8s::model::Pod;
@@ -33,8 +33,8 @@ struct Subtree {
 impl Subtree {
     fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mount = cgroup2_mount(&mounts).expect("cgroup2 is not mounted: mount it for this test");
+        let mount = Mounts::read(Path::new("/proc")).outermost();
+        let mount = mount.expect("cgroup2 is not mounted: mount it for this test");
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let top = mount.join(format!("orb8-cgroups-{}-{n}", std::process::id()));
         fs::create_dir(&top).unwrap();
@@ -327,5 +327,31 @@ fn a_host_without_cgroup2_says_so_and_answers_nothing() {
         let membership = memberships.find(1, 0).unwrap();
         assert_eq!((membership.path(), membership.is_gone()), (None, false));
     }
+    fs::remove_dir_all(&top).unwrap();
+}
+
+#[test]
+fn a_hybrid_host_is_read_below_its_cgroup2_mount() {
+    let top = std::env::temp_dir().join(format!("orb8-hybrid-{}", std::process::id()));
+    let container = format!("kubepods/burstable/pod{UID}/{}", id(4));
+    let unified = top.join("cgroup/unified");
+    for hierarchy in [top.join("cgroup/cpu"), unified.clone()] {
+        fs::create_dir_all(hierarchy.join(&container)).unwrap();
+    }
+    fs::create_dir_all(top.join("self")).unwrap();
+    let line = |kind: &str, at: &str, options: &str| {
+        format!("30 25 0:27 / {} rw - {kind} {kind} {options}\n", top.join(at).display())
+    };
+    let mounts = line("cgroup", "cgroup/cpu", "rw,cpu") + &line("cgroup2", "cgroup/unified", "rw");
+    fs::write(top.join("self/mountinfo"), mounts).unwrap();
+    let roots = Roots { proc: top.clone(), cgroup: None };
+    let pods = Arc::new(Pods::default());
+    let memberships = cgroup::start(&roots, SystemClock::shared(), pods.source()).unwrap();
+    let inode = fs::metadata(unified.join(&container)).unwrap().ino();
+    let found = known(memberships.cgroups(), inode);
+    assert_eq!((&*found.path, &*found.pod().unwrap().uid), (&*format!("/{container}"), UID));
+    let status = memberships.cgroups().status();
+    assert_eq!((status.mode, status.mount), (Mode::Hybrid, Some(unified)));
+    assert_eq!((status.driver, status.runtimes), (Some(Driver::Cgroupfs), vec![]));
     fs::remove_dir_all(&top).unwrap();
 }

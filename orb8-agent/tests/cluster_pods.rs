@@ -5,9 +5,11 @@ mod cluster_support;
 
 use std::net::SocketAddr;
 
-use cluster_support::rows::{End, Row, by_address, heard, said, who};
+use cluster_support::rows::{End, Row, by_address, ends, heard, said, who};
 use cluster_support::{Auto, Capture, Scene, Socket, Tc};
 use orb8_testbed::cluster::plan::{Cni, Families, Masquerade, Plan, PodPlan};
+use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::talk::Talk;
 use orb8_testbed::cluster::{NEEDS, talk};
 use orb8_testbed::flow::L4;
 use orb8_testbed::link::Family::{self, V4};
@@ -138,7 +140,7 @@ fn a_pod_that_goes_out_through_masquerade_is_counted_once_and_never_as_its_node(
         let dial = SocketAddr::new(scene.cluster.outside.address(V4), 9000);
         let talk = talk::tcp(&pod.app, &scene.cluster.outside, dial, 5_000, 50_000);
         let client = End::pod(&pod, capture, OUTSIDE);
-        scene.expect(&said(capture, &talk, &client, None));
+        scene.expect_own(&said(capture, &talk, &client, None));
         // On the uplink it has the node's address; the row says that it passes through.
         let flows = scene.flows(1);
         let hidden = |flow: &&orb8_proto::v1::NetworkFlow| {
@@ -146,7 +148,8 @@ fn a_pod_that_goes_out_through_masquerade_is_counted_once_and_never_as_its_node(
         };
         for flow in flows.iter().filter(hidden) {
             assert_eq!(flow.scope, "forwarded", "{flow:?}");
-            assert_eq!((flow.namespace.as_str(), flow.pod_name.as_str()), ("", ""));
+            let (owner, _) = ends(flow);
+            assert_eq!(who(&owner), "pod shop/a masqueraded", "who passes through is known");
         }
         if capture != Socket {
             assert_eq!(flows.iter().filter(hidden).count(), 2, "the uplink carried it");
@@ -245,8 +248,8 @@ fn one_five_tuple_on_the_loopback_of_two_pods_is_two_flows() {
                     flow,
                     total,
                     owner: owner.clone(),
-                    // Loopback is the pod itself.
-                    peer: owner.clone(),
+                    // Loopback is the pod itself; which of its containers, nobody says.
+                    peer: format!("pod {namespace}/{name} cgroup"),
                     service: String::new(),
                 });
             }
@@ -259,43 +262,48 @@ fn one_five_tuple_on_the_loopback_of_two_pods_is_two_flows() {
 #[test]
 fn refused_ports_and_pings_are_shown_as_supplement() {
     need!(@check NEEDS);
-    let scene = Scene::start(Plan { nodes: 1, ..plan() }, Auto);
-    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
-    scene.wait_links(1, 2);
-    let refused = talk::refused_tcp(&a.app, b.at(V4, 81));
-    let (datagram, message) = talk::refused_udp(&a.app, b.at(V4, 82), 100);
-    let pinged = talk::ping(&a.app, b.address(V4), 3, 56);
-    let client = End::pod(&a, Auto, &by_address(&b));
-    let server = End::pod(&b, Tc, &by_address(&a));
-    let supplement = |talk: &talk::Talk| {
-        let mut rows = heard(Auto, talk, &server);
-        for row in &mut rows {
-            row.plane = "tc";
-            row.supplement = true;
-            // Nobody in the pod sent the answer: the kernel did.
-            row.owner = "pod shop/b interface".to_owned();
+    // A bridge does not tell the node which address is behind which port before the node itself
+    // has talked to it; a route does.
+    for (cni, known_by) in [(Cni::Bridge, "address"), (Cni::Routed, "interface")] {
+        let scene = Scene::start(Plan { nodes: 1, cni, ..plan() }, Auto);
+        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+        scene.wait_links(1, 2);
+        let knock = talk::refused_tcp(&a.app, b.at(V4, 81));
+        let (datagram, refusal) = talk::refused_udp(&a.app, b.at(V4, 82), 100);
+        let pinged = talk::ping(&a.app, b.address(V4), 3, 56);
+        let near = End::pod(&a, Auto, &by_address(&b));
+        // No socket of the pod took or sent these: the kernel answered in its place.
+        let kernel = |pod: &Pod, peer: &Pod| {
+            let (namespace, name) = pod.key();
+            let owner = format!("pod {namespace}/{name} address");
+            End::named(1, &owner, &owner, &by_address(peer))
+        };
+        let (at_a, at_b) = (kernel(&a, &b), kernel(&b, &a));
+        let mut rows = said(Auto, &knock, &near, None);
+        rows.extend(supplement(&knock, &at_b));
+        rows.extend(said(Auto, &pinged, &near, None));
+        rows.extend(supplement(&pinged, &at_b));
+        rows.extend(said(Auto, &datagram, &near, None).into_iter().take(1));
+        let mut refused = supplement(&datagram, &at_b);
+        refused[1].flow = refusal;
+        let message = Talk { client: refusal, server: refusal, there: datagram.back, ..datagram };
+        refused.extend(supplement(&message, &at_a).into_iter().take(1));
+        rows.extend(refused);
+        scene.expect(&rows);
+        for row in scene.flows(1).iter().filter(|row| row.supplement) {
+            assert_eq!(ends(row).0.attribution, known_by, "{row:?}");
         }
-        rows
-    };
-    let mut rows = said(Auto, &refused, &client, None);
-    rows.extend(supplement(&refused));
-    let sent = said(Auto, &datagram, &client, None).remove(0);
-    let mut refusal = supplement(&datagram);
-    refusal[1].flow = message;
-    rows.push(sent);
-    rows.extend(refusal);
-    rows.extend(said(Auto, &pinged, &client, None));
-    rows.extend(supplement(&pinged));
-    // What comes back to the sender of the refused datagram is for its socket, by way of ICMP.
-    let flows = scene.flows(1);
-    let told = flows
-        .iter()
-        .filter(|flow| cluster_support::rows::key(flow) == message && flow.direction == "ingress");
-    let owner: Vec<String> = told.map(|flow| who(&cluster_support::rows::ends(flow).0)).collect();
-    assert!(owner.len() <= 1, "told once: {owner:?}");
-    rows.retain(|row| row.flow != message);
-    scene.expect(&rows);
-    scene.assert_complete();
+        scene.assert_complete();
+    }
+}
+
+/// What the interface of one end saw of a talk that has no socket there.
+fn supplement(talk: &Talk, end: &End) -> Vec<Row> {
+    let mut rows = heard(Tc, talk, end);
+    for row in &mut rows {
+        row.supplement = true;
+    }
+    rows
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use orb8_agent::capture::Planes;
+use orb8_common::network::scope;
 use orb8_testbed::flow::{Flow, ICMP, ICMPV6, L4, TCP, Total, Traffic, UDP};
 use orb8_testbed::link::{Family, Port, Veth, VethOptions, mac_text};
 use orb8_testbed::need;
@@ -304,5 +305,60 @@ fn what_passes_through_the_node_is_supplement_at_the_uplink_whoever_listens_ther
     assert_eq!(sockets(Ingress), at_uplink(Ingress));
     assert_eq!(sockets(Egress), at_uplink(Egress));
     assert_eq!(observed.counted_at_socket().packets, 40);
+    observed.assert_complete();
+}
+
+#[test]
+fn the_outside_of_a_tunnel_is_supplement_and_its_inside_is_the_sockets() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let node = &scene.link.near;
+    let outside = Netns::new("outside");
+    let uplink = Veth::between(
+        &node.netns,
+        &outside,
+        VethOptions { number: 1, mtu: 1600, ..Default::default() },
+    );
+    for (own, peer, address) in
+        [(&uplink.near, &uplink.far, "10.99.0.1/24"), (&uplink.far, &uplink.near, "10.99.0.2/24")]
+    {
+        let (dev, remote) = (&own.ifname, peer.v4);
+        own.netns.ip_batch(&[
+            format!("link add vx0 type vxlan id 7 dev {dev} remote {remote} dstport 8472"),
+            format!("addr add {address} dev vx0"),
+            "link set vx0 up".to_owned(),
+        ]);
+    }
+    // The uplink, the tunnel's inside, and the link to the pod.
+    let mut watch = scene.watch(3);
+    let inside = |last: u8| IpAddr::from([10, 99, 0, last]);
+    let receiver = outside.enter(|| socket2(inside(2)));
+    let to = receiver.local_addr().expect("bound");
+    let sender = scene.host.enter(|| node.netns.enter(|| socket2(inside(1))));
+    sender.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
+    for _ in 0..10 {
+        sender.send_to(&[3; 50], to).expect("a datagram leaves");
+        let (_, from) = receiver.recv_from(&mut [0; 100]).expect("a datagram arrives");
+        receiver.send_to(&[4; 70], from).expect("an answer leaves");
+        sender.recv(&mut [0; 100]).expect("an answer arrives");
+    }
+    let observed = watch.settled(60);
+    let outer = |way| {
+        let all = observed.supplement(uplink.near.ifindex, way);
+        // Besides the datagrams the tunnel carries ARP and the like.
+        all.only(|flow| matches!(flow.l4, L4::Ports { dst: 8472, .. })).total().packets
+    };
+    assert!(outer(Egress) >= 10 && outer(Ingress) >= 10, "{:?}", [outer(Egress), outer(Ingress)]);
+    let scopes: Vec<_> = observed
+        .flow_facts
+        .iter()
+        .filter(|(id, _)| id.owner == u64::from(uplink.near.ifindex))
+        .filter(|(id, _)| id.key.dst_port == 8472_u16.to_be_bytes())
+        .map(|(_, facts)| facts.scope)
+        .collect();
+    assert!(!scopes.is_empty() && scopes.iter().all(|s| *s == scope::TUNNEL), "{scopes:?}");
+    let sockets = |way| of(&observed.at_sockets(scene.host.id(), way), UDP).total();
+    assert_eq!(sockets(Egress), Total { packets: 10, bytes: 780 });
+    assert_eq!(sockets(Ingress), Total { packets: 10, bytes: 980 });
     observed.assert_complete();
 }

@@ -222,3 +222,56 @@ fn one_name_of_several_that_nobody_has_is_told_beside_the_answer() {
     let run = orb8(&["flows", "--pod", "web,wbe", "-o", "csv"], &[&agent], b"");
     assert_eq!(run.err, "note: no pod named wbe* is known (Kubernetes API synced)\n");
 }
+
+fn talks(words: &[&str]) -> Run {
+    flows(&[&["--conversations"], words].concat())
+}
+
+#[test]
+fn conversations_fold_both_directions_ends_and_nodes() {
+    assert_snapshot!("conversations_table", talks(&[]).page());
+    assert_snapshot!("conversations_wide", talks(&["-o", "wide"]).page());
+    let agent = answering(QueryFlowsResponse {
+        flows: cluster::through_service(NOW),
+        matched: 4,
+        nodes: vec![sample::node("node-a")],
+        ..QueryFlowsResponse::default()
+    });
+    let words = ["flows", "--conversations", "-o", "json"];
+    assert_snapshot!("conversations_json", orb8(&words, &[&agent], b"").page());
+    let chosen = ["--fields", "a.endpoint.pod,b.ip,port,a_to_b,records,nodes"];
+    for format in ["table", "jsonl", "yaml", "csv"] {
+        let words = [&["flows", "--conversations", "-o", format], &chosen[..]].concat();
+        let run = orb8(&words, &[&agent], b"");
+        assert_snapshot!(format!("conversations_{format}_fields"), run.page());
+    }
+    let all = talks(&["-o", "csv"]);
+    let widths: Vec<usize> = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .from_reader(all.out.as_bytes())
+        .records()
+        .map(|record| record.unwrap().len())
+        .collect();
+    assert!(widths.len() > 5 && widths[0] > 80, "{widths:?}");
+}
+
+#[test]
+fn conversations_say_what_they_are_folded_from_and_cannot_be_followed() {
+    let agent = answering(QueryFlowsResponse {
+        flows: cluster::through_service(NOW),
+        matched: 9,
+        nodes: vec![sample::node("node-a")],
+        loss: vec![sample::loss()],
+        ..QueryFlowsResponse::default()
+    });
+    let run = orb8(&["flows", "--conversations", "--no-headers"], &[&agent], b"");
+    assert_eq!(run.out.lines().count(), 1, "{}", run.out);
+    assert!(run.err.contains("note: 4 of 9 matching flows folded; ask for more with --limit\n"));
+    assert_eq!(run.exit, Exit::Partial, "something was lost");
+    let saved = orb8(&["flows", "-o", "jsonl"], &[&agent], b"").out;
+    let words = ["flows", "--conversations", "--no-headers", "--file", "-"];
+    assert_eq!(orb8(&words, &[], saved.as_bytes()).out, run.out);
+    for words in [["-f", "--conversations"], ["--conversations", "--fields=nothing"]] {
+        assert_eq!(talks(&words).exit, Exit::Usage, "{words:?}");
+    }
+}

@@ -6,7 +6,7 @@ use insta::assert_snapshot;
 use orb8_cli::error::Exit;
 use orb8_proto::v1::AgentStatus;
 use support::fake_agent::{FakeAgent, Script};
-use support::{NOW, Run, orb8, sample};
+use support::{NOW, Run, cluster, orb8, sample};
 use tonic::Status;
 
 fn agent(status: AgentStatus) -> FakeAgent {
@@ -36,6 +36,23 @@ fn the_wide_page_adds_the_checks_that_passed() {
 #[test]
 fn the_page_of_an_unwell_agent_shows_remedies_and_what_does_not_balance() {
     assert_snapshot!(unwell(&[]).page());
+}
+
+#[test]
+fn the_page_of_an_agent_in_a_cluster_says_what_is_known_of_whom() {
+    let agent = agent(cluster::status(NOW));
+    assert_snapshot!("cluster_table", orb8(&["status"], &[&agent], b"").page());
+    let wide = orb8(&["status", "-o", "wide"], &[&agent], b"").out;
+    let (_, pods) = wide.split_once("\nPods\n").expect("the list of pods");
+    let (pods, _) = pods.split_once("\n\n").expect("its end");
+    assert_snapshot!("cluster_pods", pods);
+    assert_snapshot!("cluster_json", orb8(&["status", "-o", "json"], &[&agent], b"").page());
+}
+
+#[test]
+fn the_page_of_an_agent_that_lost_the_api_says_why() {
+    let agent = agent(cluster::cut_off(NOW));
+    assert_snapshot!(orb8(&["status"], &[&agent], b"").page());
 }
 
 #[test]

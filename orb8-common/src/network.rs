@@ -118,6 +118,8 @@ pub mod scope {
     pub const SOCKET: u8 = 1;
     /// Asked, and there is none.
     pub const NO_SOCKET: u8 = 2;
+    /// The outside of a tunnel: the kernel's own socket takes and sends it for others.
+    pub const TUNNEL: u8 = 3;
 }
 
 /// Kinds of [`FlowEvent`].
@@ -157,6 +159,9 @@ pub struct FlowEvent {
     /// IP bytes of the packet, as counted.
     pub bytes: u64,
 }
+
+/// How many UDP ports of tunnels the programs know.
+pub const TUNNEL_PORTS: usize = 4;
 
 /// The slot of a flow that has no line.
 pub const NO_SLOT: u32 = u32::MAX;

@@ -59,6 +59,12 @@ pub static CLOCK: Array<ClockPair> = Array::with_max_entries(1, 0);
 #[map]
 pub static POD_LINKS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
+/// UDP ports of the host's tunnels (VXLAN, Geneve) as they stand in packets, 0 where there is none.
+/// User space writes, programs read.
+#[map]
+pub static TUNNELS: Array<[u16; orb8_common::network::TUNNEL_PORTS]> =
+    Array::with_max_entries(1, 0);
+
 /// Which flows have a socket, remembered for a while; see `supplement`. Programs only.
 #[map]
 pub static SOCKETS: Array<u64> = Array::with_max_entries(1 << crate::supplement::CELLS_SHIFT, 0);

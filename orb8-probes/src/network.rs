@@ -362,6 +362,8 @@ fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> 
         // SAFETY: a helper that the program may call.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
         (packet.owner, cookie, scope::SOCKET)
+    } else if sockets::is_tunnel::<HOOK>(&packet.key) {
+        (0, 0, scope::TUNNEL)
     } else if HOOK & hook::EGRESS != 0 {
         sender_facts::<HOOK>(ctx)
     } else if HOOK & hook::SUPPLEMENT != 0 {

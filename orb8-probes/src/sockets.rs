@@ -10,7 +10,7 @@ use orb8_common::network::{FlowKey, flag, scope};
 use orb8_common::parse::protocol;
 
 use crate::hooks::hook;
-use crate::maps::{POD_LINKS, root_cgroup, root_level};
+use crate::maps::{POD_LINKS, TUNNELS, root_cgroup, root_level};
 
 /// Address families of sockets that send IP packets (include/linux/socket.h).
 const AF_INET: u32 = 2;
@@ -50,6 +50,18 @@ pub fn sender_is_counted<const HOOK: u32>(ctx: &TcContext) -> bool {
         let cgroup = bpf_skb_cgroup_id(skb);
         cgroup != 0 && (HOOK & hook::POD == 0 || cgroup != root_cgroup())
     }
+}
+
+/// Whether the packet is the outside of one of the host's tunnels. The kernel's socket of the
+/// tunnel takes it past the socket plane, and what leaves bears the socket of what is inside.
+#[inline(always)]
+pub fn is_tunnel<const HOOK: u32>(key: &FlowKey) -> bool {
+    if HOOK & hook::POD != 0 || key.protocol != protocol::UDP || key.flags & flag::FRAGMENT != 0 {
+        return false;
+    }
+    let port = u16::from_ne_bytes(key.dst_port);
+    let Some(ports) = TUNNELS.get(0) else { return false };
+    port != 0 && ports.contains(&port)
 }
 
 /// Whether the kernel can be asked who would take such a packet.

@@ -49,6 +49,9 @@ pub fn is_counted_at_socket<const HOOK: u32>(
     tcp_flags: u8,
     owner: u64,
 ) -> bool {
+    if sockets::is_tunnel::<HOOK>(key) {
+        return false;
+    }
     if HOOK & hook::EGRESS == 0 {
         return receiver_is_counted::<HOOK>(ctx, key, tcp_flags, owner);
     }

@@ -11,8 +11,10 @@ use orb8_proto::v1::{
 };
 use serde::{Deserialize, Serialize};
 
+mod conversation;
 mod endpoint;
 
+pub use conversation::{AmountRecord, ConversationRecord, PartyRecord};
 pub use endpoint::{EndpointRecord, ProcessRecord, ServiceRecord};
 
 /// `NetworkFlow`.

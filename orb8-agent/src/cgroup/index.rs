@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use super::PodOf;
-use super::mounts::{Containers, Mode, Survey};
+use super::mounts::Mode;
 use super::path::{Driver, Placement, Runtime};
 use crate::k8s::model::Pod;
 
@@ -97,21 +97,22 @@ struct Shared {
     /// Bit `n` for the runtime that is n-th in `RUNTIMES`.
     runtimes: AtomicU8,
     driver: OnceLock<Driver>,
-    survey: Survey,
+    mode: Mode,
+    mount: Option<PathBuf>,
     reason: Mutex<String>,
 }
 
 impl Default for Cgroups {
     /// The index of a host without cgroups.
     fn default() -> Self {
-        Self::empty(Survey { mode: Mode::None, mount: None, containers: Containers::NotFound })
+        Self::empty(Mode::None, None)
     }
 }
 
 impl Cgroups {
-    /// An empty index of a host that looks like this.
+    /// An empty index of a host with these hierarchies and this root of all cgroups.
     #[must_use]
-    pub fn empty(survey: Survey) -> Self {
+    pub fn empty(mode: Mode, mount: Option<PathBuf>) -> Self {
         let shared = Shared {
             shards: std::array::from_fn(|_| RwLock::default()),
             generation: AtomicU64::new(0),
@@ -119,7 +120,8 @@ impl Cgroups {
             rejected: AtomicU64::new(0),
             runtimes: AtomicU8::new(0),
             driver: OnceLock::new(),
-            survey,
+            mode,
+            mount,
             reason: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -145,8 +147,8 @@ impl Cgroups {
         let seen = shared.runtimes.load(Ordering::Relaxed);
         let is_seen = |(n, _): &(usize, &Runtime)| seen & (1 << n) != 0;
         Status {
-            mode: shared.survey.mode,
-            mount: shared.survey.mount.clone(),
+            mode: shared.mode,
+            mount: shared.mount.clone(),
             runtimes: RUNTIMES.iter().enumerate().filter(is_seen).map(|(_, it)| *it).collect(),
             driver: shared.driver.get().copied(),
             known: shared.known.load(Ordering::Relaxed),

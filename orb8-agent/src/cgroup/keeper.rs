@@ -12,7 +12,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::index::Cgroups;
 use super::membership::{Answer, Bell, Line, Membership, Memberships, QUEUE};
-use super::mounts::{Mode, survey};
+use super::mounts::{Mode, Mounts};
 use super::process::only_process;
 use super::tree::{Bounds, Tree};
 use super::{PodOf, Roots};
@@ -26,9 +26,10 @@ const ROUND_REST: Duration = Duration::from_millis(20);
 
 /// Starts the thread; see [`super::start`].
 pub(super) fn start(roots: &Roots, clock: Arc<dyn Clock>, pods: PodOf) -> io::Result<Memberships> {
-    let survey = survey(roots);
-    let (mode, mount) = (survey.mode, survey.mount.clone());
-    let cgroups = Cgroups::empty(survey);
+    let mounts = Mounts::read(&roots.proc);
+    let mode = mounts.mode(roots.cgroup.is_some());
+    let mount = roots.cgroup.clone().or_else(|| mounts.outermost());
+    let cgroups = Cgroups::empty(mode, mount.clone());
     let Some(mount) = mount else {
         cgroups.set_reason(match mode {
             Mode::V1 => "cgroup2 is not mounted: pods are told apart by interface and address",

@@ -8,7 +8,7 @@
 mod index;
 mod keeper;
 mod membership;
-mod mounts;
+pub mod mounts;
 pub mod path;
 mod process;
 mod tree;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 pub use index::{Cgroup, Cgroups, Status};
 pub use membership::{Answer, Membership, Memberships};
-pub use mounts::{Containers, Mode, Survey, cgroup2_mount, survey};
+pub use mounts::{Mode, Mounts};
 pub use path::{Container, Driver, Placement, Runtime};
 pub use process::Process;
 

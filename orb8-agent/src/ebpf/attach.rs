@@ -11,7 +11,7 @@ use globset::GlobSet;
 
 use super::chain::ChainPolicy;
 use super::clsact::Instance;
-use super::load::{PodLinks, Programs};
+use super::load::{PodLinks, Programs, Tunnels};
 use super::netlink::{self, Changed, Netlink};
 use super::side_channel::SideChannel;
 use super::worker::Worker;
@@ -54,6 +54,14 @@ pub enum Request {
     Packets(bool, Option<SyncSender<()>>),
 }
 
+/// Maps that tell the programs of links.
+pub struct LinkMaps {
+    /// The namespace behind each link to a pod.
+    pub pod_links: PodLinks,
+    /// The ports of tunnels.
+    pub tunnels: Tunnels,
+}
+
 /// What the thread shares with others.
 pub(super) struct Shared {
     pub(super) side: Arc<SideChannel>,
@@ -84,7 +92,7 @@ impl Attacher {
     /// If netlink cannot be opened or the thread not started.
     pub fn start(
         programs: Programs,
-        pod_links: PodLinks,
+        maps: LinkMaps,
         options: AttachOptions,
         seed: u64,
         side: Arc<SideChannel>,
@@ -117,7 +125,7 @@ impl Attacher {
         let worker = Worker::new(
             netlink,
             programs,
-            pod_links,
+            maps,
             options,
             Instance::take(seed)?,
             Shared {

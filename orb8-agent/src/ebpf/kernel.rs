@@ -8,7 +8,7 @@ use aya::maps::{Array, MapData, PerCpuArray};
 use globset::GlobSet;
 use orb8_common::network::{PacketFilter, RATE_WINDOW_SHIFT, packet_counter};
 
-use super::attach::{AttachOptions, AttachState, Attacher};
+use super::attach::{AttachOptions, AttachState, Attacher, LinkMaps};
 use super::chain::ChainPolicy;
 use super::clock::{Clock, ClockError};
 use super::grace::{Barrier, Grace};
@@ -160,8 +160,9 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     };
     // The seed of the hash stays a secret: the agent's number is another function of it.
     let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let maps = LinkMaps { pod_links: loaded.pod_links, tunnels: loaded.tunnels };
     memory::give_back();
-    let attacher = Attacher::start(programs, loaded.pod_links, attach, number, side, facts)?;
+    let attacher = Attacher::start(programs, maps, attach, number, side, facts)?;
     let kernel = Kernel {
         state: Arc::clone(attacher.state()),
         stopping: attacher.stopping(),

@@ -8,7 +8,7 @@ use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use orb8_common::counter;
 use orb8_common::index::{self, Group};
-use orb8_common::network::{FlowLine, FlowMeta, PacketFilter};
+use orb8_common::network::{FlowLine, FlowMeta, PacketFilter, TUNNEL_PORTS};
 
 use super::mapping::Mapping;
 use super::object;
@@ -73,6 +73,8 @@ pub struct Loaded {
     pub table: Table,
     /// The network namespace behind each link to a pod, by ifindex.
     pub pod_links: PodLinks,
+    /// UDP ports of the host's tunnels, network byte order.
+    pub tunnels: Tunnels,
     /// Ring of lifecycle events.
     pub events: RingBuf<MapData>,
     /// Ring of the packet view.
@@ -89,6 +91,9 @@ pub struct Loaded {
 
 /// ifindex of a link to a pod, and the id of the namespace behind it.
 pub type PodLinks = BpfHashMap<MapData, u32, u32>;
+
+/// One value: the UDP ports of tunnels, network byte order.
+pub type Tunnels = Array<MapData, [u16; TUNNEL_PORTS]>;
 
 /// Plain bytes as a map value.
 #[derive(Clone, Copy, Debug)]
@@ -208,6 +213,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         seed,
     };
     let pod_links = typed("POD_LINKS", take("POD_LINKS")?)?;
+    let tunnels = typed("TUNNELS", take("TUNNELS")?)?;
     let events = typed("EVENTS", take("EVENTS")?)?;
     let packets = typed("PACKETS", take("PACKETS")?)?;
     let packet_filter = typed("PACKET_FILTER", take("PACKET_FILTER")?)?;
@@ -218,6 +224,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         programs: Programs { loaded, ebpf: Some(ebpf) },
         table,
         pod_links,
+        tunnels,
         events,
         packets,
         packet_filter,

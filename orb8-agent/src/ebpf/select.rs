@@ -72,6 +72,7 @@ mod tests {
             veth,
             peer_netns: (veth && name != "veth-cable").then_some(7),
             controller: None,
+            tunnel_port: None,
             carried: Carried::default(),
         }
     }

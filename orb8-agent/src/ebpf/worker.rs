@@ -9,12 +9,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::attach::{AttachOptions, Request, Shared};
+use super::attach::{AttachOptions, LinkMaps, Request, Shared};
 use super::attached::{Attached, Failed, Pending};
 use super::chain::Chain;
 use super::clsact::{self, Instance};
 use super::hook::{self, Hook, Place, Purpose, Shape, Side};
-use super::load::{PodLinks, Programs};
+use super::load::Programs;
 use super::netlink::{Carried, Device, Netlink};
 use super::select;
 use super::socket_plane::SocketPlane;
@@ -37,7 +37,7 @@ pub(super) struct Worker {
     options: AttachOptions,
     instance: Instance,
     shared: Shared,
-    pod_links: PodLinks,
+    maps: LinkMaps,
     socket: Option<SocketPlane>,
     /// Chosen and not tried yet, in the order in which they will be.
     pending: VecDeque<Pending>,
@@ -53,7 +53,7 @@ impl Worker {
     pub(super) fn new(
         netlink: Netlink,
         programs: Programs,
-        pod_links: PodLinks,
+        maps: LinkMaps,
         options: AttachOptions,
         instance: Instance,
         shared: Shared,
@@ -65,7 +65,7 @@ impl Worker {
             options,
             instance,
             shared,
-            pod_links,
+            maps,
             socket,
             pending: VecDeque::new(),
             attached: BTreeMap::new(),
@@ -183,6 +183,7 @@ impl Worker {
         let mut chosen = select::choose(&devices, &addresses, defaults, &self.options.configured);
         self.remember(&devices, &addresses);
         self.learn_pod_links(&chosen, &routes);
+        self.tell_tunnels(&devices);
         if !self.options.interfaces {
             chosen.clear();
         }
@@ -328,7 +329,7 @@ impl Worker {
     fn try_attach(&mut self, device: &Device, shape: Shape) -> io::Result<([Hook; 2], bool)> {
         // First, because the programs ask for it.
         if let (Shape::PodLink, Some(netns)) = (shape, device.peer_netns) {
-            self.pod_links.insert(device.ifindex, netns, 0).map_err(io::Error::other)?;
+            self.maps.pod_links.insert(device.ifindex, netns, 0).map_err(io::Error::other)?;
         }
         let made_qdisc = match self.options.route {
             AttachRoute::Tcx => false,
@@ -407,7 +408,7 @@ impl Worker {
 
     fn forget_pod_link(&mut self, ifindex: u32, shape: Shape) {
         if shape == Shape::PodLink
-            && let Err(error) = self.pod_links.remove(&ifindex)
+            && let Err(error) = self.maps.pod_links.remove(&ifindex)
         {
             tracing::debug!(%error, ifindex, "a link to a pod was not in the map");
         }

@@ -12,7 +12,11 @@ use std::sync::Arc;
 use crate::k8s::model::{Node, Pod, Service};
 
 /// An end that has not been told.
-const OPEN: u64 = u64::MAX;
+pub(crate) const OPEN: u64 = u64::MAX;
+
+/// How long containers may go on after the API forgot their pod: a kubelet that runs ends them
+/// within seconds, and one that does not gives their address to nobody.
+pub(crate) const RUNS_ON_NS: u64 = 120 * 1_000_000_000;
 
 /// Tenures of one address that are kept; the one that ended first goes.
 const MAX_TENURES: usize = 16;
@@ -46,19 +50,27 @@ impl Who {
 pub(crate) struct Claim {
     /// The earliest time at which it can have had the address.
     pub(crate) from_ns: u64,
+    /// It surely had it from this on; [`OPEN`] if the API may tell of an address it has lost.
+    pub(crate) sure_from_ns: u64,
     /// When this was told.
     pub(crate) told_ns: u64,
+    /// It has been so since this at the earliest.
+    pub(crate) since_ns: u64,
     /// It is about to go.
     pub(crate) leaving: bool,
     /// None of its containers runs any more, so that the address may be free already.
     pub(crate) quiet: bool,
 }
 
-/// When something ended: told at `told_ns`, and not before `sure_until_ns`.
+/// When a holder ended. CLOCK_MONOTONIC nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End {
+    /// Not before this.
     pub(crate) sure_until_ns: u64,
+    /// When it was told.
     pub(crate) told_ns: u64,
+    /// The API forgot it while its containers ran: they may keep the address for some time.
+    pub(crate) runs_on: bool,
 }
 
 /// One holder of an address.
@@ -73,6 +85,8 @@ pub(crate) struct Tenure {
     quiet_ns: u64,
     /// When the API told last that it holds the address.
     told_ns: u64,
+    /// When the API told that it does not.
+    ended_ns: u64,
 }
 
 impl Tenure {
@@ -81,21 +95,23 @@ impl Tenure {
         let mut tenure = Self {
             who,
             from_ns: claim.from_ns.min(told_ns),
-            sure_from_ns: told_ns,
+            sure_from_ns: claim.sure_from_ns,
             sure_until_ns: OPEN,
             until_ns: OPEN,
             leaving_ns: OPEN,
             quiet_ns: OPEN,
             told_ns,
+            ended_ns: OPEN,
         };
         tenure.tell(claim);
         tenure
     }
 
     fn tell(&mut self, claim: Claim) {
-        let since = |held_ns: u64, is: bool| if is { held_ns.min(claim.told_ns) } else { OPEN };
+        let since = |held_ns: u64, is: bool| if is { held_ns.min(claim.since_ns) } else { OPEN };
         self.leaving_ns = since(self.leaving_ns, claim.leaving || claim.quiet);
         self.quiet_ns = since(self.quiet_ns, claim.quiet);
+        self.sure_from_ns = self.sure_from_ns.min(claim.sure_from_ns);
         self.told_ns = claim.told_ns;
     }
 
@@ -103,11 +119,18 @@ impl Tenure {
     fn end(&mut self, end: End) {
         self.leaving_ns = self.leaving_ns.min(self.told_ns);
         self.sure_until_ns = end.sure_until_ns.max(self.sure_from_ns).min(end.told_ns);
-        self.until_ns = end.told_ns;
+        self.quiet_ns = self.quiet_ns.min(self.sure_until_ns);
+        self.until_ns = end.told_ns.saturating_add(if end.runs_on { RUNS_ON_NS } else { 0 });
+        self.ended_ns = end.told_ns;
+    }
+
+    fn reopen(&mut self, claim: Claim) {
+        (self.sure_until_ns, self.until_ns, self.ended_ns) = (OPEN, OPEN, OPEN);
+        self.tell(claim);
     }
 
     fn is_live(&self) -> bool {
-        self.until_ns == OPEN
+        self.ended_ns == OPEN
     }
 
     fn is_sure(&self, at_ns: u64) -> bool {
@@ -165,13 +188,15 @@ impl Addresses {
             return before != (held.leaving_ns, held.quiet_ns);
         }
         if let Some(at) = reopened(tenures, &who) {
-            tenures[at].sure_until_ns = OPEN;
-            tenures[at].until_ns = OPEN;
-            tenures[at].tell(claim);
+            tenures[at].reopen(claim);
             return true;
         }
+        // Whoever ran on has lost the address now at the latest.
+        for ended in tenures.iter_mut().filter(|tenure| !tenure.is_live()) {
+            ended.until_ns = ended.until_ns.min(claim.told_ns.max(ended.ended_ns));
+        }
         if tenures.len() >= MAX_TENURES
-            && let Some(oldest) = (0..tenures.len()).min_by_key(|at| tenures[*at].until_ns)
+            && let Some(oldest) = (0..tenures.len()).min_by_key(|at| tenures[*at].ended_ns)
         {
             tenures.remove(oldest);
         }
@@ -193,12 +218,31 @@ impl Addresses {
         true
     }
 
+    /// `who` had `address` for some time before it ended, which was never told while it had it.
+    pub(crate) fn passed(&mut self, address: IpAddr, who: &Who, claim: Claim) -> bool {
+        let known =
+            self.tenures.get(&address).is_some_and(|held| held.iter().any(|t| t.who.is(who)));
+        if known {
+            return false;
+        }
+        let end = End { sure_until_ns: claim.told_ns, told_ns: claim.told_ns, runs_on: false };
+        let brief = Claim { quiet: true, since_ns: claim.from_ns, ..claim };
+        self.claim(address, who.clone(), brief) && self.release(address, who, end)
+    }
+
     /// A pod of `node` that has no address yet may have any that becomes free.
     pub(crate) fn await_address(&mut self, node: &Arc<str>, uid: &str, from_ns: u64) {
         let waiting = self.awaiting.entry(Arc::clone(node)).or_default();
         if !waiting.iter().any(|(of, _)| **of == *uid) {
             waiting.push((uid.into(), from_ns));
         }
+    }
+
+    /// Whether the pod is still without an address.
+    pub(crate) fn awaits(&self, pod: &Pod) -> bool {
+        let node = pod.identity().and_then(|identity| identity.node.as_ref());
+        let waiting = node.and_then(|node| self.awaiting.get(&node.name));
+        waiting.is_some_and(|pods| pods.iter().any(|(uid, _)| **uid == *pod.uid))
     }
 
     /// The pod has one now, or never will.
@@ -214,31 +258,33 @@ impl Addresses {
     /// Forgets what ended before `before_ns`. True if something did.
     pub(crate) fn expire(&mut self, before_ns: u64) -> bool {
         let held = self.ended.len();
-        while self.ended.front().is_some_and(|(until_ns, _)| *until_ns < before_ns) {
+        while self.ended.front().is_some_and(|(ended_ns, _)| *ended_ns < before_ns) {
             self.forget_first();
         }
         held != self.ended.len()
     }
 
     fn forget_first(&mut self) {
-        let Some((until_ns, address)) = self.ended.pop_front() else { return };
+        let Some((ended_ns, address)) = self.ended.pop_front() else { return };
         if let Some(tenures) = self.tenures.get_mut(&address) {
-            tenures.retain(|tenure| tenure.until_ns > until_ns);
+            tenures.retain(|tenure| tenure.ended_ns > ended_ns);
             if tenures.is_empty() {
                 self.tenures.remove(&address);
             }
         }
     }
 
-    /// Who held `address` at `at_ns`, as far as it can be told.
-    pub(crate) fn find(&self, address: IpAddr, at_ns: u64) -> Found<'_> {
+    /// Who held `address` at `at_ns`, as far as it can be told. `blind`: others may have come and
+    /// gone at that time without being told of.
+    pub(crate) fn find(&self, address: IpAddr, at_ns: u64, blind: bool) -> Found<'_> {
         let Some(tenures) = self.tenures.get(&address) else { return Found::Nobody };
         let possible = || tenures.iter().filter(|t| t.is_possible(at_ns));
         let sure = || possible().filter(|t| t.is_sure(at_ns));
         let only = match (sure().count(), possible().count()) {
             (_, 0) => return Found::Nobody,
-            (_, 1) => possible().next(),
+            (0, 1) if !blind => possible().next(),
             (0, _) => None,
+            (1, 1) => sure().next(),
             // Nobody else can have what one holds that is alive and well.
             (1, _) => sure().find(|t| !t.is_leaving(at_ns)),
             (_, _) => {
@@ -254,7 +300,8 @@ impl Addresses {
         Found::One(only, !passed_on)
     }
 
-    /// The holder's containers are gone and a new pod of its node has no address that is known yet.
+    /// The holder's containers are gone, or the API forgot it, and a new pod of its node has no
+    /// address that is known yet.
     fn may_be_taken(&self, tenure: &Tenure, at_ns: u64) -> bool {
         let Who::Pod(pod) = &tenure.who else { return false };
         if tenure.quiet_ns > at_ns {
@@ -262,13 +309,15 @@ impl Addresses {
         }
         let node = pod.identity().and_then(|identity| identity.node.as_ref());
         let waiting = node.and_then(|node| self.awaiting.get(&node.name));
-        waiting.is_some_and(|pods| pods.iter().any(|(_, from_ns)| *from_ns <= at_ns))
+        waiting.is_some_and(|pods| {
+            pods.iter().any(|(uid, from_ns)| *from_ns <= at_ns && **uid != *pod.uid)
+        })
     }
 }
 
 /// The ended tenure of the same holder, if nobody else had the address after it: the mirror object
 /// of a static pod goes and comes back while the pod runs on.
 fn reopened(tenures: &[Tenure], who: &Who) -> Option<usize> {
-    let last = (0..tenures.len()).max_by_key(|at| tenures[*at].until_ns)?;
+    let last = (0..tenures.len()).max_by_key(|at| tenures[*at].ended_ns)?;
     tenures[last].who.is(who).then_some(last)
 }

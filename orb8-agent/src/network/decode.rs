@@ -15,7 +15,7 @@ pub fn flow_event(bytes: &[u8]) -> Option<Event> {
         event_kind::END => SignalKind::End,
         _ => return None,
     };
-    if raw.scope > scope::NO_SOCKET {
+    if raw.scope > scope::TUNNEL {
         return None;
     }
     Some(Event::Flow(FlowSignal {

@@ -195,6 +195,7 @@ pub fn scope_of(key: &FlowKey, told: u8, local: Option<bool>) -> Scope {
     let address = owner(key);
     let shared = address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST);
     match (told, local) {
+        (scope::TUNNEL, local) if local != Some(false) => Scope::Tunnel,
         (scope::SOCKET, _) => Scope::Local,
         // Groups and broadcasts are received here without being anybody's own address.
         (scope::NO_SOCKET, Some(true)) => Scope::Unclaimed,
@@ -278,6 +279,8 @@ mod tests {
         check("255.255.255.255", 17, scope::UNKNOWN, Some(false), Scope::Unknown);
         check("10.0.0.1", 47, scope::UNKNOWN, Some(true), Scope::Tunnel);
         check("10.0.0.1", 47, scope::UNKNOWN, Some(false), Scope::Forwarded);
+        check("10.0.0.1", 17, scope::TUNNEL, Some(true), Scope::Tunnel);
+        check("10.0.0.1", 17, scope::TUNNEL, Some(false), Scope::Forwarded);
     }
 
     proptest! {

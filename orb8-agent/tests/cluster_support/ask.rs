@@ -1,11 +1,11 @@
 //! Questions to an agent from inside its node's namespace, over gRPC.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use orb8_proto::v1::event::Payload;
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
-use orb8_proto::v1::{AgentStatus, GetStatusRequest, StreamEventsRequest};
+use orb8_proto::v1::{AgentStatus, GetStatusRequest, NetworkFlow, StreamEventsRequest};
 use orb8_testbed::agent::LISTEN;
 use orb8_testbed::netns::Netns;
 use tonic::transport::{Channel, Endpoint};
@@ -44,14 +44,23 @@ async fn client() -> OrbitAgentServiceClient<Channel> {
 
 /// The live trace of one agent: the latest word on each flow.
 pub struct Trace {
-    lines: Arc<Mutex<HashMap<u64, String>>>,
+    latest: Arc<Mutex<HashMap<u64, Latest>>>,
+}
+
+/// What was told of a flow.
+#[derive(Clone, Debug)]
+pub struct Latest {
+    pub line: String,
+    pub flow: NetworkFlow,
+    /// When its owner's pod was named first, Unix nanoseconds; 0 if it was not.
+    pub named_ns: i64,
 }
 
 impl Trace {
     /// Follows until the agent ends; subscribed when this returns.
     pub fn follow(netns: &Netns) -> Self {
-        let lines: Arc<Mutex<HashMap<u64, String>>> = Arc::default();
-        let sink = Arc::clone(&lines);
+        let latest: Arc<Mutex<HashMap<u64, Latest>>> = Arc::default();
+        let sink = Arc::clone(&latest);
         let netns = netns.clone();
         let (subscribed, ready) = std::sync::mpsc::sync_channel(1);
         std::thread::spawn(move || {
@@ -63,23 +72,37 @@ impl Trace {
                     let mut stream = stream.expect("a stream").into_inner();
                     subscribed.send(()).expect("somebody waits for it");
                     while let Ok(Some(event)) = stream.message().await {
+                        let time_ns = event.time_ns;
                         if let Some(Payload::Flow(event)) = event.payload
                             && let Some(flow) = event.flow
                         {
-                            let mut lines = sink.lock().unwrap_or_else(PoisonError::into_inner);
-                            lines.insert(flow.flow_id, line(&flow));
+                            note(&mut held(&sink), flow, time_ns);
                         }
                     }
                 });
             });
         });
         ready.recv().expect("the stream begins");
-        Self { lines }
+        Self { latest }
     }
 
     /// The latest line of every flow.
     pub fn lines(&self) -> Vec<String> {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.values().cloned().collect()
+        held(&self.latest).values().map(|latest| latest.line.clone()).collect()
     }
+
+    /// The latest word on a flow that fits.
+    pub fn find(&self, fits: impl Fn(&NetworkFlow) -> bool) -> Option<Latest> {
+        held(&self.latest).values().find(|latest| fits(&latest.flow)).cloned()
+    }
+}
+
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn note(all: &mut HashMap<u64, Latest>, flow: NetworkFlow, time_ns: i64) {
+    let before = all.get(&flow.flow_id).map_or(0, |latest| latest.named_ns);
+    let named_ns = if before == 0 && !flow.pod_name.is_empty() { time_ns } else { before };
+    all.insert(flow.flow_id, Latest { line: line(&flow), flow, named_ns });
 }

@@ -6,7 +6,7 @@ pub mod ask;
 pub mod rows;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orb8_proto::v1::{AgentStatus, NetworkFlow, QueryFlowsRequest};
 use orb8_testbed::agent::AgentProcess;
@@ -22,6 +22,9 @@ use rows::{Row, line};
 pub const DEADLINE: Duration = Duration::from_secs(40);
 /// The most that an agent answers, and more flows than any test makes.
 pub const ALL: u32 = 100_000;
+
+/// Time between two questions to an agent, which are connections of their own.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// `ORB8_CAPTURE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,17 +178,15 @@ impl Scene {
         what: &str,
         condition: impl Fn(&AgentStatus) -> bool,
     ) -> AgentStatus {
-        let mut last = None;
-        let end = std::time::Instant::now() + DEADLINE;
-        wait_for(DEADLINE + Duration::from_secs(1), what, || {
+        let end = Instant::now() + DEADLINE;
+        loop {
             let status = self.status(node);
             if condition(&status) {
-                return Some(status);
+                return status;
             }
-            last = Some(status);
-            assert!(std::time::Instant::now() < end, "waited for {what} on node{node}: {last:#?}");
-            None
-        })
+            assert!(Instant::now() < end, "waited for {what} on node{node}: {status:#?}");
+            std::thread::park_timeout(PAUSE);
+        }
     }
 
     pub fn flows(&self, node: u8) -> Vec<NetworkFlow> {
@@ -198,46 +199,59 @@ impl Scene {
         })
     }
 
-    /// Waits until the agents answer exactly these rows for these flows, and the live trace says
-    /// the same of each.
+    /// Waits until the agents answer exactly these rows for these flows, whoever owns them, and
+    /// the live trace says the same of each.
     #[track_caller]
     pub fn expect(&self, rows: &[Row]) {
+        self.expect_among(rows, |_| true);
+    }
+
+    /// As [`Self::expect`], but only rows of the owners that are expected count: the other end has
+    /// rows of its own.
+    #[track_caller]
+    pub fn expect_own(&self, rows: &[Row]) {
+        self.expect_among(rows, |flow| {
+            let owner = rows::owner(flow);
+            rows.iter().any(|row| row.owner == owner)
+        });
+    }
+
+    #[track_caller]
+    fn expect_among(&self, rows: &[Row], counts: impl Fn(&NetworkFlow) -> bool) {
+        let about: Vec<_> = rows.iter().map(|row| row.flow).collect();
         for node in self.cluster.nodes() {
             let number = node.number;
             let mut wanted: Vec<String> =
                 rows.iter().filter(|row| row.node == number).map(Row::line).collect();
             wanted.sort_unstable();
-            let about: Vec<_> = rows.iter().map(|row| row.flow).collect();
-            let answered = || {
-                let flows = self.flows(number);
-                let mut lines: Vec<String> = flows
-                    .iter()
-                    .filter(|flow| about.contains(&rows::key(flow)) && rows::is_owned(flow))
-                    .map(line)
-                    .collect();
-                lines.sort_unstable();
-                lines
-            };
-            let end = std::time::Instant::now() + DEADLINE;
+            let end = Instant::now() + DEADLINE;
             loop {
-                let lines = answered();
+                let flows = self.flows(number);
+                let about = flows.iter().filter(|flow| about.contains(&rows::key(flow)));
+                let owned = about.filter(|flow| rows::is_owned(flow) && counts(flow));
+                let mut lines: Vec<String> = owned.map(line).collect();
+                lines.sort_unstable();
                 if lines == wanted {
                     break;
                 }
-                if std::time::Instant::now() > end {
-                    panic!("node{number}, {:?}:\n{}", self.capture, difference(&lines, &wanted));
-                }
-                std::thread::park_timeout(Duration::from_millis(50));
+                let wrong = difference(&lines, &wanted);
+                assert!(Instant::now() < end, "node{number}, {:?}:\n{wrong}", self.capture);
+                std::thread::park_timeout(PAUSE);
             }
             self.expect_traced(number, &wanted);
         }
+    }
+
+    /// The live trace of a node.
+    pub fn trace(&self, node: u8) -> &Trace {
+        &self.traces[usize::from(node) - 1]
     }
 
     /// The live trace of a node comes to say each of these lines.
     #[track_caller]
     fn expect_traced(&self, node: u8, wanted: &[String]) {
         let Some(trace) = self.traces.get(usize::from(node) - 1) else { return };
-        let end = std::time::Instant::now() + DEADLINE;
+        let end = Instant::now() + DEADLINE;
         loop {
             let traced = trace.lines();
             let missing: Vec<&String> =
@@ -245,10 +259,10 @@ impl Scene {
             if missing.is_empty() {
                 return;
             }
-            if std::time::Instant::now() > end {
+            if Instant::now() > end {
                 panic!("the trace of node{node} does not say\n{missing:#?}\nbut\n{traced:#?}");
             }
-            std::thread::park_timeout(Duration::from_millis(50));
+            std::thread::park_timeout(PAUSE);
         }
     }
 

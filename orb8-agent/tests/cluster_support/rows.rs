@@ -59,6 +59,16 @@ pub fn who(end: &Endpoint) -> String {
     [end.kind.as_str(), &name, &end.attribution].join(" ").replace("  ", " ")
 }
 
+/// The owner of a row as a person would name it. At an interface it is a matter of what the node
+/// happens to know whether the link or the address tells it.
+pub fn owner(row: &NetworkFlow) -> String {
+    let mut owner = ends(row).0;
+    if row.plane == "tc" && owner.kind == "pod" && owner.attribution == "interface" {
+        owner.attribution = "address".to_owned();
+    }
+    who(&owner)
+}
+
 /// A Service as a person would name it.
 fn asked(service: Option<&ServiceUse>) -> String {
     service.map_or_else(String::new, |service| {
@@ -89,7 +99,8 @@ pub fn line(row: &NetworkFlow) -> String {
     let supplement = if row.supplement { " supplement" } else { "" };
     let (plane, way) = (&row.plane, &row.direction);
     let (flow, service) = (key(row), asked(row.service.as_ref()));
-    format!("{plane}{supplement} {way} {flow} {total} | {} | {}{service}", who(&owner), who(&peer))
+    let owner = self::owner(row);
+    format!("{plane}{supplement} {way} {flow} {total} | {owner} | {}{service}", who(&peer))
 }
 
 /// A row that is expected.
@@ -136,7 +147,7 @@ impl End {
         let received = match capture {
             Capture::Auto | Capture::Socket => exact.clone(),
             // A packet that arrives does not tell which container takes it.
-            Capture::Tc => format!("pod {namespace}/{name} interface"),
+            Capture::Tc => format!("pod {namespace}/{name} address"),
         };
         Self::named(pod.node, &exact, &received, peer)
     }

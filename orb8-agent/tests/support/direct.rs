@@ -15,6 +15,7 @@ use orb8_agent::ebpf::lines::LineTimes;
 use orb8_agent::event::{
     Counters, DrainReport, Event, FlowCount, FlowFacts, FlowId, FlowSignal, Notice, SignalKind,
 };
+use orb8_agent::host::{Facts, HostFacts};
 use orb8_agent::pipeline::source::EventSource;
 use orb8_common::counter::{self, Filtered, Lost, Reject};
 use orb8_common::network::{FlowEvent, event_kind, flag};
@@ -30,6 +31,7 @@ pub struct Direct {
     kernel: Kernel,
     sources: Vec<Box<dyn EventSource>>,
     netns: Netns,
+    facts: Arc<HostFacts>,
     /// A clock of our own: each drain is due at once.
     now: Instant,
     observed: DirectObserved,
@@ -39,6 +41,8 @@ pub struct Direct {
 #[derive(Clone, Default)]
 pub struct DirectObserved {
     flows: HashMap<FlowId, Total>,
+    /// What the kernel told of each flow.
+    pub flow_facts: HashMap<FlowId, FlowFacts>,
     pub new_lines: u64,
     pub released: u64,
     pub signals: u64,
@@ -100,18 +104,31 @@ impl Direct {
 
     /// The same with other options.
     pub fn with(options: &KernelOptions, netns: &Netns, count: usize) -> Self {
+        Self::when(options, netns, |attached| attached == count)
+    }
+
+    /// The same, when at least `count` interfaces are attached.
+    pub fn at_least(options: &KernelOptions, netns: &Netns, count: usize) -> Self {
+        Self::when(options, netns, |attached| attached >= count)
+    }
+
+    fn when(options: &KernelOptions, netns: &Netns, ready: impl Fn(usize) -> bool) -> Self {
+        let facts = HostFacts::shared();
         let started = netns
-            .enter(|| kernel::start(options, Arc::default()))
+            .enter(|| kernel::start(options, Arc::clone(&facts)))
             .unwrap_or_else(|error| panic!("the kernel side does not start: {error}"));
         let mut direct = Self {
             kernel: started.kernel,
             sources: started.sources,
             netns: netns.clone(),
+            facts,
             now: Instant::now(),
             observed: DirectObserved::default(),
         };
         let sockets = options.planes.socket_root().is_some();
-        wait_until(DEADLINE, "programs to be attached", || direct.is_attached(sockets, count));
+        wait_until(DEADLINE, "programs to be attached", || {
+            direct.has_sockets() == sockets && ready(direct.attached().len())
+        });
         for name in direct.attached() {
             let index = ifindex(netns, &name);
             direct.observed.names.insert(name, index.into());
@@ -119,10 +136,9 @@ impl Direct {
         direct
     }
 
-    fn is_attached(&self, sockets: bool, interfaces: usize) -> bool {
+    fn has_sockets(&self) -> bool {
         let socket_plane = self.kernel.state().socket_plane.clone();
-        socket_plane.is_some_and(|plane| plane.state == AttachState::Attached) == sockets
-            && self.attached().len() == interfaces
+        socket_plane.is_some_and(|plane| plane.state == AttachState::Attached)
     }
 
     /// Names of the attached interfaces.
@@ -135,6 +151,11 @@ impl Direct {
 
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// What is known of the host.
+    pub fn facts(&self) -> Arc<Facts> {
+        self.facts.snapshot()
     }
 
     pub fn netns(&self) -> &Netns {
@@ -193,7 +214,8 @@ impl Direct {
 impl DirectObserved {
     fn take(&mut self, event: Event) {
         match event {
-            Event::Count(FlowCount { id, new_line, packets, bytes, .. }) => {
+            Event::Count(FlowCount { id, new_line, packets, bytes, facts, .. }) => {
+                self.flow_facts.insert(id, facts);
                 self.flows.entry(id).or_default().add(packets, bytes);
                 self.new_lines += u64::from(new_line);
             }

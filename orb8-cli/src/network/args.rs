@@ -22,11 +22,16 @@ Examples:
   orb8 flows --ip 10.0.0.0/8 --not --port 443    within 10.0.0.0/8, but not port 443
   orb8 flows --from-ip fd00::1 --protocol tcp,udp --sort rate
   orb8 flows --since 5m --until 1m -o json | jq '.flows[].src_ip'
+  orb8 flows -n shop --service cart --conversations
+  orb8 flows --from-pod shop/web --not --to-namespace shop -o wide
+  orb8 flows -l app=web,tier!=db --kind external
   orb8 flows -f --interface 'eth*' --duration 30s
   orb8 flows -o jsonl > saved.jsonl; orb8 flows --file saved.jsonl --port 53
 
 Repeating a filter means any of its values; different filters must all hold; --not turns the
-filter that follows it around. Rates are those of the latest interval.";
+filter that follows it around. Rates are those of the latest interval. -n and --pod choose by the
+owner of the flow; all namespaces unless -n is given. What passes a node (scopes forwarded and
+tunnel) is shown with --all-scopes or --scope only.";
 
 /// Examples of `orb8 trace network`.
 pub const TRACE_EXAMPLES: &str = "\
@@ -62,6 +67,10 @@ pub struct FlowsArgs {
     /// Only flows that began at or before this time: RFC 3339, or 5m for five minutes ago
     #[arg(long, value_name = "TIME", value_parser = when)]
     pub until: Option<When>,
+    /// One line for both directions and both ends of a conversation, on all nodes that saw it; the
+    /// limits are those of the flows that are folded
+    #[arg(long, conflicts_with = "follow")]
+    pub conversations: bool,
     /// Go on with events as they happen, after the flows that --last or --since ask for
     #[arg(short, long, conflicts_with_all = ["limit", "sort", "until"])]
     pub follow: bool,

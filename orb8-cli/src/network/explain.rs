@@ -211,8 +211,9 @@ fn hidden(args: &FlowsArgs, request: &QueryFlowsRequest) -> &'static str {
 pub fn cut_short(answer: &FlowAnswer, args: &FlowsArgs, terminal: &mut Terminal<'_>) {
     let shown = u64::try_from(answer.flows.len()).unwrap_or(u64::MAX);
     if answer.matched > shown && shown > 0 {
+        let what = if args.conversations { "folded" } else { "shown" };
         terminal.note(format!(
-            "{shown} of {} matching flows shown; ask for more with {}",
+            "{shown} of {} matching flows {what}; ask for more with {}",
             answer.matched,
             // The two exclude each other, and what is followed has no --limit.
             if args.follow || args.last.is_some() { "--last" } else { "--limit" }

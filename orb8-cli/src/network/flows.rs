@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::args::FlowsArgs;
 use super::columns::{self, COMPOSED, LEAVES, TABLE, WIDE};
+use super::conversations;
 use super::explain;
 use super::legend::Legend;
 use super::rows::{self, Line, Look};
@@ -37,7 +38,11 @@ pub async fn run(
     if args.follow {
         return trace::follow(global, args, &request, terminal).await;
     }
-    check_fields(global)?;
+    if args.conversations {
+        conversations::check_fields(global)?;
+    } else {
+        check_fields(global)?;
+    }
     let mut answer = match &global.file {
         Some(path) => from_file(path, args, &request, terminal)?,
         None => {
@@ -49,12 +54,17 @@ pub async fn run(
             answer
         }
     };
-    if args.last.is_some()
-        && let Some(sort) = args.sort
-    {
-        sort::sort_and_limit(&mut answer.flows, sort, 0);
+    if args.conversations {
+        let sort = args.sort.or(request.sort).unwrap_or_default();
+        conversations::print(global, &answer, sort, terminal)?;
+    } else {
+        if args.last.is_some()
+            && let Some(sort) = args.sort
+        {
+            sort::sort_and_limit(&mut answer.flows, sort, 0);
+        }
+        print(global, &answer, terminal)?;
     }
-    print(global, &answer, terminal)?;
     terminal.out.flush()?;
     explain::cut_short(&answer, args, terminal);
     explain::missing(&answer, &[], terminal);
@@ -147,7 +157,7 @@ struct Lack<T> {
 }
 
 /// Writes what the answer lacks: a file of flows alone would pass for a whole answer.
-fn print_lacks(answer: &FlowAnswer, out: &mut dyn Write) -> Result<(), CliError> {
+pub(super) fn print_lacks(answer: &FlowAnswer, out: &mut dyn Write) -> Result<(), CliError> {
     for node in answer.nodes.iter().filter(|node| node.state != "ok" || !node.complete) {
         json::line(out, &Lack { kind: "node", record: NodeRecord::from(node) })?;
     }

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod columns;
+pub mod conversations;
 pub mod ends;
 pub mod explain;
 pub mod filter_args;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use jiff::tz::TimeZone;
 use orb8_proto::v1::{
-    Endpoint, Event, FlowEvent, NetworkFlow, PacketEvent, TcpInfo, event, flow_event,
+    Endpoint, Event, FlowEvent, NetworkFlow, PacketEvent, ServiceUse, TcpInfo, event, flow_event,
 };
 use orb8_query::network::filter::has_ports;
 use orb8_query::network::sort::duration_ns;
@@ -86,6 +86,9 @@ impl<'a> Line<'a> {
         let flow = self.flow;
         let packet = self.event.is_some_and(|event| event.kind == "packet");
         // A start may be told before anything was counted.
+        let ends = |text: fn(&Endpoint) -> String| {
+            Cell::new(pair(flow.source.as_ref(), flow.destination.as_ref(), text))
+        };
         let uncounted = flow.packets == 0 && self.event.is_some();
         match column {
             "packets" | "bytes" | "rate" | "packet_rate" if uncounted => Cell::new(""),
@@ -104,12 +107,12 @@ impl<'a> Line<'a> {
             "dst" => marked(destination_name(flow), mark(flow.destination.as_ref())),
             "src_addr" => Cell::new(net::endpoint(&flow.src_ip, port(flow, flow.src_port))),
             "dst_addr" => Cell::new(net::endpoint(&flow.dst_ip, port(flow, flow.dst_port))),
-            "attribution" => Cell::new(pair(flow, ends::attribution)),
-            "workload" => Cell::new(pair(flow, ends::workload)),
-            "node" => Cell::new(pair(flow, |end| end.node.clone())),
-            "zone" => Cell::new(pair(flow, |end| end.zone.clone())),
-            "container" => Cell::new(pair(flow, ends::container)),
-            "service" => Cell::new(service(flow)),
+            "attribution" => ends(ends::attribution),
+            "workload" => ends(ends::workload),
+            "node" => ends(|end| end.node.clone()),
+            "zone" => ends(|end| end.zone.clone()),
+            "container" => ends(ends::container),
+            "service" => Cell::new(flow.service.as_ref().map(service_name).unwrap_or_default()),
             "backend" => Cell::new(backend(flow)),
             "proto" => Cell::new(protocol(flow)),
             "direction" => direction_cell(flow),
@@ -205,8 +208,7 @@ fn marked(mut text: String, mark: Option<Mark>) -> Cell {
 }
 
 /// The Service that was asked for: `shop/cart:http`, by port where the port has no name.
-fn service(flow: &NetworkFlow) -> String {
-    let Some(service) = &flow.service else { return String::new() };
+pub(super) fn service_name(service: &ServiceUse) -> String {
     let port = match service.port_name.as_str() {
         "" => service.port.to_string(),
         name => name.to_owned(),
@@ -260,9 +262,12 @@ fn state_cell(flow: &NetworkFlow) -> Cell {
 }
 
 /// What is known of either end, in the order of the flow: `cgroup>address`, `-` for nothing.
-fn pair(flow: &NetworkFlow, text: impl Fn(&Endpoint) -> String) -> String {
-    let ends = [&flow.source, &flow.destination].map(|end| end.as_ref().map(&text));
-    let [source, destination] = ends.map(Option::unwrap_or_default);
+pub(super) fn pair(
+    source: Option<&Endpoint>,
+    destination: Option<&Endpoint>,
+    text: impl Fn(&Endpoint) -> String,
+) -> String {
+    let [source, destination] = [source, destination].map(|end| end.map(&text).unwrap_or_default());
     let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
     match (source.is_empty(), destination.is_empty()) {
         (true, true) => String::new(),
@@ -288,7 +293,7 @@ fn process(end: &Endpoint) -> String {
 }
 
 /// How long ago; a clock that is behind the agent's reads as just now.
-fn since(time_ns: i64, now_ns: i64) -> String {
+pub(super) fn since(time_ns: i64, now_ns: i64) -> String {
     if time_ns == 0 {
         return String::new();
     }

@@ -39,6 +39,25 @@ fn copy(from: &Value, to: &mut Value, path: &str) {
     }
 }
 
+/// The paths of all single values and lists of an object, in its order.
+#[must_use]
+pub fn paths(value: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    collect(value, "", &mut found);
+    found
+}
+
+fn collect(value: &Value, path: &str, found: &mut Vec<String>) {
+    let Value::Object(object) = value else {
+        found.push(path.to_owned());
+        return;
+    };
+    for (key, value) in object {
+        let dot = if path.is_empty() { "" } else { "." };
+        collect(value, &format!("{path}{dot}{key}"), found);
+    }
+}
+
 /// Checks that each field is a leaf of `leaves`, an object that holds some, or one of `extra`.
 /// Of `in_tables`, which other formats do not have, it says so.
 ///

@@ -10,15 +10,18 @@ use orb8_proto::v1::{
 };
 use orb8_util::{duration, format, time};
 
+use super::identity;
 use crate::error::CliError;
 use crate::output::table::{Cell, Heading, Table};
 use crate::terminal::Terminal;
 
-const GREEN: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Green)));
-const YELLOW: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Yellow)));
-const RED: Style = Style::new().bold().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red)));
+pub(super) const GREEN: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Green)));
+pub(super) const YELLOW: Style =
+    Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Yellow)));
+pub(super) const RED: Style =
+    Style::new().bold().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red)));
 
-/// Writes the page; `wide` adds the checks that passed.
+/// Writes the page; `wide` adds the checks that passed and each pod with its plane.
 ///
 /// # Errors
 /// If stdout cannot be written to.
@@ -31,6 +34,7 @@ pub fn write(
     page.list(&summary(status, page.terminal))?;
     page.checks(&status.checks, wide)?;
     page.interfaces(&status.interfaces)?;
+    page.identity(status, wide)?;
     if let Some(ledger) = &status.packet_ledger {
         let title = title("Packet ledger", &ledger.state);
         page.section(&title, &["", "PACKETS", "BYTES"], packet_ledger(ledger))?;
@@ -110,15 +114,12 @@ impl Page<'_, '_> {
             })
             .collect();
         let headings = left(&["CHECK", "VERDICT", "REASON", "REMEDY"]);
-        self.table(&[Cell::new("Checks").style(Style::new().bold())], headings, &rows)
+        self.table(&[bold("Checks")], headings, &rows)
     }
 
     fn interfaces(&mut self, interfaces: &[Interface]) -> Result<(), CliError> {
         if interfaces.is_empty() {
-            return self.title(&[
-                Cell::new("Interfaces").style(Style::new().bold()),
-                Cell::new("none").style(YELLOW),
-            ]);
+            return self.title(&[bold("Interfaces"), Cell::new("none").style(YELLOW)]);
         }
         let rows: Vec<Vec<Cell>> = interfaces
             .iter()
@@ -130,6 +131,7 @@ impl Page<'_, '_> {
                     Cell::new(&interface.attach),
                     Cell::new(&interface.link),
                     Cell::new(&interface.chosen_by),
+                    Cell::new(&interface.mode),
                     Cell::new(interface.before.join(",")),
                     Cell::new(interface.after.join(",")),
                     Cell::new(&interface.reason),
@@ -143,12 +145,41 @@ impl Page<'_, '_> {
             "ATTACH",
             "LINK",
             "CHOSEN_BY",
+            "MODE",
             "BEFORE",
             "AFTER",
             "REASON",
         ]);
         headings[1].right = true;
-        self.table(&[Cell::new("Interfaces").style(Style::new().bold())], headings, &rows)
+        self.table(&[bold("Interfaces")], headings, &rows)
+    }
+
+    fn identity(&mut self, status: &AgentStatus, wide: bool) -> Result<(), CliError> {
+        if let Some(kubernetes) = status.kubernetes.as_ref().filter(|api| !api.resources.is_empty())
+        {
+            let rows = identity::resources(&kubernetes.resources, (self.terminal.clock)());
+            let title = title("Kubernetes", &kubernetes.state);
+            self.table(&title, numbered(&identity::RESOURCES, &[2, 3, 4, 5, 6]), &rows)?;
+        }
+        if !status.attribution_shares.is_empty() {
+            let mut title = vec![bold("Attribution")];
+            title.extend(identity::identified(&status.attribution_shares));
+            let rows = identity::shares(&status.attribution_shares);
+            self.table(&title, numbered(&identity::SHARES, &[3, 4, 5]), &rows)?;
+        }
+        let pods = &status.pod_planes;
+        if pods.is_empty() {
+            return Ok(());
+        }
+        self.table(
+            &[bold("Pods by plane")],
+            numbered(&identity::PLANES, &[1]),
+            &identity::planes(pods),
+        )?;
+        if wide {
+            self.table(&[bold("Pods")], left(&identity::PODS), &identity::pods(pods))?;
+        }
+        Ok(())
     }
 
     fn subscribers(&mut self, status: &AgentStatus) -> Result<(), CliError> {
@@ -169,7 +200,7 @@ impl Page<'_, '_> {
             row
         });
         let headings = ["PEER", "ID", "OFFERED", "DELIVERED", "FILTERED", "QUEUED", "LOST"];
-        let title = [Cell::new("Subscribers").style(Style::new().bold())];
+        let title = [bold("Subscribers")];
         self.section(&title, &headings, rows.collect())
     }
 
@@ -185,7 +216,7 @@ impl Page<'_, '_> {
             })
             .collect();
         let headings = left(&["SEVERITY", "CODE", "MESSAGE"]);
-        self.table(&[Cell::new("Notices").style(Style::new().bold())], headings, &rows)
+        self.table(&[bold("Notices")], headings, &rows)
     }
 }
 
@@ -193,28 +224,41 @@ fn left(titles: &[&str]) -> Vec<Heading> {
     titles.iter().map(|title| Heading { title: (*title).to_owned(), right: false }).collect()
 }
 
+/// Headings of which those at `right` are of numbers.
+fn numbered(titles: &[&str], right: &[usize]) -> Vec<Heading> {
+    let mut headings = left(titles);
+    for index in right {
+        headings[*index].right = true;
+    }
+    headings
+}
+
+fn bold(text: &str) -> Cell {
+    Cell::new(text).style(Style::new().bold())
+}
+
 fn title(name: &str, state: &str) -> [Cell; 2] {
-    [Cell::new(name).style(Style::new().bold()), verdict(state)]
+    [bold(name), verdict(state)]
 }
 
 /// Words that say how something is, in the colour that says how bad.
-fn verdict(word: &str) -> Cell {
+pub(super) fn verdict(word: &str) -> Cell {
     let style = match word {
-        "ok" | "attached" | "balanced" | "healthy" => GREEN,
-        "warning" | "attaching" => YELLOW,
-        "failed" | "error" | "unbalanced" | "not healthy" => RED,
+        "ok" | "attached" | "balanced" | "healthy" | "synced" => GREEN,
+        "warning" | "attaching" | "connecting" | "stale" => YELLOW,
+        "failed" | "error" | "unbalanced" | "not healthy" | "forbidden" | "unreachable" => RED,
         _ => Style::new(),
     };
     Cell::new(word).style(style)
 }
 
-fn lost(count: u64) -> Cell {
+pub(super) fn lost(count: u64) -> Cell {
     let cell = Cell::new(count.to_string());
     if count > 0 { cell.style(RED) } else { cell }
 }
 
 fn summary(status: &AgentStatus, terminal: &Terminal<'_>) -> Vec<Vec<Cell>> {
-    let row = |name: &str, cell: Cell| vec![Cell::new(name).style(Style::new().bold()), cell];
+    let row = |name: &str, cell: Cell| vec![bold(name), cell];
     let mut rows =
         vec![row("Node", Cell::new(&status.node_name)), row("Version", Cell::new(&status.version))];
     if !status.kernel_release.is_empty() {
@@ -256,6 +300,7 @@ fn summary(status: &AgentStatus, terminal: &Terminal<'_>) -> Vec<Vec<Cell>> {
     if status.pods_tracked > 0 {
         rows.push(row("Pods", Cell::new(status.pods_tracked.to_string())));
     }
+    rows.extend(identity::summary(status).into_iter().map(|(name, cell)| row(name, cell)));
     if let Some(memory) = &status.memory {
         let text = format!(
             "{} resident, {} in kernel maps",

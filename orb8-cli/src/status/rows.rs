@@ -3,15 +3,23 @@
 //! The only place that converts a status.
 
 use orb8_proto::v1::{
-    AgentStatus, Check, Count, EventLedger, Interface, Memory, PacketLedger, ReasonCount,
-    Subscriber,
+    AgentStatus, Cgroups, Check, ConnectionTracking, Count, EventLedger, Interface, Kubernetes,
+    Memory, PacketLedger, ReasonCount, Subscriber,
 };
 use orb8_query::rows::{LossRecord, NoticeRecord};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::output::fields;
+
+mod identity;
+
+pub use identity::{
+    CgroupsRecord, KubernetesRecord, PodPlaneRecord, ResourceRecord, ShareRecord, TrackingRecord,
+};
+
 /// The single values of a status, in the order of csv.
-pub const LEAVES: [&str; 25] = [
+pub const LEAVES: [&str; 36] = [
     "node_name",
     "version",
     "healthy",
@@ -37,6 +45,17 @@ pub const LEAVES: [&str; 25] = [
     "packet_ledger.unexplained_packets",
     "event_ledger.state",
     "event_ledger.unexplained_events",
+    "kubernetes.state",
+    "kubernetes.reason",
+    "kubernetes.pods_local",
+    "kubernetes.pods",
+    "kubernetes.rejected",
+    "cgroups.mode",
+    "cgroups.driver",
+    "cgroups.runtimes",
+    "cgroups.known",
+    "connection_tracking.state",
+    "connection_tracking.entries",
 ];
 
 /// The paths of all values and lists of a status, in the order of json. Drawn from a record that has
@@ -47,23 +66,13 @@ pub fn paths() -> Vec<String> {
         memory: Some(Memory::default()),
         packet_ledger: Some(PacketLedger::default()),
         event_ledger: Some(EventLedger::default()),
+        kubernetes: Some(Kubernetes::default()),
+        cgroups: Some(Cgroups::default()),
+        connection_tracking: Some(ConnectionTracking::default()),
         ..AgentStatus::default()
     };
     let value = serde_json::to_value(StatusRecord::from(&whole)).unwrap_or(Value::Null);
-    let mut found = Vec::new();
-    collect(&value, "", &mut found);
-    found
-}
-
-fn collect(value: &Value, path: &str, found: &mut Vec<String>) {
-    let Value::Object(object) = value else {
-        found.push(path.to_owned());
-        return;
-    };
-    for (key, value) in object {
-        let dot = if path.is_empty() { "" } else { "." };
-        collect(value, &format!("{path}{dot}{key}"), found);
-    }
+    fields::paths(&value)
 }
 
 /// `AgentStatus`.
@@ -86,6 +95,11 @@ pub struct StatusRecord {
     pub capture_reason: Option<String>,
     pub started_at_ns: Option<i64>,
     pub memory: Option<MemoryRecord>,
+    pub kubernetes: Option<KubernetesRecord>,
+    pub cgroups: Option<CgroupsRecord>,
+    pub connection_tracking: Option<TrackingRecord>,
+    pub attribution_shares: Vec<ShareRecord>,
+    pub pod_planes: Vec<PodPlaneRecord>,
     pub checks: Vec<CheckRecord>,
     pub interfaces: Vec<InterfaceRecord>,
     pub packet_ledger: Option<PacketLedgerRecord>,
@@ -125,6 +139,7 @@ pub struct InterfaceRecord {
     pub after: Vec<String>,
     pub link: Option<String>,
     pub chosen_by: Option<String>,
+    pub mode: Option<String>,
 }
 
 /// `PacketLedger`.
@@ -212,6 +227,11 @@ impl From<&AgentStatus> for StatusRecord {
             capture_reason: known(&status.capture_reason),
             started_at_ns: (status.started_at_ns != 0).then_some(status.started_at_ns),
             memory: status.memory.as_ref().map(MemoryRecord::from),
+            kubernetes: status.kubernetes.as_ref().map(KubernetesRecord::from),
+            cgroups: status.cgroups.as_ref().map(CgroupsRecord::from),
+            connection_tracking: status.connection_tracking.as_ref().map(TrackingRecord::from),
+            attribution_shares: list(&status.attribution_shares),
+            pod_planes: list(&status.pod_planes),
             checks: list(&status.checks),
             interfaces: list(&status.interfaces),
             packet_ledger: status.packet_ledger.as_ref().map(PacketLedgerRecord::from),
@@ -251,6 +271,7 @@ impl From<&Interface> for InterfaceRecord {
             after: interface.after.clone(),
             link: known(&interface.link),
             chosen_by: known(&interface.chosen_by),
+            mode: known(&interface.mode),
         }
     }
 }

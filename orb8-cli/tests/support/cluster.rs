@@ -3,7 +3,10 @@
 
 use std::collections::HashMap;
 
-use orb8_proto::v1::{Endpoint, NetworkFlow, ServiceUse, TcpInfo};
+use orb8_proto::v1::{
+    AgentStatus, AttributionShare, Cgroups, ConnectionTracking, Endpoint, Kubernetes, NetworkFlow,
+    PodPlane, ServiceUse, TcpInfo, WatchedResource,
+};
 
 use super::sample::{HOUR, SECOND};
 
@@ -199,4 +202,126 @@ pub(crate) fn flows(now_ns: i64) -> Vec<NetworkFlow> {
     let mut all = through_service(now_ns);
     all.extend([nobody_there, outside, refused, hidden, late, early, host]);
     all
+}
+
+fn resource(name: &str, objects: u64, now_ns: i64) -> WatchedResource {
+    WatchedResource {
+        name: name.to_owned(),
+        state: "synced".to_owned(),
+        objects,
+        last_heard_ns: now_ns - 40 * SECOND,
+        lists: 1,
+        watches: 3,
+        ..WatchedResource::default()
+    }
+}
+
+fn share(plane: &str, attribution: &str, reason: &str, bytes: u64) -> AttributionShare {
+    AttributionShare {
+        plane: plane.to_owned(),
+        attribution: attribution.to_owned(),
+        reason: reason.to_owned(),
+        scope: "local".to_owned(),
+        packets: bytes / 100,
+        bytes,
+        ..AttributionShare::default()
+    }
+}
+
+fn pod_plane(pod: &str, plane: &str, reason: &str) -> PodPlane {
+    PodPlane {
+        namespace: "shop".to_owned(),
+        pod: pod.to_owned(),
+        plane: plane.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// An agent in a cluster, both planes in use.
+pub(crate) fn status(now_ns: i64) -> AgentStatus {
+    let forwarded = share("tc", "none", "", 5_000_000);
+    AgentStatus {
+        pods_tracked: 3,
+        capture: "auto: socket and tc".to_owned(),
+        capture_reason: "containers are in cgroup2".to_owned(),
+        kubernetes: Some(Kubernetes {
+            state: "synced".to_owned(),
+            server: "https://10.96.0.1:443".to_owned(),
+            resources: vec![
+                resource("pods", 340, now_ns),
+                WatchedResource {
+                    state: "forbidden".to_owned(),
+                    reason: "services is forbidden; grant list and watch".to_owned(),
+                    last_heard_ns: 0,
+                    objects: 0,
+                    errors: 4,
+                    ..resource("services", 0, now_ns)
+                },
+            ],
+            pods_local: 3,
+            pods: 340,
+            max_pods: 10_000,
+            ..Kubernetes::default()
+        }),
+        attribution_shares: vec![
+            share("socket", "cgroup", "", 990_000),
+            share("socket", "none", "cgroup_unknown", 400),
+            share("tc", "interface", "", 9_600),
+            AttributionShare {
+                supplement: true,
+                scope: "unclaimed".to_owned(),
+                ..share("tc", "interface", "", 700)
+            },
+            AttributionShare { scope: "forwarded".to_owned(), ..forwarded },
+        ],
+        cgroups: Some(Cgroups {
+            mode: "unified".to_owned(),
+            mount: "/sys/fs/cgroup".to_owned(),
+            runtimes: vec!["containerd".to_owned()],
+            driver: "systemd".to_owned(),
+            known: 57,
+            reason: String::new(),
+        }),
+        pod_planes: vec![
+            pod_plane("web-7d9-x2", "socket", ""),
+            pod_plane("cart-0", "socket", ""),
+            pod_plane("vm-1", "tc", "its runtime keeps sockets out of sight"),
+        ],
+        connection_tracking: Some(ConnectionTracking {
+            state: "ok".to_owned(),
+            entries: 12,
+            max_entries: 65_536,
+            ..ConnectionTracking::default()
+        }),
+        ..super::sample::status(now_ns)
+    }
+}
+
+/// The same after the API has gone away.
+pub(crate) fn cut_off(now_ns: i64) -> AgentStatus {
+    let well = status(now_ns);
+    AgentStatus {
+        kubernetes: Some(Kubernetes {
+            state: "stale".to_owned(),
+            reason: "the API server does not answer: connection refused".to_owned(),
+            rejected: 2,
+            ..well.kubernetes.clone().unwrap_or_default()
+        }),
+        cgroups: Some(Cgroups {
+            mode: "v1".to_owned(),
+            mount: String::new(),
+            reason: "cgroup2 is not mounted, mount it to see processes".to_owned(),
+            known: 0,
+            ..Cgroups::default()
+        }),
+        connection_tracking: Some(ConnectionTracking {
+            state: "resyncing".to_owned(),
+            reason: "the kernel's messages overran the agent".to_owned(),
+            overruns: 1,
+            evicted: 9,
+            max_entries: 65_536,
+            entries: 65_536,
+        }),
+        ..well
+    }
 }

@@ -172,7 +172,7 @@ fn interface() -> Interface {
         after: owned(&["cil_from_netdev", "shaper"]),
         link: "ethernet".to_owned(),
         chosen_by: "default_route".to_owned(),
-        ..Interface::default()
+        mode: "full".to_owned(),
     }
 }
 

@@ -1,4 +1,7 @@
-//! What is particular to network flows: which of them a filter means, and their order.
+//! What is particular to network flows: which of them a filter means, their order, and the
+//! conversations that they are parts of.
 
+mod canonical;
+pub mod conversations;
 pub mod filter;
 pub mod sort;

@@ -5,7 +5,8 @@ use std::cmp::Ordering;
 
 use orb8_proto::v1::sort::Field;
 use orb8_proto::v1::{NetworkFlow, Sort};
-use prost::Message;
+
+use super::canonical;
 
 /// Sorts as asked (most, latest or longest first unless ascending) and keeps the first `limit`;
 /// 0 keeps all.
@@ -32,7 +33,7 @@ pub fn compare(a: &NetworkFlow, b: &NetworkFlow, sort: Sort) -> Ordering {
     let wanted = if sort.ascending { ascending } else { ascending.reverse() };
     wanted.then_with(|| identity(a).cmp(&identity(b))).then_with(|| {
         // Two flows of one identity are two states of one flow; their encodings tell them apart.
-        a.encode_to_vec().cmp(&b.encode_to_vec())
+        canonical::flow(a).cmp(&canonical::flow(b))
     })
 }
 

@@ -1,9 +1,11 @@
 //! What the attach thread tells the rest of the agent of this host: names, addresses, and which
 //! addresses are behind the links to pods.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+use orb8_common::network::TUNNEL_PORTS;
 
 use super::super::netlink::{Address, Device, Routes};
 use super::super::pod_links::{self, Link};
@@ -37,6 +39,22 @@ impl Worker {
                 facts.set_interface(device.ifindex, &device.name);
             }
         });
+    }
+
+    /// Tells the programs the ports of tunnels; those beyond the first few are taken for others'
+    /// traffic.
+    pub(super) fn tell_tunnels(&mut self, devices: &[Device]) {
+        let mut ports = [0; TUNNEL_PORTS];
+        let found: BTreeSet<u16> = devices.iter().filter_map(|device| device.tunnel_port).collect();
+        for (place, port) in ports.iter_mut().zip(&found) {
+            *place = port.to_be();
+        }
+        if found.len() > ports.len() {
+            tracing::warn!(?found, "more ports of tunnels than can be told from other traffic");
+        }
+        if let Err(error) = self.maps.tunnels.set(0, ports, 0) {
+            tracing::error!(%error, "the ports of tunnels cannot be told to the programs");
+        }
     }
 
     /// Notes which links to pods there are, and tells what is behind them.

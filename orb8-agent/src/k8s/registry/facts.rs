@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use super::Seen;
+use super::tables::SECOND_NS;
+use crate::clock::from_unix;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod as ApiPod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
@@ -26,6 +29,8 @@ pub(super) struct PodFacts<'a> {
     pub(super) finished: bool,
     /// Its deletion was asked for.
     pub(super) leaving: bool,
+    /// A container of it runs.
+    pub(super) runs: bool,
     /// No container of it runs, and none will again.
     pub(super) quiet: bool,
     pub(super) created_unix_ns: Option<i64>,
@@ -52,10 +57,33 @@ impl<'a> PodFacts<'a> {
             addresses: status.map(addresses).unwrap_or_default(),
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             leaving,
+            runs: status.is_some_and(runs),
             quiet: status.is_some_and(|status| all_ended(status, policy, leaving)),
             created_unix_ns: meta.creation_timestamp.as_ref().and_then(unix_ns),
             status,
         })
+    }
+
+    /// Since when (monotonic) the pod surely has its address. None if no container was begun: a
+    /// kubelet may then tell the address of an earlier sandbox.
+    pub(super) fn sure_from(&self, seen: Seen) -> Option<u64> {
+        let status = self.status?;
+        let kinds = [&status.container_statuses, &status.init_container_statuses];
+        let mut states = kinds.into_iter().flatten().flatten().filter_map(|of| of.state.as_ref());
+        let begun = states.any(|state| state.running.is_some() || state.terminated.is_some());
+        begun.then(|| self.started(seen).map_or(seen.at_ns, |from_ns| from_ns.min(seen.at_ns)))
+    }
+
+    /// Since when a container runs: addresses are given before the first one starts. None if none
+    /// runs or the clocks do not agree.
+    fn started(&self, seen: Seen) -> Option<u64> {
+        let running = |status: &ContainerStatus| {
+            status.state.as_ref()?.running.as_ref()?.started_at.as_ref().and_then(unix_ns)
+        };
+        let statuses = self.status?.container_statuses.iter().flatten();
+        let first = statuses.filter_map(running).min()?;
+        let started = from_unix(first, seen.unix_offset_ns).saturating_add(2 * SECOND_NS);
+        (first >= self.created_unix_ns?).then_some(started)
     }
 
     /// Containers of all kinds: id without the runtime's scheme, and name. Of one that is between
@@ -107,6 +135,12 @@ fn addresses(status: &PodStatus) -> Vec<IpAddr> {
     parsed.sort_unstable();
     parsed.dedup();
     parsed
+}
+
+fn runs(status: &PodStatus) -> bool {
+    let kinds = [&status.container_statuses, &status.init_container_statuses];
+    let mut all = kinds.into_iter().flatten().flatten();
+    all.any(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()))
 }
 
 /// Whether no container runs and the kubelet will start none again.

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Node as ApiNode;
 use super::Seen;
 use super::facts::unix_ns;
 use super::tables::Tables;
-use crate::k8s::addresses::{Claim, Who};
+use crate::k8s::addresses::Who;
 use crate::k8s::model::{Node, NodeState};
 use crate::k8s::status::Resource;
 
@@ -89,7 +89,7 @@ impl Tables {
         let who = Who::Node(Arc::clone(&node));
         let addresses = node.state().addresses.clone();
         for address in addresses {
-            self.addresses.release(address, &who, seen.end());
+            self.addresses.release(address, &who, seen.end(false));
         }
         node.update(|state| state.addresses.clear());
         self.ranges_changed(Resource::Nodes);
@@ -108,10 +108,10 @@ impl Tables {
             node.state().addresses.iter().filter(|ip| !addresses.contains(ip)).copied().collect();
         let mut changed = false;
         for address in gone {
-            changed |= self.addresses.release(address, &who, seen.end());
+            changed |= self.addresses.release(address, &who, seen.end(false));
         }
         let from_ns = seen.earliest(api.metadata.creation_timestamp.as_ref().and_then(unix_ns));
-        let claim = Claim { from_ns, told_ns: seen.at_ns, leaving: false, quiet: false };
+        let claim = seen.claim(from_ns);
         for address in addresses {
             changed |= self.addresses.claim(*address, who.clone(), claim);
         }

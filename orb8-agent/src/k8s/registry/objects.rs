@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::facts::unix_ns;
 use super::tables::Tables;
 use super::{Seen, names::Names};
-use crate::k8s::addresses::{Claim, Who};
+use crate::k8s::addresses::Who;
 use crate::k8s::model::{Service, ServicePort};
 use crate::k8s::services::{Name, Slice, Told, Usable, key_of};
 use crate::k8s::status::Resource;
@@ -37,10 +37,10 @@ impl Tables {
         let had_others = before.iter().any(|ip| !now.contains(ip));
         let who = Who::Service(service);
         for ip in before.iter().filter(|ip| !now.contains(ip)) {
-            self.addresses.release(*ip, &who, seen.end());
+            self.addresses.release(*ip, &who, seen.end(false));
         }
         let from_ns = seen.earliest(api.metadata.creation_timestamp.as_ref().and_then(unix_ns));
-        let claim = Claim { from_ns, told_ns: seen.at_ns, leaving: false, quiet: false };
+        let claim = seen.claim(from_ns);
         let changed = self.services.apply(&name, told);
         if changed {
             for ip in &now {
@@ -63,7 +63,7 @@ impl Tables {
         let Some(told) = self.services.remove(name) else { return false };
         let who = Who::Service(told.service);
         for ip in told.cluster_ips {
-            self.addresses.release(ip, &who, seen.end());
+            self.addresses.release(ip, &who, seen.end(false));
         }
         self.ranges_changed(Resource::Services);
         true

@@ -1,6 +1,6 @@
 //! The tables behind the registry's lock, and what a list does to them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 
@@ -10,10 +10,10 @@ use super::Seen;
 use super::names::Names;
 use super::nodes::HeldNode;
 use super::pods::Held;
-use super::ranges::{Ranges, hull};
+use super::ranges::{MAX_POD_BITS, MAX_SERVICE_BITS, Ranges, extremes, hull};
 use super::uids::Uids;
 use crate::clock::from_unix;
-use crate::k8s::addresses::{Addresses, End};
+use crate::k8s::addresses::{Addresses, Claim, End};
 use crate::k8s::model::{Node, Pod};
 use crate::k8s::owners::Owners;
 use crate::k8s::services::Services;
@@ -23,8 +23,11 @@ use crate::k8s::status::{Resource, Status};
 /// ReplicaSets.
 const OWNERS_PER_POD: usize = 4;
 
+/// Times without sight that are remembered; those that touch are one.
+const MAX_BLIND: usize = 64;
+
 /// The API's times are in whole seconds, rounded down.
-const SECOND_NS: u64 = 1_000_000_000;
+pub(super) const SECOND_NS: u64 = 1_000_000_000;
 
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -39,10 +42,14 @@ pub(super) struct Tables {
     pub(super) names: Names,
     pub(super) ranges: Ranges,
     pub(super) rejected: u64,
+    /// The least and the greatest address of each family that pods had outside of all ranges.
+    stray: Vec<IpAddr>,
     /// Names or uids that the running list has told so far.
     listing: [Option<HashSet<Box<str>>>; Resource::COUNT],
     listed: [bool; Resource::COUNT],
     expired_ns: u64,
+    /// Times in which addresses may have been held by pods that were not seen with them.
+    blind: VecDeque<(u64, u64)>,
 }
 
 impl Tables {
@@ -61,9 +68,11 @@ impl Tables {
             names: Names::default(),
             ranges: Ranges::default(),
             rejected: 0,
+            stray: vec![],
             listing: Default::default(),
             listed: [false; Resource::COUNT],
             expired_ns: 0,
+            blind: VecDeque::new(),
         }
     }
 
@@ -103,6 +112,7 @@ impl Tables {
                 for uid in gone {
                     self.end_pod(&uid, seen, uids);
                 }
+                self.blind_for(seen.since_ns, seen.at_ns);
             }
             Resource::Nodes => {
                 let known = self.nodes.iter().filter(|(_, held)| held.told).map(|(name, _)| name);
@@ -136,10 +146,46 @@ impl Tables {
         }
     }
 
+    /// A pod has addresses that are in no range that is known: such as a network plugin gives that
+    /// does not take them from the nodes' ranges.
+    pub(super) fn stray_pods(&mut self, addresses: &[IpAddr]) {
+        let is_listed = |resource| self.is_listed(resource);
+        if is_listed(Resource::Pods) && is_listed(Resource::Nodes) {
+            self.stray.extend(addresses.iter().copied());
+            self.rebuild_ranges();
+        }
+    }
+
     fn rebuild_ranges(&mut self) {
-        let pods = self.nodes.values().flat_map(|held| held.pod_ranges.iter().copied());
-        let all: Vec<IpNet> = pods.chain(hull(self.services.cluster_ips())).collect();
+        let nodes = self.nodes.values().flat_map(|held| held.pod_ranges.iter().copied());
+        let services = hull(self.services.cluster_ips(), MAX_SERVICE_BITS);
+        let mut all: Vec<IpNet> = nodes.chain(services).collect();
+        if self.is_listed(Resource::Pods) && self.is_listed(Resource::Nodes) {
+            let known = Ranges::of(all.iter().copied());
+            let pods = self.pods.values().flat_map(|held| held.addresses.iter().copied());
+            let stray = pods.chain(self.stray.drain(..)).filter(|ip| !known.contains(*ip));
+            self.stray = extremes(stray);
+            all.extend(hull(self.stray.iter().copied(), MAX_POD_BITS));
+        }
         self.ranges = Ranges::of(all.into_iter());
+    }
+
+    /// Pods may have come and gone in this time, or have had addresses, without being told of.
+    pub(super) fn blind_for(&mut self, since_ns: u64, until_ns: u64) {
+        match self.blind.back_mut() {
+            Some((first_ns, last_ns)) if since_ns <= *last_ns && until_ns >= *first_ns => {
+                (*first_ns, *last_ns) = (since_ns.min(*first_ns), until_ns.max(*last_ns));
+            }
+            Some(_) | None => self.blind.push_back((since_ns, until_ns)),
+        }
+        if self.blind.len() > MAX_BLIND {
+            self.blind.pop_front();
+        }
+    }
+
+    /// Whether pods may have come and gone unseen at that time.
+    pub(super) fn is_blind(&self, at_ns: u64) -> bool {
+        self.blind.iter().any(|(since_ns, until_ns)| (*since_ns..*until_ns).contains(&at_ns))
     }
 
     pub(super) fn is_in_cluster(&self, address: IpAddr) -> bool {
@@ -157,6 +203,7 @@ impl Tables {
         self.owners.expire();
         self.names.expire();
         self.expire_nodes();
+        self.blind.retain(|(_, until_ns)| *until_ns >= before_ns);
         self.addresses.expire(before_ns)
     }
 
@@ -183,8 +230,14 @@ fn gone<'a>(held: impl Iterator<Item = &'a Box<str>>, listed: &HashSet<Box<str>>
 
 impl Seen {
     /// When something that was told now ended.
-    pub(super) fn end(self) -> End {
-        End { sure_until_ns: self.since_ns, told_ns: self.at_ns }
+    pub(super) const fn end(self, runs_on: bool) -> End {
+        End { sure_until_ns: self.since_ns, told_ns: self.at_ns, runs_on }
+    }
+
+    /// A claim that is told now, of a holder that stays.
+    pub(super) const fn claim(self, from_ns: u64) -> Claim {
+        let (told_ns, since_ns) = (self.at_ns, self.since_ns);
+        Claim { from_ns, sure_from_ns: told_ns, told_ns, since_ns, leaving: false, quiet: false }
     }
 
     /// The earliest time at which an object told now, and not before, may have existed.

@@ -69,7 +69,7 @@ impl<'r> View<'r> {
         if !self.tables.is_listed(Resource::Pods) {
             return Holder::NotSynced;
         }
-        match self.tables.addresses.find(address, at_ns) {
+        match self.tables.addresses.find(address, at_ns, self.tables.is_blind(at_ns)) {
             Found::Ambiguous => Holder::Ambiguous,
             Found::Nobody => self.nobody(address),
             Found::One(tenure, current) => match &tenure.who {

@@ -35,8 +35,8 @@ use proxy::Service;
 
 use crate::agent::AgentOptions;
 use crate::api::ApiServer;
-use crate::api::object::{self, Endpoint, ServicePort};
-use crate::api::pod::Stage;
+use crate::api::object::{self, Endpoint, Owner, ServicePort};
+use crate::api::pod::{Pod as Object, Stage};
 use crate::cgroup::{self, Tree};
 use crate::link::wait_operational;
 use crate::need::Need;
@@ -252,11 +252,15 @@ impl Cluster {
     #[must_use]
     pub fn agent(&self, node: u8, program: &Path) -> AgentOptions {
         let node = self.node(node);
-        let plan = PodPlan::new(&format!("orb8-system/agent-{}", node.number), node.number);
-        let uid = object::uid();
-        let pod = self.plan.layout.pod(plan.qos, &uid);
-        let own = cgroup::make(node.cgroup_root(), &pod);
-        let own = cgroup::make(&own, &self.plan.layout.container(&object::container_id()));
+        let mut pod = Object::new("orb8-system", &format!("agent-{}", node.number), &node.name);
+        pod.host_network = true;
+        pod.host_ips = node.addresses().to_vec();
+        pod.ips.clone_from(&pod.host_ips);
+        pod.owner = Some(Owner::new("DaemonSet", "agent"));
+        self.api.put(pod.object(Stage::Running));
+        let layout = &self.plan.layout;
+        let own = cgroup::make(node.cgroup_root(), &layout.pod(pod.qos, &pod.uid));
+        let own = cgroup::make(&own, &layout.container(&pod.containers[0].id));
         AgentOptions::of(program)
             .capabilities(&AGENT_CAPABILITIES)
             .cgroup(&own)

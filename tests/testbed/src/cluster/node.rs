@@ -32,6 +32,8 @@ pub struct Node {
     root: PathBuf,
     cni: Cni,
     families: Families,
+    /// Largest packet of a pod: what the overlay adds must fit beside it.
+    mtu: u32,
     next: AtomicU16,
     wires: AtomicU32,
 }
@@ -99,6 +101,7 @@ impl Node {
             root,
             cni: plan.cni,
             families: plan.families,
+            mtu: if plan.overlay { 1450 } else { 1500 },
             next: AtomicU16::new(FIRST),
             wires: AtomicU32::new(0),
         };
@@ -189,10 +192,10 @@ impl Node {
             Cni::Bridge => (format!("veth{number:x}"), self.bridged(addresses)),
             Cni::Routed => (format!("cali{number:x}"), routed_inside(addresses)),
         };
-        let mac = pod_mac(number);
+        let (mac, mtu) = (pod_mac(number), self.mtu);
         let mut outside = vec![format!(
-            "link add {host} address ee:ee:ee:ee:ee:ee type veth \
-             peer name eth0 address {mac} netns {}",
+            "link add {host} mtu {mtu} address ee:ee:ee:ee:ee:ee type veth \
+             peer name eth0 mtu {mtu} address {mac} netns {}",
             netns.path()
         )];
         match self.cni {

@@ -1,0 +1,179 @@
+//! A thousand pods come and go on forty addresses while they talk: no name is ever wrong, and what
+//! has none says why.
+
+mod cluster_support;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cluster_support::rows::{ends, key};
+use cluster_support::{Auto, Scene};
+use orb8_proto::v1::{Endpoint, NetworkFlow};
+use orb8_testbed::api::pod::Stage;
+use orb8_testbed::cluster::plan::{Plan, PodPlan};
+use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::talk::{Talk, UdpTalk};
+use orb8_testbed::cluster::{Cluster, NEEDS};
+use orb8_testbed::flow::{Flow, Total};
+use orb8_testbed::link::Family::V4;
+use orb8_testbed::need;
+
+/// Pods in all.
+const PODS: usize = 1_000;
+/// Who makes them at the same time.
+const WORKERS: usize = 4;
+/// Addresses that each of these gives out again and again.
+const SLOTS: u16 = 10;
+/// Every so many pods, the API tells of the end of one only after its successor has its address.
+const LATE: usize = 50;
+
+/// Who sent a flow, and how much.
+type Truth = Mutex<HashMap<Flow, (String, Talk)>>;
+
+#[test]
+fn a_thousand_pods_on_forty_addresses_are_never_misnamed() {
+    need!(@check NEEDS);
+    let scene = Scene::start(Plan::default(), Auto);
+    let servers = [1, 2].map(|node| scene.cluster.simple(&format!("shop/server-{node}"), node));
+    let truth = Truth::default();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (scene, servers, truth, next) = (&scene, &servers, &truth, &next);
+            scope.spawn(move || churn(&scene.cluster, servers, worker, next, truth));
+        }
+    });
+    let truth = truth.into_inner().expect("no worker panicked");
+    assert_eq!(truth.len(), PODS, "each pod's flow is its own");
+    for node in [1, 2] {
+        scene.wait_status(node, "a paused ledger", |status| {
+            let ledger = status.packet_ledger.as_ref();
+            ledger.is_some_and(|l| l.in_flight.unwrap_or_default().packets == 0)
+        });
+    }
+    let mut sum = Sum::default();
+    for node in [1, 2] {
+        for row in scene.flows(node).iter().filter(|row| !row.supplement && row.plane == "socket") {
+            sum.check(row, &truth);
+        }
+    }
+    let expected: u64 = truth.values().map(|(_, talk)| talk.there.bytes + talk.back.bytes).sum();
+    assert_eq!(sum.bytes, 2 * expected, "both ends of every pod's talk were counted");
+    assert!(sum.unknown_owner * 100 < sum.bytes, "owners unknown: {sum:?}");
+    assert!(sum.unknown_peer * 100 < sum.bytes, "peers unknown: {sum:?}");
+    for node in [1, 2] {
+        check_shares(&scene, node);
+    }
+}
+
+/// Makes pods and deletes them, one after the other on its own addresses.
+fn churn(cluster: &Cluster, servers: &[Pod; 2], worker: usize, next: &AtomicUsize, truth: &Truth) {
+    let mut slots: Vec<Option<Pod>> = (0..SLOTS).map(|_| None).collect();
+    let mut turn = 0;
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= PODS {
+            break;
+        }
+        let slot = turn % slots.len();
+        turn += 1;
+        let node = 1 + u8::try_from(worker % 2).expect("small");
+        let base = 100 + u16::try_from(worker).expect("small") * SLOTS;
+        let address = base + u16::try_from(slot).expect("small");
+        let name = format!("shop/p{number}");
+        // An old holder's end reaches the API after the new one's beginning, now and then.
+        let late = number.is_multiple_of(LATE).then(|| slots[slot].take()).flatten().map(|old| {
+            cluster.announce(&old, Stage::Terminating);
+            let place = (old.object.namespace.clone(), old.object.name.clone());
+            drop(old);
+            place
+        });
+        if let Some(old) = slots[slot].take() {
+            cluster.delete(old);
+        }
+        let pod = cluster.pod(PodPlan::new(&name, node).number(address).unannounced());
+        cluster.announce(&pod, Stage::Created);
+        cluster.announce(&pod, Stage::Bound);
+        let server = &servers[number % 2];
+        let port = 10_000 + u16::try_from(number).expect("small");
+        let socket = pod.app.udp(pod.at(V4, port));
+        let (_, mut talk) = UdpTalk::open_with(socket, &[&server.app], server.at(V4, port), port);
+        talk.say(2, 200);
+        // The address is told after the first packets, as on a real node.
+        cluster.announce(&pod, Stage::Running);
+        talk.say(10, 400);
+        if let Some((namespace, name)) = late {
+            cluster.api.delete("pods", &namespace, &name);
+        }
+        let said = talk.talk();
+        truth.lock().expect("no worker panicked").insert(said.client, (name, said));
+        slots[slot] = Some(pod);
+    }
+    for pod in slots.into_iter().flatten() {
+        cluster.delete(pod);
+    }
+}
+
+/// What all rows of the churn come to.
+#[derive(Debug, Default)]
+struct Sum {
+    bytes: u64,
+    unknown_owner: u64,
+    unknown_peer: u64,
+}
+
+impl Sum {
+    fn check(&mut self, row: &NetworkFlow, truth: &HashMap<Flow, (String, Talk)>) {
+        let flow = key(row);
+        let there = truth.get(&flow);
+        let Some((client, _)) = there.or_else(|| truth.get(&flow.reply())) else { return };
+        let (owner, peer) = ends(row);
+        // The client's rows are those in which its packets leave or its answers arrive.
+        let of_client = there.is_some() == (row.direction == "egress");
+        let (own, other) = if of_client { (&owner, &peer) } else { (&peer, &owner) };
+        self.bytes += row.bytes;
+        self.unknown_owner += unknown(&owner, row);
+        self.unknown_peer += unknown(&peer, row);
+        if !own.pod.is_empty() {
+            assert_eq!(format!("{}/{}", own.namespace, own.pod), *client, "a wrong name: {row:?}");
+        }
+        if !other.pod.is_empty() {
+            assert!(other.pod.starts_with("server-"), "a wrong name: {row:?}");
+        }
+        assert!(matches!(own.kind.as_str(), "pod" | "unknown"), "a wrong kind: {row:?}");
+    }
+}
+
+/// Bytes of a row one end of which has no name; such an end says why.
+fn unknown(end: &Endpoint, row: &NetworkFlow) -> u64 {
+    if !end.pod.is_empty() {
+        return 0;
+    }
+    assert_ne!(end.reason, "", "no name and no reason: {row:?}");
+    row.bytes
+}
+
+/// Less than one byte in a hundred has no owner, those before an interface was attached included.
+fn check_shares(scene: &Scene, node: u8) {
+    let status = scene.status(node);
+    let mut all = Total::default();
+    let mut none = Total::default();
+    for share in status.attribution_shares.iter().filter(|share| !share.supplement) {
+        all.add(share.packets, share.bytes);
+        if share.attribution == "none" {
+            assert_ne!(share.reason, "", "{share:?}");
+            none.add(share.packets, share.bytes);
+        }
+    }
+    let ledger = status.packet_ledger.expect("a ledger");
+    assert_eq!(ledger.state, "balanced", "{ledger:?}");
+    let unattached: u64 =
+        ledger.lost.iter().filter(|loss| loss.stage == "unattached").map(|loss| loss.bytes).sum();
+    let lost = none.bytes + unattached;
+    assert!(
+        lost * 100 < all.bytes + unattached,
+        "node{node}: {none} without an owner and {unattached} bytes unattached, of {all}: {:#?}",
+        status.attribution_shares
+    );
+}

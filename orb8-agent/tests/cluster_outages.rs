@@ -1,0 +1,173 @@
+//! The Kubernetes API is away, cut off, forgetful or forbidding: the agent counts on, says so, and
+//! catches up.
+
+mod cluster_support;
+
+use std::time::Duration;
+
+use cluster_support::rows::{End, by_address, ends, key, said};
+use cluster_support::{Auto, Scene, wait_flow};
+use orb8_proto::v1::{Kubernetes, WatchedResource};
+use orb8_testbed::cluster::plan::{Plan, PodPlan};
+use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::{NEEDS, talk};
+use orb8_testbed::link::Family::V4;
+use orb8_testbed::need;
+use orb8_testbed::wait::wait_until;
+
+/// Everything that an agent watches.
+const RESOURCES: [&str; 6] = ["pods", "nodes", "services", "endpointslices", "replicasets", "jobs"];
+
+fn one_node() -> Plan {
+    Plan { nodes: 1, ..Plan::default() }
+}
+
+fn kubernetes(scene: &Scene) -> Kubernetes {
+    scene.status(1).kubernetes.expect("Kubernetes is told")
+}
+
+fn resource(scene: &Scene, name: &str) -> WatchedResource {
+    let all = kubernetes(scene).resources;
+    all.into_iter().find(|one| one.name == name).expect("a watched resource")
+}
+
+/// A talk between two pods is told with both names.
+#[track_caller]
+fn check_named(scene: &Scene, client: &Pod, server: &Pod) {
+    scene.wait_links(1, 2);
+    let talk = talk::udp(&client.app, &server.app, server.at(V4, 8080), 3, 100);
+    let near = End::pod(client, Auto, &by_address(server));
+    let far = End::pod(server, Auto, &by_address(client));
+    scene.expect(&said(Auto, &talk, &near, Some(&far)));
+}
+
+#[test]
+fn an_agent_that_starts_without_the_api_counts_and_names_later() {
+    need!(@check NEEDS);
+    let mut scene = Scene::without_agents(one_node(), Auto);
+    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+    scene.cluster.api.close_port();
+    scene.start_agents_unready();
+    let status = scene.wait_status(1, "attached programs without the API", |status| {
+        let attached = status.interfaces.iter().filter(|one| one.state == "attached").count();
+        let state = status.kubernetes.as_ref().map(|k| k.state.as_str());
+        attached == 3 && state == Some("unreachable")
+    });
+    assert!(status.healthy, "without the API it is still of use: {}", status.health_message);
+    let told = status.kubernetes.expect("Kubernetes is told");
+    assert!(!told.reason.is_empty() && told.server == scene.cluster.api.url(), "{told:?}");
+    let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
+    let row = wait_flow(&scene, 1, "the row of a pod without a name", |row| {
+        key(row) == talk.client && row.direction == "egress" && !row.supplement
+    });
+    let (owner, peer) = ends(&row);
+    assert_eq!((&owner.pod_uid, owner.attribution.as_str()), (&a.object.uid, "none"));
+    assert_eq!((peer.kind.as_str(), peer.reason.as_str()), ("unknown", "api_not_synced"));
+    scene.cluster.api.open_port();
+    scene.wait_ready(1);
+    let near = End::pod(&a, Auto, &by_address(&b));
+    let far = End::pod(&b, Auto, &by_address(&a));
+    scene.expect(&said(Auto, &talk, &near, Some(&far)));
+    scene.assert_complete();
+}
+
+#[test]
+fn an_agent_that_is_cut_off_keeps_its_names_says_so_and_catches_up() {
+    need!(@check NEEDS);
+    let scene = Scene::start(one_node(), Auto);
+    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+    check_named(&scene, &a, &b);
+    scene.cluster.api.close_port();
+    let status = scene.wait_status(1, "a state that is stale", |status| {
+        status.kubernetes.as_ref().is_some_and(|k| k.state == "stale")
+    });
+    assert!(status.healthy, "{}", status.health_message);
+    assert_ne!(status.kubernetes.expect("it is told").reason, "");
+    check_named(&scene, &a, &b);
+    scene.cluster.delete(b);
+    let late = scene.cluster.simple("shop/late", 1);
+    scene.cluster.api.open_port();
+    scene.wait_ready(1);
+    check_named(&scene, &a, &late);
+    scene.assert_complete();
+}
+
+#[test]
+fn a_history_that_is_gone_is_listed_anew_once() {
+    need!(@check NEEDS);
+    let scene = Scene::start(one_node(), Auto);
+    let a = scene.cluster.simple("shop/a", 1);
+    let lists = || scene.cluster.api.requests("node1", "pods").lists;
+    wait_until(Duration::from_secs(30), "the first list", || lists() == 1);
+    scene.cluster.api.close_port();
+    let late = scene.cluster.simple("shop/late", 1);
+    scene.cluster.api.compact();
+    scene.cluster.api.open_port();
+    scene.wait_ready(1);
+    check_named(&scene, &a, &late);
+    assert_eq!(lists(), 2, "one list more, after 410 Gone");
+}
+
+#[test]
+fn a_forbidden_resource_is_told_with_its_remedy_and_stops_nothing_else() {
+    need!(@check NEEDS);
+    let mut scene = Scene::without_agents(one_node(), Auto);
+    scene.cluster.api.forbid("services");
+    scene.start_agents_unready();
+    scene.wait_status(1, "a forbidden resource", |status| {
+        let services = |k: &Kubernetes| {
+            k.resources.iter().any(|one| one.name == "services" && one.state == "forbidden")
+        };
+        status.kubernetes.as_ref().is_some_and(services)
+    });
+    let told = resource(&scene, "services");
+    assert!(told.reason.contains("services") && told.reason.contains("list"), "{told:?}");
+    scene.wait_status(1, "the other resources", |status| {
+        let synced = |k: &Kubernetes| {
+            k.resources.iter().filter(|one| one.state == "synced").count() == RESOURCES.len() - 1
+        };
+        status.kubernetes.as_ref().is_some_and(synced)
+    });
+    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+    scene.wait_links(1, 2);
+    let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
+    let near = End::pod(&a, Auto, &by_address(&b));
+    scene.expect_own(&said(Auto, &talk, &near, None));
+    assert!(scene.status(1).healthy);
+}
+
+#[test]
+fn at_rest_the_api_sees_one_list_and_one_watch_of_each_resource_and_agent() {
+    need!(@check NEEDS);
+    let scene = Scene::start(Plan::default(), Auto);
+    let pods: Vec<Pod> = (0..20)
+        .map(|number| scene.cluster.pod(PodPlan::new(&format!("shop/p{number}"), 1 + number % 2)))
+        .collect();
+    for node in ["node1", "node2"] {
+        for resource in RESOURCES {
+            let requests = scene.cluster.api.requests(node, resource);
+            let seen = (requests.lists, requests.watches, requests.open, requests.refused);
+            assert_eq!(seen, (1, 1, 1, 0), "{node} {resource}");
+        }
+    }
+    drop(pods);
+}
+
+#[test]
+fn switched_off_nothing_is_asked_and_addresses_stay_addresses() {
+    need!(@check NEEDS);
+    let mut scene = Scene::without_agents(one_node(), Auto).env("ORB8_KUBERNETES", "off");
+    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+    scene.start_agents_unready();
+    scene.wait_status(1, "attached programs", |status| {
+        status.interfaces.iter().filter(|one| one.state == "attached").count() == 3
+    });
+    assert_eq!(kubernetes(&scene).state, "off");
+    let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
+    let row = wait_flow(&scene, 1, "a row", |row| {
+        key(row) == talk.client && row.direction == "egress" && !row.supplement
+    });
+    let (_, peer) = ends(&row);
+    assert_eq!((peer.kind.as_str(), peer.reason.as_str()), ("external", "no_kubernetes"));
+    assert_eq!(scene.cluster.api.requests("node1", "").lists, 0);
+}
