@@ -82,7 +82,7 @@ pub fn run(programs: &Programs) -> anyhow::Result<()> {
         })
         .collect();
     let cli = Asker { cli: Cli::of(&programs.cli, &shop.cluster.switch), agents: shop.addresses() };
-    wait_until(DEADLINE, "both agents to be ready", || cli.is_ready());
+    wait_until(DEADLINE, "both agents to be ready", || { if let Err(e) = cli.statuses() { eprintln!("{e:#}"); } cli.is_ready() });
     println!("  Both are attached and in step with the API.");
 
     heading(&format!("A live trace of {TRACE_SECONDS} s, while the shop is busy"));
