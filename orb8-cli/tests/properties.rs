@@ -42,6 +42,19 @@ fn flag() -> impl Strategy<Value = (&'static str, &'static str)> {
         ("--state", "active"),
         ("--process", "curl"),
         ("--cgroup", "/"),
+        ("--from-namespace", "shop"),
+        ("--to-pod", "web,shop/"),
+        ("--selector", "app=web"),
+        ("--from-selector", "!tier,app"),
+        ("--workload", "job/web"),
+        ("--service", "cart,shop/web"),
+        ("--to-node", "node-a"),
+        ("--zone", "zone-a"),
+        ("--container", "main"),
+        ("--plane", "tc"),
+        ("--verdict", "no_endpoints"),
+        ("--kind", "pod,service"),
+        ("--attribution", "none"),
     ])
 }
 
@@ -51,10 +64,12 @@ proptest! {
     #[test]
     fn no_format_lets_a_control_character_through(flows in some_flows()) {
         for format in ["table", "wide", "json", "jsonl", "yaml", "csv"] {
-            let run = over(&flows, &["-o", format]);
-            prop_assert_eq!(run.exit, Exit::Done, "{}", run.err);
-            for line in run.out.lines() {
-                prop_assert!(is_printable(line), "{}: {:?}", format, line);
+            for more in [&[][..], &["--conversations"]] {
+                let run = over(&flows, &[&["-o", format], more].concat());
+                prop_assert_eq!(run.exit, Exit::Done, "{}", run.err);
+                for line in run.out.lines() {
+                    prop_assert!(is_printable(line), "{}: {:?}", format, line);
+                }
             }
         }
     }

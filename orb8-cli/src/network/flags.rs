@@ -3,7 +3,9 @@
 use clap::Arg;
 use orb8_proto::v1::condition::{Field, Side};
 use orb8_proto::v1::{PortRange, Ports, Strings};
-use orb8_query::network::filter::{ATTRIBUTIONS, KINDS, PLANES, VERDICTS};
+use orb8_query::network::filter::{
+    ATTRIBUTIONS, DIRECTIONS, KINDS, PLANES, SCOPES, STATES, VERDICTS,
+};
 use orb8_util::net;
 
 /// What a flag selects by.
@@ -88,7 +90,8 @@ struct Row {
     on: On,
     take: Take,
     what: &'static str,
-    words: &'static [&'static str],
+    /// What it takes, behind what it is.
+    forms: &'static [&'static str],
 }
 
 /// On what a flag of that name is a condition.
@@ -110,89 +113,61 @@ const fn row(
     on: On,
     take: Take,
     what: &'static str,
+    forms: &'static [&'static str],
 ) -> Row {
-    Row { name, short: None, value, on, take, what, words: &[] }
+    Row { name, short: None, value, on, take, what, forms }
 }
 
 const fn short(short: char, row: Row) -> Row {
     Row { short: Some(short), ..row }
 }
 
-/// A row whose values are words.
-const fn words(
-    name: &'static str,
-    on: On,
-    field: fn(Strings) -> Field,
-    words: &'static [&'static str],
-) -> Row {
-    Row { words, ..row(name, "WORD", on, Take::List(field), "") }
-}
-
 use On::{Either, Ends, Flow, Owner};
 use Take::{List, One};
 
 const OF_FLOWS: [Row; 9] = [
-    row("ip", "CIDR", Ends, List(Field::Ip), "Address or prefix"),
-    row("port", "N|A-B", Ends, Take::Ports, "Port or range"),
-    row(
-        "protocol",
-        "PROTOCOL",
-        Flow,
-        List(Field::Protocol),
-        "tcp, udp, icmp, icmpv6, sctp or a number",
-    ),
-    row("interface", "GLOB", Flow, One(Field::Interface), "Interface name or glob, such as 'eth*'"),
+    row("ip", "CIDR", Ends, List(Field::Ip), "Address or prefix", &[]),
+    row("port", "N|A-B", Ends, Take::Ports, "Port or range", &[]),
+    row("protocol", "PROTOCOL", Flow, List(Field::Protocol), "Protocol", &PROTOCOLS),
+    row("interface", "GLOB", Flow, One(Field::Interface), "Interface name or glob", &["'eth*'"]),
     row(
         "direction",
         "DIRECTION",
         Flow,
         List(Field::Direction),
-        "ingress or egress, as the owner sees it",
+        "As the owner sees it",
+        &DIRECTIONS,
     ),
-    row(
-        "scope",
-        "SCOPE",
-        Flow,
-        List(Field::Scope),
-        "local, unclaimed, forwarded or tunnel; the latter two are hidden unless asked for",
-    ),
-    row("state", "STATE", Flow, List(Field::State), "active or ended"),
-    words("plane", Flow, Field::Plane, &PLANES),
-    words("verdict", Flow, Field::Verdict, &VERDICTS),
+    row("scope", "SCOPE", Flow, List(Field::Scope), "Part that the node has in it", &SCOPES),
+    row("state", "STATE", Flow, List(Field::State), "State", &STATES),
+    row("plane", "PLANE", Flow, List(Field::Plane), "Plane that counted it", &PLANES),
+    row("verdict", "VERDICT", Flow, List(Field::Verdict), "Verdict on the Service", &VERDICTS),
 ];
 
 const OF_ENDS: [Row; 12] = [
-    short(
-        'n',
-        row(
-            "namespace",
-            "NAMESPACE",
-            Owner(Meaning::Namespace),
-            List(Field::Namespace),
-            "Namespace",
-        ),
-    ),
-    row("pod", "[NS/]PREFIX", Owner(Meaning::Pod), List(Field::Pod), "Pod"),
+    short('n', row("namespace", "NAME", NAMESPACE, List(Field::Namespace), "Namespace", &[])),
+    row("pod", "POD", POD, List(Field::Pod), "Pod", &["[namespace/]prefix"]),
     short(
         'l',
-        row("selector", "SELECTOR", Ends, One(Field::Selector), "Label selector of the pod"),
+        row("selector", "LABELS", Ends, One(Field::Selector), "Labels of the pod", SELECTORS),
     ),
-    row("workload", "[NS/][KIND/]NAME", Ends, List(Field::Workload), "Top owner of the pod"),
-    row("node", "NAME", Ends, List(Field::Node), "Node"),
-    row("zone", "NAME", Either, List(Field::Zone), "Zone of the node"),
-    row("container", "NAME|ID", Either, List(Field::Container), "Container, by name or id,"),
-    row(
-        "service",
-        "[NS/]NAME",
-        Flow,
-        List(Field::Service),
-        "Service that was asked for, or that an end is",
-    ),
-    words("kind", Either, Field::Kind, &KINDS),
-    words("attribution", Either, Field::Attribution, &ATTRIBUTIONS),
-    row("process", "NAME", Either, One(Field::Process), "Name of the process"),
-    row("cgroup", "PREFIX", Either, One(Field::Cgroup), "Prefix of the cgroup path"),
+    row("workload", "NAME", Ends, List(Field::Workload), "Top owner of the pod", WORKLOADS),
+    row("node", "NAME", Ends, List(Field::Node), "Node", &[]),
+    row("zone", "NAME", Either, List(Field::Zone), "Zone of the node", &[]),
+    row("container", "NAME", Either, List(Field::Container), "Container", &["name or id"]),
+    row("service", "NAME", Flow, List(Field::Service), "Service asked for, or an end", SERVICES),
+    row("kind", "KIND", Either, List(Field::Kind), "Kind", &KINDS),
+    row("attribution", "WORD", Either, List(Field::Attribution), "How identified", &ATTRIBUTIONS),
+    row("process", "NAME", Either, One(Field::Process), "Name of the process", &[]),
+    row("cgroup", "PREFIX", Either, One(Field::Cgroup), "Prefix of the cgroup path", &[]),
 ];
+
+const NAMESPACE: On = Owner(Meaning::Namespace);
+const POD: On = Owner(Meaning::Pod);
+const PROTOCOLS: [&str; 6] = ["tcp", "udp", "icmp", "icmpv6", "sctp", "a number"];
+const SELECTORS: &[&str] = &["as kubectl -l takes them"];
+const WORKLOADS: &[&str] = &["[namespace/][kind/]name"];
+const SERVICES: &[&str] = &["[namespace/]name"];
 
 /// Flags of the flow itself, in the order of the help.
 pub(super) fn of_flows() -> Vec<Flag> {
@@ -206,16 +181,17 @@ pub(super) fn of_ends() -> Vec<Flag> {
 
 impl Row {
     fn flags(&self) -> Vec<Flag> {
-        let what = match self.words {
-            [] => self.what.to_owned(),
-            words => words.join(", "),
-        };
         let flag = |prefix: &str, meaning, whose: &str| Flag {
             name: format!("{prefix}{}", self.name),
             meaning,
             short: self.short.filter(|_| prefix.is_empty()),
             value: self.value,
-            help: format!("{what}{whose}"),
+            help: match self.forms {
+                forms if prefix.is_empty() && !forms.is_empty() => {
+                    format!("{}{whose}: {}", self.what, forms.join(", "))
+                }
+                _ => format!("{}{whose}", self.what),
+            },
         };
         let condition = |side| Meaning::Condition(side, self.take);
         let sides = [
