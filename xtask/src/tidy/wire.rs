@@ -56,6 +56,11 @@ fn named(code: &str) -> Vec<String> {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices("v1::")
         .filter(|(at, _)| !code[..*at].ends_with(part))
+        // The API groups of Kubernetes have a `v1` of their own.
+        .filter(|(at, _)| {
+            let begin = code[..*at].rfind(|c: char| !part(c) && c != ':').map_or(0, |at| at + 1);
+            !code[begin..*at].starts_with("k8s_openapi::")
+        })
         .flat_map(|(at, start)| first_segments(&code[at + start.len()..]))
         // A group may end with a comma.
         .filter(|name| !name.is_empty())
@@ -147,6 +152,7 @@ fn conversions_out_of_place_are_found_in_every_form() {
         file("network/f.rs", "use orb8_proto::v1 as wire;"),
         file("export/grpc.rs", "use orb8_proto::v1::{QueryFlowsRequest, AgentStatus};"),
         file("agent.rs", "use tonic::transport::Endpoint; // v1::Endpoint"),
+        file("k8s/a.rs", "use k8s_openapi::api::core::v1::{Node as ApiNode, Pod as ApiPod};"),
     ];
     assert_found(
         &conversions(&sources),
