@@ -3,9 +3,9 @@
 #![no_main]
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::macros::{cgroup_skb, classifier, map};
 use aya_ebpf::maps::{Array, ProgramArray};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{SkBuffContext, TcContext};
 
 /// The program behind the rotation: the probe or the empty one.
 #[map]
@@ -19,6 +19,18 @@ static ROTATION: Array<[u32; 2]> = Array::with_max_entries(1, 0);
 #[classifier]
 pub fn bench_empty(_ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
+}
+
+/// What a program at a socket costs that does nothing.
+#[cgroup_skb(ingress)]
+pub fn bench_empty_in(_ctx: SkBuffContext) -> i32 {
+    1
+}
+
+/// The same where the socket sends.
+#[cgroup_skb(egress)]
+pub fn bench_empty_out(_ctx: SkBuffContext) -> i32 {
+    1
 }
 
 /// Makes each run another flow of an IPv4 TCP or UDP packet.

@@ -21,13 +21,13 @@ const RUNS: u32 = 200_000;
 const GOAL_NS: f64 = 50.0;
 
 /// A kind of packet.
-struct Case {
-    name: &'static str,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
     front: &'static str,
-    packet: Vec<u8>,
+    pub(crate) packet: Vec<u8>,
 }
 
-fn cases() -> [Case; 3] {
+pub(crate) fn cases() -> [Case; 3] {
     [
         Case { name: "ipv4", front: "bench_rotate_v4", packet: ipv4(6) },
         Case { name: "ipv6", front: "bench_rotate_v6", packet: ipv6() },
@@ -111,14 +111,14 @@ impl Front {
     }
 }
 
-fn cpu_ns() -> f64 {
+pub(crate) fn cpu_ns() -> f64 {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     t.tv_sec as f64 * 1e9 + t.tv_nsec as f64
 }
 
-fn load_probes() -> anyhow::Result<Loaded> {
+pub(crate) fn load_probes(planes: Planes) -> anyhow::Result<Loaded> {
     Ok(load::load(&LoadOptions {
-        planes: Planes::Tc,
+        planes,
         max_flows: 100_000,
         ring_bytes: 1 << 20,
         packet_ring_bytes: 1 << 16,
@@ -127,7 +127,7 @@ fn load_probes() -> anyhow::Result<Loaded> {
 }
 
 /// Lines that hold a flow.
-fn lines_in_use(loaded: &mut Loaded) -> anyhow::Result<u32> {
+pub(crate) fn lines_in_use(loaded: &mut Loaded) -> anyhow::Result<u32> {
     let lines = &mut loaded.table.lines;
     lines.reach(lines.count())?;
     Ok(u32::try_from((0..lines.count()).filter(|slot| lines.copy(*slot).packets != 0).count())?)
@@ -135,7 +135,7 @@ fn lines_in_use(loaded: &mut Loaded) -> anyhow::Result<u32> {
 
 fn measure(case: &Case, flows: u32, program: &str) -> anyhow::Result<(f64, f64)> {
     let mut front = Front::load()?;
-    let mut loaded = load_probes()?;
+    let mut loaded = load_probes(Planes::Tc)?;
     // Every flow has begun before the clock starts.
     let target = loaded.programs.classifier(program).context("the object")?.fd()?.try_clone()?;
     front.sample(case, flows, &target)?;

@@ -13,6 +13,7 @@
 mod datapath;
 mod process;
 mod report;
+mod socket;
 
 fn main() -> anyhow::Result<()> {
     let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
@@ -21,6 +22,9 @@ fn main() -> anyhow::Result<()> {
     report::header();
     if wanted("datapath") {
         datapath::run(&mut rows);
+    }
+    if wanted("socket") {
+        socket::run(&mut rows);
     }
     if wanted("process") {
         process::run(&mut rows);

@@ -132,7 +132,9 @@ impl Memberships {
             Remembered { latest, sent: false }
         };
         let held = self.remembered.entry(id).or_insert_with(ask);
-        if held.latest.answer.get().is_some_and(|answer| answer.checked_ns < since_ns) {
+        let is_old = held.latest.answer.get().is_some_and(|answer| answer.checked_ns < since_ns);
+        // The index may have learned of it since, long before the keeper comes to the question.
+        if is_old || (held.latest.cgroup().is_none() && self.cgroups.find(id).is_some()) {
             *held = ask();
         }
         if !held.sent

@@ -95,7 +95,7 @@ impl Tree {
 
     /// Whether an id that is not in the index is in no directory either.
     pub(super) fn is_current(&self) -> bool {
-        self.blind.is_none() && !self.behind && self.nodes.contains_key("/")
+        self.blind.is_none() && !self.behind && !self.full && self.nodes.contains_key("/")
     }
 
     /// Whether events were lost, so that the tree has to be walked whoever asks.

@@ -172,15 +172,7 @@ impl Listener {
                     continue;
                 }
             };
-            let now_ns = clock.monotonic_ns();
-            for message in messages(&buffer[..read]) {
-                match message {
-                    Ok(Message::New(connection)) => history.begin(&connection, now_ns),
-                    Ok(Message::Destroy(connection)) => history.end(&connection, now_ns),
-                    Ok(_) => {}
-                    Err(Malformed) => table.count_rejected(),
-                }
-            }
+            take_in(&buffer[..read], history, table, clock.monotonic_ns());
         }
         Ok(whole)
     }
@@ -200,6 +192,18 @@ impl Listener {
     }
 }
 
+/// Takes in what a datagram tells; what makes no sense is counted.
+fn take_in(datagram: &[u8], history: &mut History, table: &Translations, now_ns: u64) {
+    for message in messages(datagram) {
+        match message {
+            Ok(Message::New(connection)) => history.begin(&connection, now_ns),
+            Ok(Message::Destroy(connection)) => history.end(&connection, now_ns),
+            Ok(_) => {}
+            Err(Malformed) => table.count_rejected(),
+        }
+    }
+}
+
 /// Why the kernel tells nothing.
 #[derive(Debug, thiserror::Error)]
 enum Unavailable {
@@ -213,5 +217,31 @@ fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "give the agent CAP_NET_ADMIN",
         _ => "load the module nf_conntrack_netlink",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_no_sense_is_counted_and_the_rest_is_taken() {
+        let table = Translations::empty(8);
+        let mut history = History::new(table.clone());
+        // A message of conntrack without attributes, then one of another kind.
+        let mut datagram = vec![20, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0];
+        datagram.extend([16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        take_in(&datagram, &mut history, &table, 1);
+        assert_eq!(table.status().rejected, 1);
+        take_in(&[0xff; 64], &mut history, &table, 2);
+        assert_eq!((table.status().rejected, table.status().entries), (2, 0));
+    }
+
+    #[test]
+    fn a_refusal_names_the_next_step() {
+        let refused = Unavailable::Events(io::Error::from_raw_os_error(libc::EPERM));
+        insta::assert_snapshot!(refused, @"the kernel does not tell of connections (Operation not permitted (os error 1)): give the agent CAP_NET_ADMIN");
+        let missing = Unavailable::Dump(io::Error::from_raw_os_error(libc::EINVAL));
+        insta::assert_snapshot!(missing, @"the kernel's table of connections cannot be read (Invalid argument (os error 22)): load the module nf_conntrack_netlink");
     }
 }

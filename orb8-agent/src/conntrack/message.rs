@@ -77,7 +77,7 @@ pub(super) fn dump_request() -> [u8; HEADER + GENERIC] {
     bytes
 }
 
-/// The messages of a datagram; it ends with the first that is malformed.
+/// The messages of a datagram; it ends where a header makes no sense.
 pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message, Malformed>> {
     let mut rest = Some(datagram);
     std::iter::from_fn(move || {

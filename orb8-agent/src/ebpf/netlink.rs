@@ -1,26 +1,27 @@
-//! rtnetlink requests as plain functions, for threads that may wait; and a watcher that tells when
-//! interfaces, addresses or default routes have changed.
+//! rtnetlink requests as plain functions, for threads that may wait. Never decides what to do with
+//! the answers.
 
 use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::Handle;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::{Handle, MulticastGroup};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::datapath::LinkKind;
+
+mod routes;
+mod watch;
+
+pub use routes::{HardwareAddress, Neighbours, Routes, bits};
+pub use watch::{Changed, watch};
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,27 +75,6 @@ pub struct Address {
     /// Known outside the link.
     pub global: bool,
 }
-
-/// What routes tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Routes {
-    /// Devices that a default route leads to, sorted.
-    pub default_devices: Vec<u32>,
-    /// Single addresses and the device that they are behind.
-    pub hosts: Vec<(IpAddr, u32)>,
-}
-
-/// What neighbour tables tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Neighbours {
-    /// Addresses, the device that they are behind, and the hardware address that they have there.
-    pub addresses: Vec<(IpAddr, u32, HardwareAddress)>,
-    /// Hardware addresses and the bridge's port that they were seen at.
-    pub ports: Vec<(HardwareAddress, u32)>,
-}
-
-/// The address of an Ethernet device.
-pub type HardwareAddress = [u8; 6];
 
 /// A classifier on a clsact hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,45 +178,6 @@ impl Netlink {
             // On point-to-point links `Address` is the peer's.
             local.or(address).map(|ip| Address { ifindex, ip, prefix, global })
         })
-    }
-
-    /// Default routes and routes to single addresses.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn routes(&self) -> Result<Routes, NetlinkError> {
-        let mut found = Routes::default();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut ask = RouteMessage::default();
-            ask.header.address_family = family;
-            let replies = self.handle.route().get(ask).execute();
-            for (default, hosts) in
-                self.all("routes", replies, |m| Some((default_route(&m), host_route(&m))))?
-            {
-                found.default_devices.extend(default);
-                found.hosts.extend(hosts);
-            }
-        }
-        found.default_devices.sort_unstable();
-        found.default_devices.dedup();
-        Ok(found)
-    }
-
-    /// Neighbours that answer, and what bridges have learned.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn neighbours(&self) -> Result<Neighbours, NetlinkError> {
-        let list = |family| {
-            let ask = self.handle.neighbours().get().set_address_family(family);
-            self.all("neighbours", ask.execute(), Some)
-        };
-        let mut found = Neighbours::default();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            found.addresses.extend(list(family)?.iter().filter_map(neighbour));
-        }
-        found.ports = list(AddressFamily::Bridge)?.iter().filter_map(port).collect();
-        Ok(found)
     }
 
     /// The kind of the qdisc at a device's ingress hook: `clsact`, `ingress`, or none.
@@ -397,78 +338,6 @@ fn link_kind(layer: LinkLayerType) -> LinkKind {
     }
 }
 
-/// The devices of a default route, none if the route is another.
-fn default_route(message: &RouteMessage) -> Vec<u32> {
-    let header = &message.header;
-    if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
-        return Vec::new();
-    }
-    let mut devices = Vec::new();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(ifindex) => devices.push(*ifindex),
-            RouteAttribute::MultiPath(hops) => {
-                devices.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            _ => {}
-        }
-    }
-    devices
-}
-
-/// The address and the device of a route to a single address behind a device.
-fn host_route(message: &RouteMessage) -> Option<(IpAddr, u32)> {
-    let header = &message.header;
-    if header.kind != RouteType::Unicast {
-        return None;
-    }
-    let (mut to, mut device) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
-            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
-            RouteAttribute::Oif(ifindex) => device = Some(*ifindex),
-            // The address is not behind the device, somebody there knows the way.
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => return None,
-            _ => {}
-        }
-    }
-    let (to, device) = (to?, device?);
-    (header.destination_prefix_length == bits(to)).then_some((to, device))
-}
-
-/// Bits of an address.
-#[must_use]
-pub const fn bits(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// A neighbour with a hardware address.
-fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, u32, HardwareAddress)> {
-    if matches!(message.header.state, NeighbourState::Failed | NeighbourState::Incomplete) {
-        return None;
-    }
-    let ip = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-        _ => None,
-    })?;
-    Some((ip, message.header.ifindex, hardware_address(message)?))
-}
-
-/// A hardware address that a bridge has learned; its ports' own are permanent.
-fn port(message: &NeighbourMessage) -> Option<(HardwareAddress, u32)> {
-    let learned = message.header.state != NeighbourState::Permanent;
-    learned.then(|| Some((hardware_address(message)?, message.header.ifindex))).flatten()
-}
-
-fn hardware_address(message: &NeighbourMessage) -> Option<HardwareAddress> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
-        _ => None,
-    })
-}
-
 fn filter(message: &TcMessage, ingress: bool) -> Option<Filter> {
     let mut name = None;
     for attribute in &message.attributes {
@@ -488,89 +357,4 @@ fn filter(message: &TcMessage, ingress: bool) -> Option<Filter> {
         handle,
         name,
     })
-}
-
-/// What may have changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Changed {
-    /// Interfaces, addresses or default routes.
-    Links,
-    /// Routes to single addresses or neighbours: who is behind an interface.
-    Neighbours,
-}
-
-/// Starts a thread that calls `changed` whenever something may have changed, also when the kernel
-/// had to drop messages; until it returns false.
-///
-/// # Errors
-/// What opening the socket or starting the thread says.
-pub fn watch(changed: impl Fn(Changed) -> bool + Send + 'static) -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_io().build()?;
-    let mut messages = subscribe(&runtime)?;
-    std::thread::Builder::new().name("interfaces".to_owned()).stack_size(256 * 1024).spawn(
-        move || {
-            while runtime.block_on(forward(&mut messages, &changed)) {
-                // The socket broke: whatever happened meanwhile is found by a new listing.
-                messages = loop {
-                    std::thread::sleep(REOPEN);
-                    match subscribe(&runtime) {
-                        Ok(messages) => break messages,
-                        Err(error) => tracing::warn!(%error, "interfaces cannot be watched"),
-                    }
-                };
-                if !changed(Changed::Links) {
-                    return;
-                }
-            }
-        },
-    )?;
-    Ok(())
-}
-
-/// Time until a broken socket is opened anew.
-const REOPEN: std::time::Duration = std::time::Duration::from_secs(1);
-
-type Messages = Pin<Box<dyn Stream<Item = NetlinkPayload<RouteNetlinkMessage>> + Send>>;
-
-fn subscribe(runtime: &Runtime) -> io::Result<Messages> {
-    let groups = [
-        MulticastGroup::Link,
-        MulticastGroup::Neigh,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
-        MulticastGroup::Ipv4Route,
-        MulticastGroup::Ipv6Route,
-    ];
-    let _guard = runtime.enter();
-    let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
-    runtime.spawn(connection);
-    Ok(Box::pin(messages.map(|(message, _)| message.payload)))
-}
-
-/// Tells changes until the messages end (true) or nobody wants to know (false).
-async fn forward(messages: &mut Messages, changed: &impl Fn(Changed) -> bool) -> bool {
-    while let Some(payload) = messages.next().await {
-        if concerns(&payload).is_some_and(|what| !changed(what)) {
-            return false;
-        }
-    }
-    true
-}
-
-/// What a message may change.
-fn concerns(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Changed> {
-    use RouteNetlinkMessage::{DelNeighbour, DelRoute, NewNeighbour, NewRoute};
-    match payload {
-        NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => {
-            if route.header.destination_prefix_length == 0 {
-                Some(Changed::Links)
-            } else {
-                host_route(route).map(|_| Changed::Neighbours)
-            }
-        }
-        NetlinkPayload::InnerMessage(NewNeighbour(_) | DelNeighbour(_)) => {
-            Some(Changed::Neighbours)
-        }
-        _ => Some(Changed::Links),
-    }
 }

@@ -109,3 +109,75 @@ impl SocketPlane {
         SocketPlaneStatus { root: self.root.path.clone(), state, reason: self.reason.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use orb8_testbed::cgroup::Tree;
+    use orb8_testbed::need::{Need, met};
+
+    use super::*;
+    use crate::capture::Planes;
+    use crate::ebpf::load::{self, LoadOptions};
+
+    fn root(path: &std::path::Path) -> SocketRoot {
+        let id = std::fs::metadata(path).map_or(0, |found| found.ino());
+        SocketRoot { path: path.to_path_buf(), id, level: 1 }
+    }
+
+    fn programs(root: &SocketRoot) -> Programs {
+        let planes = Planes::Socket(root.clone());
+        let sizes = LoadOptions {
+            planes,
+            max_flows: 16,
+            ring_bytes: 64 << 10,
+            packet_ring_bytes: 64 << 10,
+            fault_bytes: 0,
+        };
+        load::load(&sizes).unwrap().programs
+    }
+
+    #[test]
+    fn programs_that_are_taken_off_are_missed_and_attached_again() {
+        let name = "programs_that_are_taken_off_are_missed_and_attached_again";
+        if !met(name, &[Need::Root, Need::Bpf, Need::Cgroup2]) {
+            return;
+        }
+        let tree = Tree::new("socket-plane");
+        let root = root(tree.root());
+        let programs = programs(&root);
+        let mut plane = SocketPlane::new(root);
+        let told = |notice: Option<Notice>| notice.map(|notice| notice.code);
+        assert_eq!(plane.status().state, AttachState::Attaching);
+        assert_eq!(told(plane.keep_attached(&programs)), Some("socket_plane_attached"));
+        assert_eq!(told(plane.keep_attached(&programs)), None);
+        // One direction is enough to be missed.
+        sys::link_detach(plane.links.as_ref().unwrap()[0].as_fd()).unwrap();
+        assert_eq!(told(plane.keep_attached(&programs)), Some("programs_removed"));
+        assert_eq!(told(plane.keep_attached(&programs)), None);
+        assert_eq!(plane.status().state, AttachState::Attached);
+        plane.detach();
+        let cgroup = File::open(tree.root()).unwrap();
+        for (_, attach_type) in HOOKS {
+            assert_eq!(sys::cgroup_programs(cgroup.as_fd(), attach_type).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn a_cgroup_that_cannot_be_attached_to_is_told_once_with_the_reason() {
+        let name = "a_cgroup_that_cannot_be_attached_to_is_told_once_with_the_reason";
+        if !met(name, &[Need::Root, Need::Bpf]) {
+            return;
+        }
+        let root = root(std::path::Path::new("/proc"));
+        let programs = programs(&root);
+        let mut plane = SocketPlane::new(root);
+        let notice = plane.keep_attached(&programs).unwrap();
+        assert_eq!((notice.code, notice.severity), ("attach_failed", Severity::Error));
+        assert_eq!(plane.keep_attached(&programs), None);
+        let status = plane.status();
+        assert_eq!(status.state, AttachState::Failed);
+        assert!(status.reason.starts_with("attach to the cgroup /proc: "), "{}", status.reason);
+    }
+}

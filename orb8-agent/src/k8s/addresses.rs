@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::k8s::model::{Node, Pod, Service};
 
 /// An end that has not been told.
-const OPEN: u64 = u64::MAX;
+pub(crate) const OPEN: u64 = u64::MAX;
 
 /// How long containers may go on after the API forgot their pod: a kubelet that runs ends them
 /// within seconds, and one that does not gives their address to nobody.
@@ -50,7 +50,7 @@ impl Who {
 pub(crate) struct Claim {
     /// The earliest time at which it can have had the address.
     pub(crate) from_ns: u64,
-    /// It surely had it from this on.
+    /// It surely had it from this on; [`OPEN`] if the API may tell of an address it has lost.
     pub(crate) sure_from_ns: u64,
     /// When this was told.
     pub(crate) told_ns: u64,
@@ -95,7 +95,7 @@ impl Tenure {
         let mut tenure = Self {
             who,
             from_ns: claim.from_ns.min(told_ns),
-            sure_from_ns: claim.sure_from_ns.min(told_ns),
+            sure_from_ns: claim.sure_from_ns,
             sure_until_ns: OPEN,
             until_ns: OPEN,
             leaving_ns: OPEN,
@@ -111,6 +111,7 @@ impl Tenure {
         let since = |held_ns: u64, is: bool| if is { held_ns.min(claim.since_ns) } else { OPEN };
         self.leaving_ns = since(self.leaving_ns, claim.leaving || claim.quiet);
         self.quiet_ns = since(self.quiet_ns, claim.quiet);
+        self.sure_from_ns = self.sure_from_ns.min(claim.sure_from_ns);
         self.told_ns = claim.told_ns;
     }
 
@@ -238,10 +239,10 @@ impl Addresses {
     }
 
     /// Whether the pod is still without an address.
-    pub(crate) fn awaits(&self, pod: &Pod, uid: &str) -> bool {
+    pub(crate) fn awaits(&self, pod: &Pod) -> bool {
         let node = pod.identity().and_then(|identity| identity.node.as_ref());
         let waiting = node.and_then(|node| self.awaiting.get(&node.name));
-        waiting.is_some_and(|pods| pods.iter().any(|(of, _)| **of == *uid))
+        waiting.is_some_and(|pods| pods.iter().any(|(uid, _)| **uid == *pod.uid))
     }
 
     /// The pod has one now, or never will.
@@ -308,7 +309,9 @@ impl Addresses {
         }
         let node = pod.identity().and_then(|identity| identity.node.as_ref());
         let waiting = node.and_then(|node| self.awaiting.get(&node.name));
-        waiting.is_some_and(|pods| pods.iter().any(|(_, from_ns)| *from_ns <= at_ns))
+        waiting.is_some_and(|pods| {
+            pods.iter().any(|(uid, from_ns)| *from_ns <= at_ns && **uid != *pod.uid)
+        })
     }
 }
 

@@ -112,3 +112,14 @@ fn a_cgroup_of_the_index_is_known_at_once_and_one_that_is_not_when_answered() {
     found.set(Answer { cgroup, process: None, checked_ns: 1 });
     assert_eq!((found.path(), found.is_gone()), (Some("/a"), false));
 }
+
+#[test]
+fn a_cgroup_that_the_index_learns_of_later_is_known_to_the_next_flow_at_once() {
+    let (mut asking, _questions, _bell) = asking(eventfd());
+    let first = asking.find(5, 0).unwrap();
+    assert_eq!(first.path(), None);
+    asking.cgroups().insert(Arc::new(Cgroup::new(5, "/a", &no_pods())));
+    let second = asking.find(5, 0).unwrap();
+    assert_eq!(second.path(), Some("/a"));
+    assert!(Arc::ptr_eq(&second, &asking.find(5, 0).unwrap()), "and shared from then on");
+}

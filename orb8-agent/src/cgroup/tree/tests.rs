@@ -172,12 +172,20 @@ fn directories_beyond_the_bound_are_counted_and_said() {
     for n in 0..10 {
         place.make(&format!("d{n}"));
     }
-    let (tree, cgroups) = place.tree(Bounds { directories: 8, removed: 4 });
+    let (mut tree, cgroups) = place.tree(Bounds { directories: 8, removed: 4 });
     assert_eq!(tree.nodes.len(), 8);
+    assert!(!tree.is_current(), "an id that is not known may be one of the others");
     let status = cgroups.status();
     assert_eq!((status.known, status.rejected), (8, 3));
     assert!(status.reason.contains("more than 8 cgroups"), "{}", status.reason);
     assert_eq!(kernel_watches(&tree), 8, "no watch without an entry");
+    for n in 0..5 {
+        place.remove(&format!("d{n}"));
+    }
+    tree.read_changes(1);
+    tree.read_all(2);
+    assert!(tree.is_current());
+    assert!((5..10).all(|n| cgroups.find(place.id(&format!("d{n}"))).is_some()));
 }
 
 #[test]
@@ -228,13 +236,34 @@ fn without_inotify_the_tree_says_so_and_is_walked() {
     (tree.inotify, tree.blind) = (None, Some(Errno::MFILE));
     tree.read_all(0);
     assert!(!tree.is_current() && !tree.is_behind());
-    assert!(cgroups.status().reason.contains("inotify is refused"));
+    insta::assert_snapshot!(
+        cgroups.status().reason,
+        @"inotify is refused (Too many open files (os error 24)), so new cgroups are looked for by walking"
+    );
     let later = place.make("later");
     tree.read_changes(1);
     assert_eq!(path(&cgroups, later), None);
     tree.read_all(2);
     assert_eq!(path(&cgroups, later).as_deref(), Some("/later"));
     assert!(!tree.is_current(), "still walked");
+}
+
+#[test]
+fn where_watches_run_out_that_is_said_until_there_are_enough() {
+    let place = Place::new();
+    let (mut tree, cgroups) = place.tree(SMALL);
+    tree.blind = Some(Errno::NOSPC);
+    let later = place.make("later");
+    tree.read_changes(1);
+    assert!(!tree.is_current());
+    assert!(cgroups.find(later).is_some(), "what is watched is told all the same");
+    insta::assert_snapshot!(
+        cgroups.status().reason,
+        @"there are more cgroups than inotify watches, so new ones are looked for by walking: raise fs.inotify.max_user_watches"
+    );
+    tree.read_all(2);
+    assert!(tree.is_current());
+    assert_eq!(cgroups.status().reason, "");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Batch, Question, Sides};
-use crate::event::{Attribution, End, How, Reason};
+use crate::event::{Attribution, End, How, Reason, Scope};
 use crate::host::PodLink;
 use crate::k8s::model::Pod;
 
@@ -19,7 +19,7 @@ impl Batch<'_> {
             question.ifindex.and_then(|index| Some((index, self.lookup.facts.pod_link(index)?)));
         let end = match link {
             Some((index, link)) => self.behind(index, link, question.owner, at_ns),
-            None => self.at_host(question.owner, sides, at_ns),
+            None => self.at_host(question, sides, at_ns),
         };
         match end {
             End::Unknown(how)
@@ -58,14 +58,23 @@ impl Batch<'_> {
     }
 
     /// Who holds an address at the host itself, or at a socket whose cgroup does not tell.
-    fn at_host(&self, owner: IpAddr, sides: Option<&Sides>, at_ns: u64) -> End {
-        if owner.is_loopback() {
+    fn at_host(&self, question: &Question<'_>, sides: Option<&Sides>, at_ns: u64) -> End {
+        if question.owner.is_loopback() {
             // Each network namespace has its own.
             return End::unknown(Reason::AddressAmbiguous);
         }
-        match sides.and_then(|sides| sides.hidden_owner(owner)) {
-            Some(real) => self.hidden_by_mask(real, at_ns),
-            None => self.lookup.holder(owner, at_ns),
+        if let Some(real) = sides.and_then(|sides| sides.hidden_owner(question.owner)) {
+            return self.hidden_by_mask(real, at_ns);
+        }
+        match self.lookup.holder(question.owner, at_ns) {
+            End::External(_) | End::Unknown(_)
+                if question.ifindex.is_some() && question.scope == Scope::Local =>
+            {
+                // It has a socket here, whatever address that uses.
+                let own = Arc::clone(self.lookup.own_node);
+                End::Node(How::by(Attribution::Interface), own)
+            }
+            other => other,
         }
     }
 

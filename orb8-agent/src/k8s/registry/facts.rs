@@ -64,9 +64,19 @@ impl<'a> PodFacts<'a> {
         })
     }
 
-    /// Since when (monotonic) a container runs, and so the pod has its address: addresses are given
-    /// before the first container starts. None if no container runs or the clocks do not agree.
-    pub(super) fn started(&self, seen: Seen) -> Option<u64> {
+    /// Since when (monotonic) the pod surely has its address. None if no container was begun: a
+    /// kubelet may then tell the address of an earlier sandbox.
+    pub(super) fn sure_from(&self, seen: Seen) -> Option<u64> {
+        let status = self.status?;
+        let kinds = [&status.container_statuses, &status.init_container_statuses];
+        let mut states = kinds.into_iter().flatten().flatten().filter_map(|of| of.state.as_ref());
+        let begun = states.any(|state| state.running.is_some() || state.terminated.is_some());
+        begun.then(|| self.started(seen).map_or(seen.at_ns, |from_ns| from_ns.min(seen.at_ns)))
+    }
+
+    /// Since when a container runs: addresses are given before the first one starts. None if none
+    /// runs or the clocks do not agree.
+    fn started(&self, seen: Seen) -> Option<u64> {
         let running = |status: &ContainerStatus| {
             status.state.as_ref()?.running.as_ref()?.started_at.as_ref().and_then(unix_ns)
         };

@@ -7,7 +7,7 @@ use super::facts::PodFacts;
 use super::tables::Tables;
 use super::uids::Uids;
 use super::{Seen, write};
-use crate::k8s::addresses::{Claim, RUNS_ON_NS, Who};
+use crate::k8s::addresses::{Claim, OPEN, RUNS_ON_NS, Who};
 use crate::k8s::model::{Pod, PodIdentity};
 use crate::k8s::status::Resource;
 
@@ -20,7 +20,7 @@ pub(super) struct Held {
     pub(super) finished: bool,
     /// The names of a pod that is bound to no node; it gets them when it is.
     pub(super) unbound: Option<Box<PodIdentity>>,
-    addresses: Vec<IpAddr>,
+    pub(super) addresses: Vec<IpAddr>,
     /// A container of it ran when it was last told of.
     runs: bool,
     from_ns: u64,
@@ -182,7 +182,7 @@ impl Tables {
         }
         held.runs = facts.runs;
         let claim = Claim {
-            sure_from_ns: facts.started(seen).unwrap_or(seen.at_ns).max(held.from_ns),
+            sure_from_ns: facts.sure_from(seen).map_or(OPEN, |from_ns| from_ns.max(held.from_ns)),
             leaving: facts.leaving,
             quiet: facts.quiet,
             ..seen.claim(held.from_ns)
@@ -195,12 +195,16 @@ impl Tables {
         for address in wanted {
             changed |= self.addresses.claim(*address, who.clone(), claim);
         }
+        let is_new = |address: &&IpAddr| !held.addresses.contains(address);
+        if wanted.iter().filter(is_new).any(|address| !self.is_in_cluster(*address)) {
+            self.stray_pods(wanted);
+        }
         if let Some(node) = facts.node {
             if has_own && wanted.is_empty() {
                 let node = self.node_named(node);
-                self.addresses.await_address(&node.name, facts.uid, held.from_ns);
+                self.addresses.await_address(&node.name, &held.pod.uid, held.from_ns);
             } else {
-                self.addresses.awaits_no_longer(node, facts.uid);
+                self.addresses.awaits_no_longer(node, &held.pod.uid);
             }
         }
         if *held.addresses != *wanted {
@@ -211,7 +215,7 @@ impl Tables {
 
     fn release_all(&mut self, held: &mut Held, uid: &str, seen: Seen) {
         let who = Who::Pod(Arc::clone(&held.pod));
-        if self.addresses.awaits(&held.pod, uid) {
+        if self.addresses.awaits(&held.pod) {
             // It may have had one that was never told, and after a cut it may still have it.
             let runs_on_ns = if seen.since_ns == seen.at_ns { 0 } else { RUNS_ON_NS };
             self.blind_for(held.from_ns, seen.at_ns.saturating_add(runs_on_ns));
@@ -220,7 +224,7 @@ impl Tables {
             self.addresses.release(address, &who, seen.end(held.runs));
         }
         if let Some(node) = held.pod.identity().and_then(|identity| identity.node.as_ref()) {
-            self.addresses.awaits_no_longer(&node.name, uid);
+            self.addresses.awaits_no_longer(&node.name, &held.pod.uid);
         }
         if let Some(owner) = held.follows.take() {
             self.owners.unfollow(&owner, uid);

@@ -10,7 +10,7 @@ use super::Seen;
 use super::names::Names;
 use super::nodes::HeldNode;
 use super::pods::Held;
-use super::ranges::{Ranges, hull};
+use super::ranges::{MAX_POD_BITS, MAX_SERVICE_BITS, Ranges, extremes, hull};
 use super::uids::Uids;
 use crate::clock::from_unix;
 use crate::k8s::addresses::{Addresses, Claim, End};
@@ -42,6 +42,8 @@ pub(super) struct Tables {
     pub(super) names: Names,
     pub(super) ranges: Ranges,
     pub(super) rejected: u64,
+    /// The least and the greatest address of each family that pods had outside of all ranges.
+    stray: Vec<IpAddr>,
     /// Names or uids that the running list has told so far.
     listing: [Option<HashSet<Box<str>>>; Resource::COUNT],
     listed: [bool; Resource::COUNT],
@@ -66,6 +68,7 @@ impl Tables {
             names: Names::default(),
             ranges: Ranges::default(),
             rejected: 0,
+            stray: vec![],
             listing: Default::default(),
             listed: [false; Resource::COUNT],
             expired_ns: 0,
@@ -143,9 +146,27 @@ impl Tables {
         }
     }
 
+    /// A pod has addresses that are in no range that is known: such as a network plugin gives that
+    /// does not take them from the nodes' ranges.
+    pub(super) fn stray_pods(&mut self, addresses: &[IpAddr]) {
+        let is_listed = |resource| self.is_listed(resource);
+        if is_listed(Resource::Pods) && is_listed(Resource::Nodes) {
+            self.stray.extend(addresses.iter().copied());
+            self.rebuild_ranges();
+        }
+    }
+
     fn rebuild_ranges(&mut self) {
-        let pods = self.nodes.values().flat_map(|held| held.pod_ranges.iter().copied());
-        let all: Vec<IpNet> = pods.chain(hull(self.services.cluster_ips())).collect();
+        let nodes = self.nodes.values().flat_map(|held| held.pod_ranges.iter().copied());
+        let services = hull(self.services.cluster_ips(), MAX_SERVICE_BITS);
+        let mut all: Vec<IpNet> = nodes.chain(services).collect();
+        if self.is_listed(Resource::Pods) && self.is_listed(Resource::Nodes) {
+            let known = Ranges::of(all.iter().copied());
+            let pods = self.pods.values().flat_map(|held| held.addresses.iter().copied());
+            let stray = pods.chain(self.stray.drain(..)).filter(|ip| !known.contains(*ip));
+            self.stray = extremes(stray);
+            all.extend(hull(self.stray.iter().copied(), MAX_POD_BITS));
+        }
         self.ranges = Ranges::of(all.into_iter());
     }
 

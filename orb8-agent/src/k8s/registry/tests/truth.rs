@@ -331,7 +331,7 @@ fn address(number: usize) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn an_address_never_names_another_pod(ops in prop::collection::vec(op(), 1..120)) {

@@ -1,0 +1,104 @@
+//! The choice of planes, made by a whole agent with exactly the capabilities that it asks for.
+
+mod support;
+
+use orb8_proto::v1::AgentStatus;
+use orb8_testbed::agent::AgentOptions;
+use orb8_testbed::link::{Family, Veth, VethOptions};
+use orb8_testbed::need;
+use orb8_testbed::need::Need;
+use orb8_testbed::traffic;
+use support::Watch;
+use support::cgroup::Cgroup;
+
+/// CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF.
+const CAPABILITIES: [u32; 3] = [12, 38, 39];
+
+fn agent(tree: &Cgroup, capture: &str) -> AgentOptions {
+    support::options("eth0")
+        .env("ORB8_CAPTURE", capture)
+        .env("ORB8_CGROUP_ROOT", tree.path().display())
+        .capabilities(&CAPABILITIES)
+}
+
+fn capture(status: &AgentStatus) -> String {
+    format!("{}: {}", status.capture, status.capture_reason)
+}
+
+/// How often a filter's reason is in the packet ledger.
+fn filtered(status: &AgentStatus, reason: &str) -> u64 {
+    let ledger = status.packet_ledger.as_ref().expect("a ledger");
+    ledger.filtered.iter().filter(|found| found.reason == reason).map(|found| found.packets).sum()
+}
+
+#[test]
+fn a_hybrid_node_with_pods_in_cgroup2_gets_both_planes_and_each_packet_counts_once() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    let tree = Cgroup::tree();
+    let pods = tree.child("kubepods.slice");
+    let veth = Veth::addressed(VethOptions::default());
+    traffic::plain_tcp([&veth.near, &veth.far]);
+    let watch = Watch::with(&agent(&tree, "auto"), &veth.near.netns, 1);
+    let status = watch.status();
+    assert_eq!(status.capture, "both", "{}", capture(&status));
+    assert!(status.healthy, "{}", status.health_message);
+    assert_eq!(status.interfaces[0].mode, "supplement");
+    let sent = pods.enter(|| traffic::tcp(&veth.near, &veth.far, Family::V4, 50_000, 1_000));
+    let packets = sent.traffic.total().packets;
+    // Both ends' sockets, and every packet at the uplink.
+    let observed = watch.settled(3 * packets);
+    assert_eq!(filtered(&observed.status, "counted_at_socket"), packets);
+    for plane in ["socket", "tc"] {
+        let flows = observed.answer.flows.iter().filter(|flow| flow.plane == plane);
+        let total: u64 = flows.map(|flow| flow.packets).sum();
+        let expected = if plane == "socket" { 2 * packets } else { 0 };
+        assert_eq!(total, expected, "{plane}: {:#?}", observed.answer.flows);
+    }
+    observed.assert_complete();
+    let (code, log) = watch.stop();
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
+fn a_hybrid_node_without_pods_in_cgroup2_is_counted_at_interfaces() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    let tree = Cgroup::tree();
+    let veth = Veth::addressed(VethOptions::default());
+    let watch = Watch::with(&agent(&tree, "auto"), &veth.near.netns, 1);
+    let status = watch.status();
+    // What this machine is decides; it may have cgroup2 alone.
+    let hybrid = "tc: hybrid node without pods or containers in cgroup2";
+    let unified = "both: all processes are in cgroup2";
+    assert!([hybrid, unified].contains(&capture(&status).as_str()), "{}", capture(&status));
+    let mode = if status.capture == "tc" { "full" } else { "supplement" };
+    assert_eq!(status.interfaces[0].mode, mode);
+}
+
+#[test]
+fn the_socket_plane_alone_attaches_to_no_interface_and_is_healthy() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    let tree = Cgroup::tree();
+    let veth = Veth::addressed(VethOptions::default());
+    let watch = Watch::with(&agent(&tree, "socket"), &veth.near.netns, 0);
+    let status = watch.wait_status("the socket plane", |status| status.healthy);
+    assert_eq!(capture(&status), "socket: the settings say so");
+    assert_eq!(status.interfaces, []);
+    let sent = tree.enter(|| traffic::udp(&veth.near, &veth.far, Family::V6, 7, 70));
+    let observed = watch.settled(14);
+    let socket = observed.answer.flows.iter().filter(|flow| flow.plane == "socket");
+    assert_eq!(socket.map(|flow| flow.bytes).sum::<u64>(), 2 * sent.total().bytes);
+    observed.assert_complete();
+}
+
+#[test]
+fn a_socket_plane_that_cannot_be_had_is_told_with_what_to_do() {
+    need!();
+    let veth = Veth::addressed(VethOptions::default());
+    let options =
+        support::options("eth0").env("ORB8_CAPTURE", "socket").env("ORB8_CGROUP_ROOT", "/proc");
+    let watch = Watch::with(&options, &veth.near.netns, 0);
+    let status = watch.status();
+    assert!(!status.healthy);
+    let expected = "the socket plane needs cgroup2, and /proc is no cgroup2 directory";
+    assert!(status.health_message.contains(expected), "{}", status.health_message);
+}
