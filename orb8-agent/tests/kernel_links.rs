@@ -6,7 +6,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use orb8_agent::capture::Planes;
-use orb8_agent::datapath::{AttachState, ChosenBy};
+use orb8_agent::datapath::{AttachRoute, AttachState, ChosenBy};
 use orb8_agent::event::Severity;
 use orb8_common::network::flag;
 use orb8_testbed::flow::UDP;
@@ -35,12 +35,24 @@ fn lead_to_pod(link: &Veth) {
 #[test]
 fn at_a_pods_link_direction_and_cgroup_are_the_pods() {
     need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    check_view_of_pod(None);
+}
+
+#[test]
+fn at_a_pods_link_clsact_gives_the_pods_view_too() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Tool("tc"), Need::Cgroup2);
+    check_view_of_pod(Some(AttachRoute::Clsact));
+}
+
+fn check_view_of_pod(route: Option<AttachRoute>) {
     let tree = Cgroup::tree();
     let pod = tree.child("pod");
     let link = Veth::addressed(VethOptions::default());
     lead_to_pod(&link);
     let (node, inside) = (&link.near, &link.far);
-    let mut watch = Direct::with(&options("none"), &node.netns, 1);
+    let mut options = options("none");
+    options.route = route;
+    let mut watch = Direct::with(&options, &node.netns, 1);
     let status = watch.kernel().state().interfaces.clone();
     assert_eq!(status[0].chosen_by, ChosenBy::PodLink);
     let sent = pod.enter(|| traffic::udp(inside, node, Family::V4, 10, 100));

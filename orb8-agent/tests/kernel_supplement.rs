@@ -5,9 +5,10 @@ mod support;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::time::Duration;
 
-use orb8_agent::capture::Planes;
+use orb8_agent::capture::{self, Planes};
 use orb8_common::network::scope;
 use orb8_testbed::flow::{Flow, ICMP, ICMPV6, L4, TCP, Total, Traffic, UDP};
 use orb8_testbed::link::{Family, Port, Veth, VethOptions, mac_text};
@@ -361,4 +362,49 @@ fn the_outside_of_a_tunnel_is_supplement_and_its_inside_is_the_sockets() {
     assert_eq!(sockets(Egress), Total { packets: 10, bytes: 780 });
     assert_eq!(sockets(Ingress), Total { packets: 10, bytes: 980 });
     observed.assert_complete();
+}
+
+/// At the hierarchy's real root the kernel's own sockets are seen too, some of them: what the host's
+/// kernel answers is counted in one plane or the other, whatever the family, and never in both.
+#[test]
+fn what_the_hosts_own_kernel_answers_is_told_once() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    // An address that nobody else on this machine has at this time.
+    let link = Veth::addressed(VethOptions { number: 251, ..VethOptions::default() });
+    let (host, other) = (&link.near, &link.far);
+    let view = capture::look(Path::new("/proc"), None);
+    let root = view.root.unwrap_or_else(|error| panic!("{error}"));
+    let root_id = root.id;
+    let mut options = options("none");
+    options.planes = Planes::Both(root);
+    let mut watch = Direct::with(&options, &host.netns, 1);
+    let (mut asked, mut answered) = (Traffic::new(), Traffic::new());
+    for family in Family::ALL {
+        let [there, back] = knock(other, host, family);
+        let ping = traffic::echo(other, host, family, 3, 100);
+        let requests = ping.only(|flow| flow.src == other.address(family));
+        let replies = ping.only(|flow| flow.src == host.address(family));
+        asked = sum(&[&asked, &there, &requests]);
+        answered = sum(&[&answered, &back, &replies]);
+    }
+    let of_host = |flow: &Flow, way| {
+        let owner = if way == Egress { flow.src } else { flow.dst };
+        [IpAddr::from(host.v4), host.v6.into()].contains(&owner)
+    };
+    let both = |observed: &DirectObserved, way| {
+        let sockets = observed.at_sockets(root_id, way).only(|flow| of_host(flow, way));
+        sum(&[&sockets, &observed.supplement(host.ifindex, way)])
+    };
+    wait_until(DEADLINE, "all of it to be drained", || {
+        watch.drain();
+        let found = |way| both(watch.observed(), way).total().packets;
+        found(Ingress) >= asked.total().packets + 2 && found(Egress) >= answered.total().packets + 2
+    });
+    let observed = watch.observed();
+    let (taken, sent) = (both(observed, Ingress), both(observed, Egress));
+    taken.only(|flow| flow.protocol != TCP).assert_equals(&asked, "asked");
+    sent.only(|flow| flow.protocol != TCP).assert_equals(&answered, "answered");
+    let (syn, reset) = (of(&taken, TCP).total(), of(&sent, TCP).total());
+    assert_eq!((syn.packets, syn.bytes), (2, 60 + 80));
+    assert_eq!((reset.packets, reset.bytes), (2, 40 + 60));
 }

@@ -34,9 +34,6 @@ const ENVELOPES: [&str; 21] = [
     "sort",
 ];
 
-/// Groups of the Kubernetes API, whose types live in modules called `v1` too.
-const FOREIGN: [&str; 5] = ["apps::", "batch::", "core::", "discovery::", "meta::"];
-
 fn conversions(sources: &[Source]) -> Vec<String> {
     let home = |path: &str| path.ends_with("/wire.rs") || path.contains("/wire/");
     let bound = |source: &&Source| {
@@ -62,7 +59,11 @@ fn named(code: &str) -> Vec<String> {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices("v1::")
         .filter(|(at, _)| !code[..*at].ends_with(part))
-        .filter(|(at, _)| !FOREIGN.iter().any(|group| code[..*at].ends_with(group)))
+        // The API groups of Kubernetes have a `v1` of their own.
+        .filter(|(at, _)| {
+            let begin = code[..*at].rfind(|c: char| !part(c) && c != ':').map_or(0, |at| at + 1);
+            !code[begin..*at].starts_with("k8s_openapi::")
+        })
         .flat_map(|(at, start)| first_segments(&code[at + start.len()..]))
         // A group may end with a comma.
         .filter(|name| !name.is_empty())
@@ -156,6 +157,7 @@ fn conversions_out_of_place_are_found_in_every_form() {
         file("network/f.rs", "use orb8_proto::v1 as wire;"),
         file("export/grpc.rs", "use orb8_proto::v1::{QueryFlowsRequest, AgentStatus};"),
         file("agent.rs", "use tonic::transport::Endpoint; // v1::Endpoint"),
+        file("k8s/a.rs", "use k8s_openapi::api::core::v1::{Node as ApiNode, Pod as ApiPod};"),
     ];
     assert_found(
         &conversions(&sources),

@@ -70,7 +70,8 @@ impl<'a> PodFacts<'a> {
         let status = self.status?;
         let kinds = [&status.container_statuses, &status.init_container_statuses];
         let mut states = kinds.into_iter().flatten().flatten().filter_map(|of| of.state.as_ref());
-        let begun = states.any(|state| state.running.is_some() || state.terminated.is_some());
+        let begun = status.phase.as_deref() == Some("Running")
+            || states.any(|state| state.running.is_some() || state.terminated.is_some());
         begun.then(|| self.started(seen).map_or(seen.at_ns, |from_ns| from_ns.min(seen.at_ns)))
     }
 
