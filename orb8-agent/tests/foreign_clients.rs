@@ -176,8 +176,12 @@ fn plain(value: &Value) -> Value {
         Value::Array(items) => items.iter().map(plain).collect(),
         Value::Object(fields) => {
             let fields = fields.iter().map(|(name, value)| (name.clone(), plain(value)));
-            // One without known fields stays: a message that is set is not one that is missing.
-            Value::Object(fields.filter(|(_, value)| !value.is_null()).collect())
+            // One without known fields stays: a message that is set is not one that is missing. But
+            // `labels` is a map, and an empty one is none.
+            let is_told = |(name, value): &(String, Value)| {
+                !value.is_null() && !(name == "labels" && *value == json!({}))
+            };
+            Value::Object(fields.filter(is_told).collect())
         }
     }
 }
