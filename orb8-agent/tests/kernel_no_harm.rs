@@ -235,9 +235,7 @@ fn clsact_leaves_nothing_after_exit() {
 #[test]
 fn clsact_of_somebody_else_stays_with_its_filters() {
     need!(@check CLSACT);
-    // Both ends in one namespace: an agent attaches there only if it is told to.
-    let (node, outside) = (Netns::new("node"), Netns::new("outside"));
-    let veth = Veth::cable(&node, VethOptions::default());
+    let veth = Veth::addressed(VethOptions::default());
     let netns = &veth.near.netns;
     netns.run("tc qdisc add dev eth0 clsact");
     netns.run("tc filter add dev eth0 egress protocol ip prio 7 u32 match u32 0 0 flowid 1:1");
