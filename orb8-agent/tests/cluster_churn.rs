@@ -82,15 +82,19 @@ fn churn(cluster: &Cluster, servers: &[Pod; 2], worker: usize, next: &AtomicUsiz
         let base = 100 + u16::try_from(worker).expect("small") * SLOTS;
         let address = base + u16::try_from(slot).expect("small");
         let name = format!("shop/p{number}");
-        // An old holder's end reaches the API after the new one's beginning, now and then.
+        // Now and then the API tells of an old holder's end only after the new one's beginning.
         let late = number.is_multiple_of(LATE).then(|| slots[slot].take()).flatten().map(|old| {
             cluster.announce(&old, Stage::Terminating);
             let place = (old.object.namespace.clone(), old.object.name.clone());
             drop(old);
             place
         });
-        if let Some(old) = slots[slot].take() {
-            cluster.delete(old);
+        // As a rule an address is free for as long as it takes to make one pod.
+        let following = turn % slots.len();
+        for at in [slot, following] {
+            if let Some(old) = slots[at].take() {
+                cluster.delete(old);
+            }
         }
         let pod = cluster.pod(PodPlan::new(&name, node).number(address).unannounced());
         cluster.announce(&pod, Stage::Created);
@@ -121,6 +125,8 @@ struct Sum {
     bytes: u64,
     unknown_owner: u64,
     unknown_peer: u64,
+    /// Bytes by the reason of an end without a name.
+    reasons: HashMap<String, u64>,
 }
 
 impl Sum {
@@ -133,8 +139,8 @@ impl Sum {
         let of_client = there.is_some() == (row.direction == "egress");
         let (own, other) = if of_client { (&owner, &peer) } else { (&peer, &owner) };
         self.bytes += row.bytes;
-        self.unknown_owner += unknown(&owner, row);
-        self.unknown_peer += unknown(&peer, row);
+        self.unknown_owner += self.unknown(&owner, row);
+        self.unknown_peer += self.unknown(&peer, row);
         if !own.pod.is_empty() {
             assert_eq!(format!("{}/{}", own.namespace, own.pod), *client, "a wrong name: {row:?}");
         }
@@ -143,15 +149,16 @@ impl Sum {
         }
         assert!(matches!(own.kind.as_str(), "pod" | "unknown"), "a wrong kind: {row:?}");
     }
-}
 
-/// Bytes of a row one end of which has no name; such an end says why.
-fn unknown(end: &Endpoint, row: &NetworkFlow) -> u64 {
-    if !end.pod.is_empty() {
-        return 0;
+    /// Bytes of a row one end of which has no name; such an end says why.
+    fn unknown(&mut self, end: &Endpoint, row: &NetworkFlow) -> u64 {
+        if !end.pod.is_empty() {
+            return 0;
+        }
+        assert_ne!(end.reason, "", "no name and no reason: {row:?}");
+        *self.reasons.entry(end.reason.clone()).or_default() += row.bytes;
+        row.bytes
     }
-    assert_ne!(end.reason, "", "no name and no reason: {row:?}");
-    row.bytes
 }
 
 /// Less than one byte in a hundred has no owner, those before an interface was attached included.

@@ -28,7 +28,7 @@ fn populate(cluster: &Cluster, node: u8, count: usize) -> Vec<Object> {
             if number % REPLICAS == 0 {
                 owner = Some(replica_set(cluster, node, number / REPLICAS));
             }
-            let name = format!("app{}-7c9d8b6f5-{number:05}", number / REPLICAS);
+            let name = format!("app{node}-{}-7c9d8b6f5-{number:05}", number / REPLICAS);
             let mut pod = Object::new("crowd", &name, &format!("node{node}"));
             pod.owner.clone_from(&owner);
             pod.labels = vec![
@@ -115,7 +115,10 @@ fn five_thousand_pods_five_hundred_of_them_here_fit_and_a_new_one_is_named_at_on
     scene.start_agents();
     check_named_soon(&scene);
     check_cost(&scene, 5_000);
-    assert_eq!(scene.status(1).pods_tracked, 500 + 1 + 1, "of this node; {}", others.len());
+    assert_eq!(others.len(), 4_500);
+    // The agent itself, the server and the five new ones are of this node, too.
+    let local = scene.status(1).kubernetes.expect("Kubernetes is told").pods_local;
+    assert_eq!(local, 500 + 1 + 1 + 5);
 }
 
 #[test]

@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use orb8_agent::cgroup::{Cgroup, Cgroups, no_pods};
 use orb8_agent::conntrack::{Translation, Translations, Tuple};
+use orb8_agent::event::Scope;
+use orb8_agent::k8s::identity::{Began, Question, Resolver, Span};
+use orb8_agent::testing::{World, cgroup_of};
 
 /// Counts what the thread that asks allocates.
 struct Counting;
@@ -74,4 +77,54 @@ fn finding_a_translation_allocates_nothing() {
     });
     assert_eq!((found, allocated), (2_000, 0));
     assert_eq!(table.find(&tuple(7)).unwrap().reply.src.port(), 8080);
+}
+
+#[test]
+fn saying_who_the_ends_are_allocates_nothing() {
+    let mut world = World::synced();
+    for last in 2..200 {
+        world.pod(&format!("shop/p{last}"), "n2", &format!("10.244.2.{last}"), 1);
+    }
+    world.pod("shop/own", "n1", "10.244.1.5", 1);
+    world.service("shop/web", "10.96.0.10", 0, 1, 1);
+    world.link(5, &[[10, 244, 1, 5].into()]);
+    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let (host, backend) = (address("10.0.0.1:4000"), address("10.244.2.7:8080"));
+    world.translate((host, address("10.96.0.10:80")), (backend, host), 1);
+    let membership = world.cgroup(7, &cgroup_of("shop/own"));
+    let mut resolver = Resolver::new(world.known.clone());
+    let span = Span { since_ns: 2, until_ns: 9 };
+    let mut named = 0;
+    let mut ask = |ifindex, owner: &str, peer: &str, in_cgroup: bool| {
+        let (owner, peer) = (address(owner), address(peer));
+        let question = Question {
+            ifindex,
+            egress: true,
+            protocol: 6,
+            owner: owner.ip(),
+            peer: peer.ip(),
+            ports: Some((owner.port(), peer.port())),
+            membership: in_cgroup.then_some(&membership),
+            scope: Scope::Local,
+            began: Began::Owner,
+            translation: None,
+        };
+        // The first answer teaches which pod is behind a link.
+        resolver.batch().resolve(&question, span);
+        let allocated = allocations(|| {
+            let mut batch = resolver.batch();
+            for _ in 0..100 {
+                let answer = batch.resolve(&question, span);
+                named += usize::from(!answer.ends.owner.is_unknown());
+                named += usize::from(!answer.ends.peer.is_unknown());
+            }
+        });
+        assert_eq!(allocated, 0, "{owner} > {peer}");
+    };
+    ask(None, "10.244.1.5:1", "10.244.2.9:80", true);
+    ask(None, "127.0.0.1:1", "127.0.0.1:2", true);
+    ask(Some(5), "10.244.1.5:1", "10.96.0.10:80", false);
+    ask(Some(5), "10.244.1.5:1", "1.1.1.1:80", true);
+    ask(Some(2), "10.0.0.1:4000", "10.244.2.7:8080", false);
+    assert_eq!(named, 1_000);
 }

@@ -44,7 +44,7 @@ fn help_lists_every_setting() {
 fn a_bad_setting_ends_with_2_wherever_it_comes_from() {
     for (environment, flags) in [
         (&[("ORB8_MAX_FLOWS", "none")][..], &[][..]),
-        (&[("ORB8_CAPTURE", "socket")], &[]),
+        (&[("ORB8_CAPTURE", "sockets")], &[]),
         (&[("ORB8_STRICT", "perhaps")], &[]),
         (&[], &["--ring-buffer-size", "65537"]),
         (&[], &["--no-such-flag"]),

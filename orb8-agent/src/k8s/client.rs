@@ -90,7 +90,7 @@ pub async fn connect(kubeconfig: &str) -> Result<Connection, ConnectError> {
     config.write_timeout = Some(ANSWER);
     // kube would repeat what was answered with 429 or 503 up to 15 times, unseen and uncounted.
     config.default_retry = false;
-    let server = config.cluster_url.to_string();
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     match Client::try_from(config) {
         Ok(client) => Ok(Connection { client, server }),
         Err(source) => Err(ConnectError::Client { server, source: Box::new(source) }),
@@ -147,6 +147,7 @@ impl Connection {
         let sent = self.client.send(request.map(Body::from));
         let answer = match tokio::time::timeout(ANSWER, sent).await {
             Err(_elapsed) => return Err(AskError::Slow(ANSWER)),
+            Ok(Err(kube::Error::Service(error))) => return Err(AskError::Broken(chain(&*error))),
             Ok(Err(error)) => return Err(AskError::Broken(chain(&error))),
             Ok(Ok(answer)) => answer,
         };

@@ -305,3 +305,6 @@ pub fn packet_filter(required: &Required) -> PacketFilter {
     found.protocol = required.protocol.unwrap_or(FlowKey::EMPTY.protocol);
     found
 }
+
+#[cfg(test)]
+mod tests;

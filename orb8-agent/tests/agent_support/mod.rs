@@ -18,6 +18,7 @@ use orb8_agent::clock::Clock;
 use orb8_agent::config::{self, Settings};
 use orb8_agent::datapath::Start;
 use orb8_agent::event::{Counters, DrainReport, Event};
+use orb8_agent::k8s::identity::Knowledge;
 use orb8_agent::testing::{ManualClock, Script, ScriptedDatapath};
 use orb8_common::counter;
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
@@ -74,6 +75,25 @@ impl TestAgent {
         datapath: Arc<ScriptedDatapath>,
     ) -> Self {
         let parts = Parts { start, checks: Vec::new(), cgroups: View::none(), known: None, clock };
+        Self::of_parts(flags, parts, script, datapath).await
+    }
+
+    /// An agent that knows this of the cluster.
+    pub async fn knowing(known: Knowledge) -> Self {
+        let (script, source) = Script::new("script");
+        let datapath = ScriptedDatapath::attached("eth0", 2);
+        let start = datapath.start(vec![Box::new(source)], local());
+        let (cgroups, clock) = (View::none(), ManualClock::at(1, 0));
+        let parts = Parts { start, checks: Vec::new(), cgroups, known: Some(known), clock };
+        Self::of_parts(&[], parts, script, datapath).await
+    }
+
+    async fn of_parts(
+        flags: &[&str],
+        parts: Parts,
+        script: Script,
+        datapath: Arc<ScriptedDatapath>,
+    ) -> Self {
         let agent = Agent::start(&settings(flags), parts).await.unwrap();
         let address = agent.address();
         let (stop, stopped) = oneshot::channel::<()>();

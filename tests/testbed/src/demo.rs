@@ -83,7 +83,10 @@ pub fn run(programs: &Programs) -> anyhow::Result<()> {
         .collect();
     let cli = Asker { cli: Cli::of(&programs.cli, &shop.cluster.switch), agents: shop.addresses() };
     wait_until(DEADLINE, "both agents to be ready", || cli.is_ready());
-    println!("  Both are attached and in step with the API.");
+    println!(
+        "  Both are attached and in step with the API. What passed before that is told as lost;\n  \
+         --allow-partial says that we know."
+    );
 
     heading(&format!("A live trace of {TRACE_SECONDS} s, while the shop is busy"));
     let told = trace(&cli, &shop)?;
@@ -93,8 +96,11 @@ pub fn run(programs: &Programs) -> anyhow::Result<()> {
     cli.show("flows -n shop --sort bytes --limit 16")?;
     heading("The same as conversations: both directions and both ends in one line");
     cli.show("flows --conversations")?;
-    heading("Who asked for the Service, as JSON");
-    cli.show("flows --service shop/web --direction egress -o json --fields pod_name,dst_ip,bytes")?;
+    heading("What the client asked the Service, line by line as JSON");
+    cli.show(
+        "flows --pod shop/client --service shop/web --direction egress -o jsonl \
+         --fields pod_name,dst_ip,packets,bytes",
+    )?;
     heading("How the agents know, and whether it adds up");
     cli.show("status")?;
 
@@ -204,7 +210,7 @@ struct Asker {
 impl Asker {
     fn line(&self, line: &str) -> String {
         let agents = self.agents.iter().map(|agent| format!("--agent {agent} "));
-        agents.chain([line.to_owned()]).collect()
+        agents.chain(["--allow-partial ".to_owned(), line.to_owned()]).collect()
     }
 
     /// Runs it for the reader.
@@ -254,7 +260,7 @@ fn heading(text: &str) {
 /// Traces while traffic flows; returns what was said.
 fn trace(cli: &Asker, shop: &Shop) -> anyhow::Result<Vec<Told>> {
     let color = if std::io::stdout().is_terminal() { "always" } else { "never" };
-    let line = cli.line(&format!("trace network --duration {TRACE_SECONDS}s"));
+    let line = cli.line(&format!("trace network --pod shop/client --duration {TRACE_SECONDS}s"));
     println!("$ orb8 {line}");
     let mut command = cli.cli.command(&line);
     let mut child = command
@@ -283,7 +289,7 @@ fn trace(cli: &Asker, shop: &Shop) -> anyhow::Result<Vec<Told>> {
     let status = child.wait().context("waiting for orb8 trace")?;
     let Ok(lines) = reader.join() else { bail!("the trace could not be read") };
     ensure!(status.success(), "orb8 trace ended with {status}");
-    for word in ["shop/client", "shop/web-7d4b9c", "monitoring/node-exporter"] {
+    for word in ["shop/client", "shop/web", "svc shop/web"] {
         ensure!(lines.iter().any(|line| line.contains(word)), "the trace shows no {word}");
     }
     Ok(told)

@@ -195,10 +195,16 @@ impl Veth {
 /// Waits until the kernel has noticed that a link that is up works: until then its queue is a hole
 /// that takes packets and drops them.
 pub(crate) fn wait_operational(netns: &Netns, ifname: &str) {
-    wait_until(Duration::from_secs(10), "a link that carries packets", || {
-        let shown = netns.run(&format!("ip -o link show dev {ifname}"));
-        // A tun device does not know whether it works, and is told as `UNKNOWN`.
-        !shown.contains("state DOWN") && !shown.contains("qdisc noop ")
+    netns.enter(|| {
+        let deadline = Duration::from_secs(10);
+        wait_until(deadline, "a link that carries packets", || {
+            offload::is_running(ifname)
+                .unwrap_or_else(|error| panic!("{ifname} in {}: {error}", netns.label()))
+        });
+        // The kernel tells that a link runs a moment before it gives it its queue, all of it under
+        // the lock that this question waits for.
+        offload::has_carrier(ifname)
+            .unwrap_or_else(|error| panic!("{ifname} in {}: {error}", netns.label()));
     });
 }
 

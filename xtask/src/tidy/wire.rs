@@ -1,5 +1,5 @@
-//! Rules of the wire types: in the agent they are made in `wire.rs`, elsewhere only the envelopes
-//! of requests and answers may be named; in the command line the fields of a flow are read in
+//! Rules of the wire types: in the agent they are made in `wire.rs` or files of a `wire` folder,
+//! elsewhere only the envelopes of requests and answers may be named; in the command line the fields of a flow are read in
 //! `rows.rs`.
 
 use super::imports::first_segments;
@@ -8,11 +8,12 @@ use super::{Source, assert_found, assert_none, source};
 const AGENT: &str = "orb8-agent/src/";
 const COMMAND_LINE: &str = "orb8-cli/src/";
 
-/// What the agent may name of `orb8.v1` outside `wire.rs`: the service, its requests and answers,
-/// the filters inside a request, and the module itself.
-const ENVELOPES: [&str; 19] = [
+/// What the agent may name of `orb8.v1` outside `wire.rs`: the service, its requests and answers with
+/// the parts that a feature hands to them, the filters inside a request, and the module itself.
+const ENVELOPES: [&str; 21] = [
     "AgentStatus",
     "AnswerContext",
+    "AttributionShare",
     "Condition",
     "Event",
     "FlowFilter",
@@ -23,6 +24,7 @@ const ENVELOPES: [&str; 19] = [
     "QueryFlowsResponse",
     "StreamEventsRequest",
     "Strings",
+    "Unmatched",
     "condition",
     "event",
     "flow_event",
@@ -33,8 +35,9 @@ const ENVELOPES: [&str; 19] = [
 ];
 
 fn conversions(sources: &[Source]) -> Vec<String> {
+    let home = |path: &str| path.ends_with("/wire.rs") || path.contains("/wire/");
     let bound = |source: &&Source| {
-        source.path.starts_with(AGENT) && !source.path.ends_with("/wire.rs") && !source.is_test()
+        source.path.starts_with(AGENT) && !home(&source.path) && !source.is_test()
     };
     let mut found = vec![];
     for source in sources.iter().filter(bound) {
@@ -56,6 +59,11 @@ fn named(code: &str) -> Vec<String> {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices("v1::")
         .filter(|(at, _)| !code[..*at].ends_with(part))
+        // The API groups of Kubernetes have a `v1` of their own.
+        .filter(|(at, _)| {
+            let begin = code[..*at].rfind(|c: char| !part(c) && c != ':').map_or(0, |at| at + 1);
+            !code[begin..*at].starts_with("k8s_openapi::")
+        })
         .flat_map(|(at, start)| first_segments(&code[at + start.len()..]))
         // A group may end with a comma.
         .filter(|name| !name.is_empty())
@@ -139,6 +147,8 @@ fn conversions_out_of_place_are_found_in_every_form() {
     let file = |path: &str, code: &str| Source::new(&format!("{AGENT}{path}"), code);
     let sources = [
         file("network/wire.rs", "v1::NetworkFlow { a }"),
+        file("network/wire/ends.rs", "v1::Endpoint { a }"),
+        file("k8s/pods.rs", "use k8s_openapi::api::core::v1::Pod;"),
         file("network/a.rs", "v1::NetworkFlow { a }"),
         file("network/b.rs", "use orb8_proto::v1;\nuse v1::NetworkFlow;"),
         file("network/c.rs", "use orb8_proto::v1::{Event, Endpoint, event::Payload};"),
@@ -147,6 +157,7 @@ fn conversions_out_of_place_are_found_in_every_form() {
         file("network/f.rs", "use orb8_proto::v1 as wire;"),
         file("export/grpc.rs", "use orb8_proto::v1::{QueryFlowsRequest, AgentStatus};"),
         file("agent.rs", "use tonic::transport::Endpoint; // v1::Endpoint"),
+        file("k8s/a.rs", "use k8s_openapi::api::core::v1::{Node as ApiNode, Pod as ApiPod};"),
     ];
     assert_found(
         &conversions(&sources),

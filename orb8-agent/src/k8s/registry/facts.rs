@@ -70,7 +70,8 @@ impl<'a> PodFacts<'a> {
         let status = self.status?;
         let kinds = [&status.container_statuses, &status.init_container_statuses];
         let mut states = kinds.into_iter().flatten().flatten().filter_map(|of| of.state.as_ref());
-        let begun = states.any(|state| state.running.is_some() || state.terminated.is_some());
+        let begun = status.phase.as_deref() == Some("Running")
+            || states.any(|state| state.running.is_some() || state.terminated.is_some());
         begun.then(|| self.started(seen).map_or(seen.at_ns, |from_ns| from_ns.min(seen.at_ns)))
     }
 
@@ -82,7 +83,10 @@ impl<'a> PodFacts<'a> {
         };
         let statuses = self.status?.container_statuses.iter().flatten();
         let first = statuses.filter_map(running).min()?;
-        let started = from_unix(first, seen.unix_offset_ns).saturating_add(2 * SECOND_NS);
+        // Whole seconds, of a clock of another node. Before the first list, where no cut can have
+        // hidden an earlier holder that was known, the second itself is taken.
+        let margin_ns = if seen.since_ns == 0 { 0 } else { 2 * SECOND_NS };
+        let started = from_unix(first, seen.unix_offset_ns).saturating_add(margin_ns);
         (first >= self.created_unix_ns?).then_some(started)
     }
 

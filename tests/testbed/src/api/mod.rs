@@ -22,6 +22,7 @@ pub mod fault;
 pub mod object;
 pub mod pod;
 pub mod request;
+mod serve;
 mod server;
 pub mod store;
 pub mod stream;

@@ -37,9 +37,14 @@ fn hex16() -> String {
 /// The wall clock as the API writes it, in seconds.
 #[must_use]
 pub fn now() -> String {
+    after(0)
+}
+
+/// So many seconds from now, as the API writes it.
+#[must_use]
+pub fn after(seconds: i64) -> String {
     let now = jiff::Timestamp::now();
-    let now = jiff::Timestamp::from_second(now.as_second()).unwrap_or(now);
-    now.to_string()
+    jiff::Timestamp::from_second(now.as_second() + seconds).unwrap_or(now).to_string()
 }
 
 /// The part of an owner that an owned object names.

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
-use super::object::{Owner, container_id, now, uid};
+use super::object::{Owner, after, container_id, now, uid};
+
+/// Time that a pod has to end by itself.
+const GRACE_SECONDS: i64 = 30;
 
 /// Quality of service, which is part of the cgroup's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,8 +156,9 @@ impl Pod {
             });
         }
         if stage == Stage::Terminating {
-            metadata["deletionTimestamp"] = json!(now());
-            metadata["deletionGracePeriodSeconds"] = json!(30);
+            // The time at which it is to be gone, not that at which this was asked for.
+            metadata["deletionTimestamp"] = json!(after(GRACE_SECONDS));
+            metadata["deletionGracePeriodSeconds"] = json!(GRACE_SECONDS);
         }
         metadata
     }
