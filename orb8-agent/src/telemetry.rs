@@ -23,6 +23,9 @@ pub enum FilterError {
     NotAscii(String),
 }
 
+/// The module of the Kubernetes client.
+const KUBE: &str = "kube_client";
+
 /// Checks a filter.
 ///
 /// # Errors
@@ -33,7 +36,10 @@ pub fn filter(text: &str) -> Result<EnvFilter, FilterError> {
         return Err(FilterError::NotAscii(text.to_owned()));
     }
     let bad = |source| FilterError::Syntax { filter: text.to_owned(), source };
-    EnvFilter::builder().parse(text).map_err(bad)
+    let filter = EnvFilter::builder().parse(text).map_err(bad)?;
+    // It logs each failed request as an error; the watchers tell the same, once.
+    let quiet = (!text.contains(KUBE)).then(|| format!("{KUBE}=off").parse()).transpose();
+    Ok(quiet.map_err(bad)?.into_iter().fold(filter, EnvFilter::add_directive))
 }
 
 /// Starts logging; a second call changes nothing.
@@ -57,6 +63,8 @@ mod tests {
             assert!(filter(good).is_ok(), "{good}");
         }
         assert!(filter(" a\u{1a60}=").is_err());
+        assert!(filter("info").unwrap().to_string().contains("kube_client=off"));
+        assert!(!filter("kube_client=debug").unwrap().to_string().contains("off"));
         let error = filter("orb8=loud").unwrap_err().to_string();
         assert!(error.starts_with("RUST_LOG \"orb8=loud\" is no log filter"), "{error}");
     }

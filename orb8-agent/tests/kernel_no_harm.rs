@@ -278,15 +278,18 @@ fn next_start_removes_the_filters_of_a_killed_agent() {
 #[test]
 fn cleanup_removes_the_filters_of_dead_agents_only() {
     need!(@check CLSACT);
-    let veth = Veth::addressed(VethOptions::default());
+    // Both ends in one namespace: an agent attaches there only if it is told to.
+    let (node, outside) = (Netns::new("node"), Netns::new("outside"));
+    let veth = Veth::cable(&node, VethOptions::default());
     let netns = &veth.near.netns;
     netns.run("tc qdisc add dev eth0 clsact");
     netns.run("tc filter add dev eth0 egress protocol ip prio 7 u32 match u32 0 0 flowid 1:1");
     let foreign = filters(&veth.near);
     killed_on_clsact(&veth);
     // A second agent, alive, on another port and another link of the same host.
-    let other =
-        Veth::between(netns, &veth.far.netns, VethOptions { number: 1, ..VethOptions::default() });
+    netns.sysctl("ipv6/conf/default/disable_ipv6", 0);
+    netns.sysctl("ipv6/conf/all/disable_ipv6", 0);
+    let other = Veth::between(netns, &outside, VethOptions { number: 1, ..VethOptions::default() });
     let options = support::options("eth1").env("ORB8_TC_ATTACH", "clsact");
     let watch = Watch::with(&options, netns, 1);
     let cleanup = netns.run(&format!("{} --cleanup", env!("CARGO_BIN_EXE_orb8-agent")));

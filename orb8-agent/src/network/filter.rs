@@ -52,12 +52,13 @@ impl EventFilter for SelfTraffic {
 /// The reason that the ledger shows.
 pub const ROOT_CGROUP: &str = "root_cgroup";
 
-/// Drops what the socket plane counted for sockets of the root cgroup in other network namespaces:
-/// replies of the kernel there. The pod's own link shows them, with the pod's name.
+/// Drops what the socket plane counted for sockets of its own cgroup in other network namespaces:
+/// replies of the kernel there. The pod's own link shows them, with the pod's name; the program
+/// there passes on what has a socket below that cgroup, and nothing else.
 #[derive(Debug)]
 pub struct RootCgroup {
     facts: HostReader,
-    /// 0: the socket plane does not reach the root of the hierarchy.
+    /// 0: there is no socket plane.
     id: u64,
 }
 
@@ -65,7 +66,7 @@ impl RootCgroup {
     /// A filter for sockets seen below this cgroup.
     #[must_use]
     pub fn new(facts: Arc<HostFacts>, root: Option<&SocketRoot>) -> Self {
-        let id = root.filter(|root| root.level == 0).map_or(0, |root| root.id);
+        let id = root.map_or(0, |root| root.id);
         Self { facts: HostReader::new(facts), id }
     }
 }
@@ -131,6 +132,28 @@ mod tests {
         });
         let verdict = SelfTraffic::new(facts).filter(&event);
         assert_eq!(verdict, expected, "{source} > {destination}, cookie {cookie}");
+    }
+
+    #[test]
+    fn replies_of_the_kernel_in_other_namespaces_are_left_to_the_pods_link() {
+        let facts = HostFacts::shared();
+        facts.update(|facts| facts.set_addresses([IpAddr::from([10, 0, 0, 1])]));
+        let root = SocketRoot { path: "/sys/fs/cgroup".into(), id: 77, level: 0 };
+        let check = |root: Option<&SocketRoot>, source: [u8; 4], owner, flags, expected| {
+            let end = |address: [u8; 4]| (IpAddr::from(address), 80);
+            let mut id = crate::testing::flow(6, end(source), end([10, 0, 0, 9]), true);
+            (id.owner, id.key.flags) = (owner, id.key.flags | flags);
+            let event = crate::testing::count(id, 1, 60, 1);
+            let verdict = RootCgroup::new(Arc::clone(&facts), root).filter(&event);
+            assert_eq!(verdict, expected, "{source:?} {owner} {flags:#x}");
+        };
+        let (pod, host) = ([10, 244, 1, 5], [10, 0, 0, 1]);
+        let drop = Verdict::Drop(ROOT_CGROUP);
+        check(Some(&root), pod, 77, flag::SOCKET_PLANE, drop);
+        check(Some(&root), pod, 78, flag::SOCKET_PLANE, Verdict::Keep);
+        check(Some(&root), pod, 77, 0, Verdict::Keep);
+        check(Some(&root), host, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        check(None, pod, 77, flag::SOCKET_PLANE, Verdict::Keep);
     }
 
     #[test]
