@@ -83,12 +83,8 @@ fn churn(cluster: &Cluster, servers: &[Pod; 2], worker: usize, next: &AtomicUsiz
         let address = base + u16::try_from(slot).expect("small");
         let name = format!("shop/p{number}");
         // Now and then the API tells of an old holder's end only after the new one's beginning.
-        let late = number.is_multiple_of(LATE).then(|| slots[slot].take()).flatten().map(|old| {
-            cluster.announce(&old, Stage::Terminating);
-            let place = (old.object.namespace.clone(), old.object.name.clone());
-            drop(old);
-            place
-        });
+        let late = number.is_multiple_of(LATE).then(|| slots[slot].take()).flatten();
+        let late = late.map(|old| cluster.end(old));
         // As a rule an address is free for as long as it takes to make one pod.
         let following = turn % slots.len();
         for at in [slot, following] {
@@ -107,8 +103,8 @@ fn churn(cluster: &Cluster, servers: &[Pod; 2], worker: usize, next: &AtomicUsiz
         // The address is told after the first packets, as on a real node.
         cluster.announce(&pod, Stage::Running);
         talk.say(10, 400);
-        if let Some((namespace, name)) = late {
-            cluster.api.delete("pods", &namespace, &name);
+        if let Some(old) = late {
+            cluster.let_go(&old);
         }
         let said = talk.talk();
         truth.lock().expect("no worker panicked").insert(said.client, (name, said));

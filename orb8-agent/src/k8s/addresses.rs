@@ -58,6 +58,8 @@ pub(crate) struct Claim {
     pub(crate) since_ns: u64,
     /// It is about to go.
     pub(crate) leaving: bool,
+    /// Since this at the earliest.
+    pub(crate) leaving_since_ns: u64,
     /// None of its containers runs any more, so that the address may be free already.
     pub(crate) quiet: bool,
 }
@@ -108,9 +110,11 @@ impl Tenure {
     }
 
     fn tell(&mut self, claim: Claim) {
-        let since = |held_ns: u64, is: bool| if is { held_ns.min(claim.since_ns) } else { OPEN };
-        self.leaving_ns = since(self.leaving_ns, claim.leaving || claim.quiet);
-        self.quiet_ns = since(self.quiet_ns, claim.quiet);
+        let quiet_ns = if claim.quiet { claim.since_ns } else { OPEN };
+        let leaving_ns = if claim.leaving { claim.leaving_since_ns } else { OPEN };
+        let since = |held_ns: u64, now_ns| if now_ns == OPEN { OPEN } else { held_ns.min(now_ns) };
+        self.leaving_ns = since(self.leaving_ns, leaving_ns.min(quiet_ns));
+        self.quiet_ns = since(self.quiet_ns, quiet_ns);
         self.sure_from_ns = self.sure_from_ns.min(claim.sure_from_ns);
         self.told_ns = claim.told_ns;
     }

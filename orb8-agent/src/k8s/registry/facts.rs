@@ -64,6 +64,25 @@ impl<'a> PodFacts<'a> {
         })
     }
 
+    /// Its deletion was asked for at this time at the earliest (monotonic): what is heard of it
+    /// comes late, while the API's own time, in whole seconds, is early at most.
+    pub(super) fn left(&self, seen: Seen) -> u64 {
+        let by = self.meta.deletion_timestamp.as_ref().and_then(unix_ns);
+        let grace_s = self.meta.deletion_grace_period_seconds.unwrap_or(0);
+        let grace_ns = grace_s.saturating_mul(1_000_000_000);
+        earlier(by.map(|by_ns| by_ns.saturating_sub(grace_ns)), seen)
+    }
+
+    /// Its last container ended at this time at the earliest (monotonic), if all have.
+    pub(super) fn ended(&self, seen: Seen) -> u64 {
+        let kinds = self.status.map(|of| [&of.container_statuses, &of.init_container_statuses]);
+        let statuses = kinds.into_iter().flatten().flatten().flatten();
+        let ends = statuses.filter_map(|status| {
+            unix_ns(status.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?)
+        });
+        earlier(ends.max().filter(|_| !self.runs), seen)
+    }
+
     /// Since when (monotonic) the pod surely has its address. None if no container was begun: a
     /// kubelet may then tell the address of an earlier sandbox.
     pub(super) fn sure_from(&self, seen: Seen) -> Option<u64> {
@@ -111,6 +130,12 @@ impl<'a> PodFacts<'a> {
                 .map(|id| (id, status.name.as_str()))
         })
     }
+}
+
+/// The earlier one of a time that the API wrote and the time from which on it may have been told.
+fn earlier(written_unix_ns: Option<i64>, seen: Seen) -> u64 {
+    let written = written_unix_ns.map(|unix_ns| from_unix(unix_ns, seen.unix_offset_ns));
+    written.map_or(seen.since_ns, |written_ns| written_ns.min(seen.since_ns))
 }
 
 trait Ids {

@@ -7,7 +7,7 @@ use super::facts::PodFacts;
 use super::tables::Tables;
 use super::uids::Uids;
 use super::{Seen, write};
-use crate::k8s::addresses::{Claim, OPEN, RUNS_ON_NS, Who};
+use crate::k8s::addresses::{Claim, End, OPEN, RUNS_ON_NS, Who};
 use crate::k8s::model::{Pod, PodIdentity};
 use crate::k8s::status::Resource;
 
@@ -178,13 +178,16 @@ impl Tables {
         let mut changed = false;
         for address in held.addresses.iter().filter(|address| !wanted.contains(address)) {
             let runs_on = facts.finished && facts.runs;
-            changed |= self.addresses.release(*address, &who, seen.end(runs_on));
+            let end = End { sure_until_ns: facts.ended(seen), ..seen.end(runs_on) };
+            changed |= self.addresses.release(*address, &who, end);
         }
         held.runs = facts.runs;
         let claim = Claim {
             sure_from_ns: facts.sure_from(seen).map_or(OPEN, |from_ns| from_ns.max(held.from_ns)),
             leaving: facts.leaving,
+            leaving_since_ns: facts.left(seen),
             quiet: facts.quiet,
+            since_ns: facts.ended(seen),
             ..seen.claim(held.from_ns)
         };
         if facts.finished && !held.finished && !facts.host_network {

@@ -237,22 +237,23 @@ impl Seen {
     /// A claim that is told now, of a holder that stays.
     pub(super) const fn claim(self, from_ns: u64) -> Claim {
         let (told_ns, since_ns) = (self.at_ns, self.since_ns);
-        Claim { from_ns, sure_from_ns: told_ns, told_ns, since_ns, leaving: false, quiet: false }
+        Claim {
+            from_ns,
+            sure_from_ns: told_ns,
+            told_ns,
+            since_ns,
+            leaving: false,
+            leaving_since_ns: since_ns,
+            quiet: false,
+        }
     }
 
     /// The earliest time at which an object told now, and not before, may have existed.
     ///
-    /// A watch that runs tells of it at once, so that it was not there before; the API's own time
-    /// of creation, in whole seconds, says whether the watch was late or the clocks differ.
+    /// However fast a watch is, packets may be faster: the API's own time of creation, in whole
+    /// seconds, is early at most.
     pub(super) fn earliest(self, created_unix_ns: Option<i64>) -> u64 {
         let created = created_unix_ns.map(|unix_ns| from_unix(unix_ns, self.unix_offset_ns));
-        let is_live = self.since_ns == self.at_ns;
-        match created {
-            Some(second_ns) if is_live && self.at_ns.saturating_sub(second_ns) < SECOND_NS => {
-                self.at_ns
-            }
-            Some(second_ns) => second_ns.min(self.at_ns),
-            None => self.since_ns,
-        }
+        created.map_or(self.since_ns, |second_ns| second_ns.min(self.at_ns))
     }
 }

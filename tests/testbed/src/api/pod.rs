@@ -66,6 +66,8 @@ pub enum Stage {
     Running,
     /// It is to end within its grace period.
     Terminating,
+    /// It was to end, and its containers have; the kubelet is about to let go of it.
+    Ended,
     /// All its containers ended well; the address stays in the object.
     Succeeded,
     /// A container failed for good; the address stays in the object.
@@ -155,7 +157,7 @@ impl Pod {
                 "kubernetes.io/config.seen": now(), "kubernetes.io/config.source": "file",
             });
         }
-        if stage == Stage::Terminating {
+        if matches!(stage, Stage::Terminating | Stage::Ended) {
             // The time at which it is to be gone, not that at which this was asked for.
             metadata["deletionTimestamp"] = json!(after(GRACE_SECONDS));
             metadata["deletionGracePeriodSeconds"] = json!(GRACE_SECONDS);
@@ -230,7 +232,7 @@ impl Pod {
         let phase = match stage {
             Stage::Created | Stage::Bound | Stage::Starting => "Pending",
             Stage::Running | Stage::Terminating => "Running",
-            Stage::Succeeded => "Succeeded",
+            Stage::Succeeded | Stage::Ended => "Succeeded",
             Stage::Failed => "Failed",
         };
         let qos = match self.qos {
@@ -289,7 +291,7 @@ impl Pod {
             Stage::Running | Stage::Terminating => {
                 json!({ "running": { "startedAt": self.created } })
             }
-            Stage::Succeeded => ended(0),
+            Stage::Succeeded | Stage::Ended => ended(0),
             Stage::Failed => ended(1),
         };
         if stage != Stage::Starting {

@@ -177,10 +177,23 @@ impl Cluster {
 
     /// Deletes a pod as a kubelet does: told to end, ended, gone from the API.
     pub fn delete(&self, pod: Pod) {
+        let object = self.end(pod);
+        self.let_go(&object);
+    }
+
+    /// Ends a pod that was told to; the API does not know yet that it has.
+    #[must_use]
+    pub fn end(&self, pod: Pod) -> Object {
         self.announce(&pod, Stage::Terminating);
-        let (namespace, name) = (pod.object.namespace.clone(), pod.object.name.clone());
+        let object = pod.object.clone();
         drop(pod);
-        self.api.delete("pods", &namespace, &name);
+        object
+    }
+
+    /// Tells the API that a pod has ended, and then that it is gone.
+    pub fn let_go(&self, object: &Object) {
+        self.api.put(object.object(Stage::Ended));
+        self.api.delete("pods", &object.namespace, &object.name);
     }
 
     /// A process of a node that is in no pod, in a unit of the system's.
