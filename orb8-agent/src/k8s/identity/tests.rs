@@ -303,7 +303,7 @@ fn addresses_that_are_nobodys_say_what_is_known_of_them() {
 }
 
 #[test]
-fn another_nodes_address_may_hide_a_pod_unless_our_pod_dialled_it() {
+fn another_nodes_address_may_hide_a_pod_unless_the_owner_dialled_it() {
     let mut world = World::synced();
     world.pod("shop/web", "n1", "10.244.1.5", 2);
     let web = world.cgroup(7, &cgroup_of("shop/web"));
@@ -317,6 +317,13 @@ fn another_nodes_address_may_hide_a_pod_unless_our_pod_dialled_it() {
     check(Began::Owner, "node n2 address");
     check(Began::Peer, "node n2 masqueraded");
     check(Began::Unknown, "node n2 masqueraded");
+    let sshd = world.cgroup(8, "/system.slice/sshd.service");
+    for membership in [Some(&sshd), None] {
+        let at_host = |began| Question { membership, began, ..asking("10.0.0.1:22", "10.0.0.2:4") };
+        assert_eq!(peer(&world, &at_host(Began::Owner), 5), "node n2 address");
+        assert_eq!(peer(&world, &at_host(Began::Peer), 5), "node n2 masqueraded");
+        assert_eq!(peer(&world, &at_host(Began::Unknown), 5), "node n2 masqueraded");
+    }
 }
 
 #[test]
@@ -327,8 +334,10 @@ fn loopback_is_the_owners_own() {
         let membership = world.cgroup(7, &cgroup_of(name));
         let question =
             Question { membership: Some(&membership), ..asking("127.0.0.1:4", "127.0.0.1:5") };
-        let expected = format!("pod {name} cgroup");
-        assert_eq!(ends(&world, &question, then(5)), (expected.clone(), expected));
+        let expected = (format!("pod {name} cgroup"), format!("pod {name} address"));
+        assert_eq!(ends(&world, &question, then(5)), expected, "the cgroup is the owner's alone");
+        let mixed = Question { owner: ip("10.244.1.5"), ..question };
+        assert_eq!(peer(&world, &mixed, 5), "unknown none address_ambiguous");
     }
     let check = |path: &str, expected: &str| {
         let membership = world.cgroup(8, path);
