@@ -86,7 +86,10 @@ fn the_addresses_behind_a_link_are_known_from_routes_and_from_the_bridge() {
     pod.netns.ip_batch(&[format!("neigh flush dev {}", pod.ifname)]);
     let watch = Direct::with(&options("none"), &node, 2);
     let knows = |port: &link::Port, address: IpAddr| {
-        watch.facts().pod_link(port.ifindex).is_some_and(|link| link.addresses.contains(&address))
+        watch
+            .facts()
+            .pod_link(port.ifindex)
+            .is_some_and(|link| link.link.addresses.contains(&address))
     };
     wait_until(DEADLINE, "the routed address", || knows(&routed.near, routed.far.v4.into()));
     assert!(!knows(port, pod.v4.into()), "nobody has talked to it yet");
