@@ -32,11 +32,29 @@ pub struct PodLink {
 /// Addresses that are kept of one pod link.
 pub const MAX_POD_ADDRESSES: usize = 16;
 
+/// Links that are gone and still remembered: rows of the pods behind them are named for a while.
+const MAX_GONE_LINKS: usize = 1024;
+/// How long, nanoseconds.
+const GONE_LINK_NS: u64 = 300_000_000_000;
+
+/// A link to a pod, with its time; also one that has gone a short while ago.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownLink {
+    /// What is behind it.
+    pub link: PodLink,
+    /// Its device; another one with the same index has another object.
+    pub interface: Option<Arc<InterfaceName>>,
+    /// When it was first listed, CLOCK_MONOTONIC nanoseconds; nothing is counted there before.
+    pub since_ns: u64,
+    /// When it was found to be gone.
+    gone_ns: Option<u64>,
+}
+
 /// A snapshot of what is known.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     interfaces: HashMap<u32, Arc<InterfaceName>>,
-    pod_links: Arc<HashMap<u32, PodLink>>,
+    pod_links: Arc<HashMap<u32, KnownLink>>,
     addresses: HashSet<IpAddr>,
     listening: Vec<SocketAddr>,
     own_addresses: HashSet<IpAddr>,
@@ -45,35 +63,89 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Names an interface; an index that is used again gets its new name.
-    pub fn set_interface(&mut self, index: u32, name: &str) {
+    /// Names an interface; an index that is used again gets its new name, and what was known of
+    /// its former link is forgotten. True if that is news.
+    pub fn set_interface(&mut self, index: u32, name: &str) -> bool {
+        if self.interfaces.get(&index).is_some_and(|known| *known.name == *name) {
+            return false;
+        }
         self.interfaces.insert(index, Arc::new(InterfaceName { index, name: name.into() }));
+        if self.pod_links.get(&index).is_some_and(|link| link.gone_ns.is_some()) {
+            Arc::make_mut(&mut self.pod_links).remove(&index);
+        }
+        true
     }
 
-    /// Forgets an interface that is gone.
-    pub fn remove_interface(&mut self, index: u32) {
-        self.interfaces.remove(&index);
+    /// Forgets an interface that is gone; true if it was known.
+    pub fn remove_interface(&mut self, index: u32) -> bool {
+        self.interfaces.remove(&index).is_some()
     }
 
-    /// Replaces what is known of the links to pods, by ifindex.
-    pub fn set_pod_links(&mut self, links: HashMap<u32, PodLink>) {
-        self.pod_links = Arc::new(links);
+    /// Replaces what is known of the links to pods, by ifindex, as listed at `now_ns` (monotonic).
+    /// Those whose interface has gone are remembered for a while. True if that is news.
+    pub fn set_pod_links(&mut self, links: HashMap<u32, PodLink>, now_ns: u64) -> bool {
+        let mut known = self.gone_links(&links, now_ns);
+        for (index, link) in links {
+            let interface = self.interfaces.get(&index).cloned();
+            let before = self.pod_links.get(&index).filter(|before| {
+                before.gone_ns.is_none() && is_same_interface(&before.interface, &interface)
+            });
+            let since_ns = before.map_or(now_ns, |before| before.since_ns);
+            known.insert(index, KnownLink { link, interface, since_ns, gone_ns: None });
+        }
+        let changed = known != *self.pod_links;
+        if changed {
+            self.pod_links = Arc::new(known);
+        }
+        changed
     }
 
-    /// The link to a pod with this ifindex; none if the interface is another kind.
+    /// The links that are gone, the latest ones of the last minutes. An interface that is there and
+    /// is no link to a pod any more is what it is now.
+    fn gone_links(&self, links: &HashMap<u32, PodLink>, now_ns: u64) -> HashMap<u32, KnownLink> {
+        let is_gone =
+            |index: &u32| !links.contains_key(index) && !self.interfaces.contains_key(index);
+        let mut gone: Vec<(u64, u32)> = self
+            .pod_links
+            .iter()
+            .filter(|(index, _)| is_gone(index))
+            .map(|(index, link)| (link.gone_ns.unwrap_or(now_ns), *index))
+            .filter(|(gone_ns, _)| now_ns.saturating_sub(*gone_ns) < GONE_LINK_NS)
+            .collect();
+        gone.sort_unstable_by(|a, b| b.cmp(a));
+        gone.truncate(MAX_GONE_LINKS);
+        let remembered = |(gone_ns, index): (u64, u32)| {
+            let link = self.pod_links.get(&index)?.clone();
+            Some((index, KnownLink { gone_ns: Some(gone_ns), ..link }))
+        };
+        gone.into_iter().filter_map(remembered).collect()
+    }
+
+    /// The link to a pod with this ifindex, also one that has gone minutes ago and whose index
+    /// nobody else has; none if the interface is another kind.
     #[must_use]
-    pub fn pod_link(&self, index: u32) -> Option<&PodLink> {
+    pub fn pod_link(&self, index: u32) -> Option<&KnownLink> {
         self.pod_links.get(&index)
     }
 
-    /// Every link to a pod, in no order.
-    pub fn pod_links(&self) -> impl Iterator<Item = (u32, &PodLink)> {
-        self.pod_links.iter().map(|(index, link)| (*index, link))
+    /// Whether this is an interface of the host, and no link to a pod.
+    #[must_use]
+    pub fn is_uplink(&self, index: u32) -> bool {
+        self.interfaces.contains_key(&index) && !self.pod_links.contains_key(&index)
     }
 
-    /// Replaces the addresses of this host.
-    pub fn set_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.addresses = addresses.into_iter().collect();
+    /// Every link to a pod that is there, in no order.
+    pub fn pod_links(&self) -> impl Iterator<Item = (u32, &PodLink)> {
+        let there = self.pod_links.iter().filter(|(_, known)| known.gone_ns.is_none());
+        there.map(|(index, known)| (*index, &known.link))
+    }
+
+    /// Replaces the addresses of this host; true if that is news.
+    pub fn set_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
+        let now: HashSet<IpAddr> = addresses.into_iter().collect();
+        let changed = now != self.addresses;
+        self.addresses = now;
+        changed
     }
 
     /// Adds an address of this host.
@@ -144,6 +216,14 @@ impl Facts {
     }
 }
 
+fn is_same_interface(a: &Option<Arc<InterfaceName>>, b: &Option<Arc<InterfaceName>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
 /// Facts that several threads write and the pipeline reads.
 #[derive(Debug, Default)]
 pub struct HostFacts {
@@ -159,10 +239,18 @@ impl HostFacts {
     }
 
     /// Changes the facts; readers see the change with their next look.
-    pub fn update(&self, change: impl FnOnce(&mut Facts)) {
+    pub fn update<T>(&self, change: impl FnOnce(&mut Facts) -> T) {
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut facts));
         self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Changes the facts, if there is news at all: whoever follows them asks anew after a change.
+    pub fn update_if(&self, change: impl FnOnce(&mut Facts) -> bool) {
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        if change(Arc::make_mut(&mut facts)) {
+            self.generation.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// A number that moves with every change.
@@ -225,6 +313,70 @@ mod tests {
         assert_eq!(&*reader.get().interface(3).unwrap().name, "eth1");
         facts.update(|facts| facts.remove_interface(3));
         assert!(reader.get().interface(3).is_none());
+    }
+
+    #[test]
+    fn what_is_told_again_is_no_news() {
+        let facts = HostFacts::shared();
+        let tell = || {
+            facts.update_if(|facts| {
+                facts.set_addresses([ip("10.0.0.1")]) | facts.set_interface(3, "eth0")
+            });
+        };
+        tell();
+        let (generation, before) = (facts.generation(), facts.snapshot());
+        tell();
+        assert_eq!(facts.generation(), generation);
+        let after = facts.snapshot();
+        assert!(Arc::ptr_eq(before.interface(3).unwrap(), after.interface(3).unwrap()));
+    }
+
+    #[test]
+    fn a_link_that_has_gone_is_a_link_until_its_index_is_used_again_or_minutes_pass() {
+        let links = |indexes: &[u32]| {
+            indexes.iter().map(|index| (*index, PodLink::default())).collect::<HashMap<_, _>>()
+        };
+        let mut facts = Facts::default();
+        for index in [5, 6, 7] {
+            facts.set_interface(index, "veth");
+        }
+        facts.set_pod_links(links(&[5, 6, 7]), 1);
+        facts.remove_interface(5);
+        facts.remove_interface(6);
+        facts.set_pod_links(links(&[]), 2);
+        assert!(facts.pod_link(5).is_some() && facts.pod_link(6).is_some());
+        assert!(facts.pod_link(7).is_none() && facts.is_uplink(7), "it is there, as another kind");
+        assert_eq!(facts.pod_links().count(), 0);
+        facts.set_interface(5, "eth5");
+        assert!(facts.pod_link(5).is_none() && facts.is_uplink(5));
+        facts.set_pod_links(links(&[]), 2 + GONE_LINK_NS);
+        assert!(facts.pod_link(6).is_none());
+    }
+
+    #[test]
+    fn links_that_have_gone_are_bounded_and_the_latest_are_kept() {
+        let mut facts = Facts::default();
+        for index in 0..=1024_u32 {
+            facts.set_pod_links(HashMap::from([(index, PodLink::default())]), u64::from(index));
+        }
+        facts.set_pod_links(HashMap::new(), 2000);
+        assert!(facts.pod_link(0).is_none());
+        assert!(facts.pod_link(1).is_some() && facts.pod_link(1024).is_some());
+        assert_eq!(facts.pod_links.len(), MAX_GONE_LINKS);
+    }
+
+    #[test]
+    fn another_device_with_the_same_index_is_another_link() {
+        let mut facts = Facts::default();
+        let link = || HashMap::from([(5, PodLink::default())]);
+        facts.set_interface(5, "veth5");
+        facts.set_pod_links(link(), 1);
+        facts.set_pod_links(link(), 2);
+        assert_eq!(facts.pod_link(5).unwrap().since_ns, 1);
+        facts.remove_interface(5);
+        facts.set_interface(5, "veth5");
+        facts.set_pod_links(link(), 3);
+        assert_eq!(facts.pod_link(5).unwrap().since_ns, 3);
     }
 
     #[test]

@@ -86,7 +86,10 @@ fn the_addresses_behind_a_link_are_known_from_routes_and_from_the_bridge() {
     pod.netns.ip_batch(&[format!("neigh flush dev {}", pod.ifname)]);
     let watch = Direct::with(&options("none"), &node, 2);
     let knows = |port: &link::Port, address: IpAddr| {
-        watch.facts().pod_link(port.ifindex).is_some_and(|link| link.addresses.contains(&address))
+        watch
+            .facts()
+            .pod_link(port.ifindex)
+            .is_some_and(|link| link.link.addresses.contains(&address))
     };
     wait_until(DEADLINE, "the routed address", || knows(&routed.near, routed.far.v4.into()));
     assert!(!knows(port, pod.v4.into()), "nobody has talked to it yet");
@@ -97,9 +100,13 @@ fn the_addresses_behind_a_link_are_known_from_routes_and_from_the_bridge() {
     wait_until(DEADLINE, "the address on the bridge", || knows(port, pod.v4.into()));
     assert!(watch.facts().pod_link(ifindex(&node, "cni0")).is_none(), "a bridge leads to many");
     node.run(&format!("ip link del {}", routed.near.ifname));
-    wait_until(DEADLINE, "the link to be forgotten", || {
-        watch.facts().pod_link(routed.near.ifindex).is_none()
+    let index = routed.near.ifindex;
+    wait_until(DEADLINE, "the link to go", || {
+        watch.facts().pod_links().all(|(listed, _)| listed != index)
     });
+    let facts = watch.facts();
+    assert!(facts.pod_link(index).is_some(), "its rows are a pod's still");
+    assert!(!facts.is_uplink(index));
 }
 
 /// Adds `count` links into a namespace.

@@ -53,6 +53,13 @@ pub fn choose(
     chosen
 }
 
+/// Whether a device is not the one that had its index before: it has another name, or leads
+/// elsewhere. One that was only renamed is taken for another too; it is attached to anew.
+#[must_use]
+pub fn is_another(before: &Device, now: &Device) -> bool {
+    before.name != now.name || before.peer_netns != now.peer_netns
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,5 +146,15 @@ mod tests {
             &[],
             &["veth1 DefaultRoute", "veth2 GlobalAddress", "veth0 PodLink", "veth3 PodLink"],
         );
+    }
+
+    #[test]
+    fn another_name_or_another_namespace_behind_it_makes_another_device() {
+        let before = Device { peer_netns: Some(1), ..device(5, "veth5") };
+        let busier =
+            Device { carried: Carried { rx_packets: 9, ..before.carried }, ..before.clone() };
+        assert!(!is_another(&before, &busier));
+        assert!(is_another(&before, &Device { peer_netns: Some(2), ..before.clone() }));
+        assert!(is_another(&before, &Device { name: "veth6".into(), ..before.clone() }));
     }
 }

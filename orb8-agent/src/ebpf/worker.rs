@@ -71,7 +71,7 @@ impl Worker {
             attached: BTreeMap::new(),
             failed: BTreeMap::new(),
             known: None,
-            behind: facts::Known::default(),
+            behind: facts::Known::new(),
             watching_packets: false,
         }
     }
@@ -200,13 +200,14 @@ impl Worker {
         for (device, why) in chosen {
             if let Some(attached) = self.attached.get_mut(&device.ifindex)
                 && attached.shape() == shape(&device, why)
+                && !select::is_another(&attached.device, &device)
             {
                 attached.device = Device { carried: attached.device.carried, ..device };
                 attached.why = why;
                 continue;
             }
             if let Some(attached) = self.attached.remove(&device.ifindex) {
-                // Seen with other eyes now: its programs are the wrong ones.
+                // Another one, or seen with other eyes now: its programs are the wrong ones.
                 self.detach(attached, true);
             }
             let before = waiting.remove(&device.ifindex);

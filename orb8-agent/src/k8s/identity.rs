@@ -208,7 +208,7 @@ impl Batch<'_> {
         let translation =
             question.translation.cloned().or_else(|| self.translation(question, span));
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
-        self.learn(question);
+        self.learn(question, span);
         let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
         let peer = over(span, |at_ns| self.peer(question, sides.as_ref(), &owner, at_ns));
         let asked = self.asked(question, &peer, translation.as_deref());
@@ -217,18 +217,6 @@ impl Batch<'_> {
             forwarded: self.passes_through(question, sides.as_ref()),
             pending: question.membership.as_ref().is_some_and(waits),
             ends: Ends { owner, peer, asked, translation },
-        }
-    }
-
-    /// Notes which pod is behind a link, from what leaves it.
-    fn learn(&mut self, question: &Question<'_>) {
-        let Some(ifindex) = question.ifindex.filter(|_| question.egress) else { return };
-        let pod = question.membership.and_then(|found| found.cgroup()).and_then(|it| it.pod());
-        let Some(pod) = pod.filter(|_| self.lookup.facts.pod_link(ifindex).is_some()) else {
-            return;
-        };
-        if let Some(interface) = self.lookup.facts.interface(ifindex) {
-            self.links.learn(ifindex, interface, pod);
         }
     }
 }

@@ -158,14 +158,29 @@ impl World {
         Arc::new(Membership::answered(id, answer))
     }
 
-    /// A link to a pod, with the addresses behind it.
+    /// A link to a pod, with the addresses behind it, there from the beginning.
     pub fn link(&self, ifindex: u32, addresses: &[IpAddr]) {
+        self.link_since(ifindex, addresses, 0);
+    }
+
+    /// A link to a pod, as listed at a time.
+    pub fn link_since(&self, ifindex: u32, addresses: &[IpAddr], at_ns: u64) {
         self.known.facts.update(|facts| {
             facts.set_interface(ifindex, &format!("veth{ifindex}"));
             let mut links: HashMap<_, _> =
                 facts.pod_links().map(|(index, link)| (index, link.clone())).collect();
             links.insert(ifindex, PodLink { addresses: addresses.to_vec() });
-            facts.set_pod_links(links);
+            facts.set_pod_links(links, at_ns);
+        });
+    }
+
+    /// A link to a pod goes, with the pod.
+    pub fn unlink(&self, ifindex: u32, at_ns: u64) {
+        self.known.facts.update(|facts| {
+            facts.remove_interface(ifindex);
+            let others = facts.pod_links().filter(|(index, _)| *index != ifindex);
+            let others = others.map(|(index, link)| (index, link.clone())).collect();
+            facts.set_pod_links(others, at_ns);
         });
     }
 

@@ -2,6 +2,7 @@
 //! addresses are behind the links to pods.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,18 +11,30 @@ use orb8_common::network::TUNNEL_PORTS;
 use super::super::netlink::{Address, Device, Routes};
 use super::super::pod_links::{self, Link};
 use super::Worker;
+use crate::clock::{Clock, SystemClock};
 use crate::datapath::ChosenBy;
-use crate::host::PodLink;
 
 /// Neighbours change all the time on a busy node; they are listed no more often than this.
 const REST: Duration = Duration::from_secs(1);
+/// Stamps of lines are as coarse as a tick of the kernel, up to 10 ms; a link is told to be there
+/// so much earlier, that what is counted right after attaching is not from before its time.
+const STAMP_SLACK_NS: u64 = 20_000_000;
 
 /// What is known of the links to pods.
-#[derive(Default)]
 pub(super) struct Known {
+    clock: Arc<dyn Clock>,
     links: Vec<Link>,
-    told: HashMap<u32, PodLink>,
+    /// The network namespace at the other end of each link.
+    netns: HashMap<u32, Option<u32>>,
     listed: Option<Instant>,
+}
+
+impl Known {
+    /// Nothing.
+    pub(super) fn new() -> Self {
+        let (links, netns) = (Vec::new(), HashMap::new());
+        Self { clock: SystemClock::shared(), links, netns, listed: None }
+    }
 }
 
 impl Worker {
@@ -30,14 +43,15 @@ impl Worker {
         let gone = |ifindex: &u32| !devices.iter().any(|d| d.ifindex == *ifindex);
         let gone: Vec<u32> =
             self.known.iter().flat_map(HashMap::keys).copied().filter(gone).collect();
-        self.shared.facts.update(|facts| {
-            facts.set_addresses(addresses.iter().map(|address| address.ip));
+        self.shared.facts.update_if(|facts| {
+            let mut news = facts.set_addresses(addresses.iter().map(|address| address.ip));
             for ifindex in gone {
-                facts.remove_interface(ifindex);
+                news |= facts.remove_interface(ifindex);
             }
             for device in devices {
-                facts.set_interface(device.ifindex, &device.name);
+                news |= facts.set_interface(device.ifindex, &device.name);
             }
+            news
         });
     }
 
@@ -60,10 +74,31 @@ impl Worker {
     /// Notes which links to pods there are, and tells what is behind them.
     pub(super) fn learn_pod_links(&mut self, chosen: &[(Device, ChosenBy)], routes: &Routes) {
         let links = chosen.iter().filter(|(_, why)| *why == ChosenBy::PodLink);
+        let links: Vec<&Device> = links.map(|(device, _)| device).collect();
+        self.renew_links(&links);
         self.behind.links = links
-            .map(|(device, _)| Link { ifindex: device.ifindex, controller: device.controller })
+            .iter()
+            .map(|device| Link { ifindex: device.ifindex, controller: device.controller })
             .collect();
         self.tell_pod_links(routes);
+    }
+
+    /// Tells of links that lead elsewhere than those that had their index and name before.
+    fn renew_links(&mut self, links: &[&Device]) {
+        let now: HashMap<u32, Option<u32>> =
+            links.iter().map(|device| (device.ifindex, device.peer_netns)).collect();
+        let before = std::mem::replace(&mut self.behind.netns, now);
+        let is_other = |device: &Device| {
+            before.get(&device.ifindex).is_some_and(|id| *id != device.peer_netns)
+        };
+        self.shared.facts.update_if(|facts| {
+            let mut news = false;
+            for device in links.iter().filter(|device| is_other(device)) {
+                facts.remove_interface(device.ifindex);
+                news |= facts.set_interface(device.ifindex, &device.name);
+            }
+            news
+        });
     }
 
     /// Neighbours or routes to single addresses have changed since they were listed.
@@ -110,9 +145,7 @@ impl Worker {
             })
         };
         let now = pod_links::behind(&self.behind.links, &routes.hosts, &neighbours);
-        if now != self.behind.told {
-            self.behind.told.clone_from(&now);
-            self.shared.facts.update(|facts| facts.set_pod_links(now));
-        }
+        let listed_ns = self.behind.clock.monotonic_ns().saturating_sub(STAMP_SLACK_NS);
+        self.shared.facts.update_if(|facts| facts.set_pod_links(now, listed_ns));
     }
 }

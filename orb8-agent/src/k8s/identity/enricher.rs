@@ -33,7 +33,10 @@ impl EventEnricher for OwnerEnricher {
     fn enrich(&mut self, enriched: &mut EnrichedEvent) {
         let Some(keys) = (self.keys)(&enriched.event) else { return };
         let facts = self.facts.get();
-        enriched.interface = keys.ifindex.and_then(|index| facts.interface(index).cloned());
+        enriched.interface = keys.ifindex.and_then(|index| {
+            let gone = || facts.pod_link(index)?.interface.as_ref();
+            facts.interface(index).or_else(gone).cloned()
+        });
         // Whatever passes a pod's link is that pod's, whichever address it bears.
         let at_pod = keys.ifindex.is_none_or(|index| facts.pod_link(index).is_some());
         enriched.local = if at_pod { Some(true) } else { facts.is_local(keys.local) };

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::{Batch, Question, Span};
+use crate::event::End;
 use crate::host::{Facts, InterfaceName};
 use crate::k8s::model::Pod;
 
@@ -50,15 +52,41 @@ impl Links {
         }
     }
 
-    /// Forgets links that are gone.
+    /// Forgets links that nobody remembers, or that are others by now.
     pub(super) fn keep_current(&mut self, facts: &Facts) {
         let is_current = |ifindex: u32, link: &Link| {
-            facts.interface(ifindex).is_some_and(|held| Arc::ptr_eq(held, &link.interface))
+            let held = facts.pod_link(ifindex).and_then(|known| known.interface.as_ref());
+            held.is_some_and(|held| Arc::ptr_eq(held, &link.interface))
         };
         let before = self.known.len();
         self.known.retain(|ifindex, link| is_current(*ifindex, link));
         if self.known.len() < before {
             self.generation += 1;
         }
+    }
+}
+
+impl Batch<'_> {
+    /// Notes which pod is behind a link, from what leaves it: a socket of the pod's cgroup, from an
+    /// address that is not another pod's, all while this link was there.
+    pub(super) fn learn(&mut self, question: &Question<'_>, span: Span) {
+        let Some(ifindex) = question.ifindex.filter(|_| question.egress) else { return };
+        let pod = question.membership.and_then(|found| found.cgroup()).and_then(|it| it.pod());
+        let Some(pod) = pod else { return };
+        if self.links.pod(ifindex).is_some_and(|known| known.uid == pod.uid) {
+            return;
+        }
+        let Some(link) = self.lookup.facts.pod_link(ifindex) else { return };
+        let Some(interface) = link.interface.as_ref().filter(|_| span.since_ns >= link.since_ns)
+        else {
+            return;
+        };
+        // A process that entered another pod's network sends from that pod's address.
+        if let End::Pod(_, holder) = self.lookup.holder(question.owner, span.until_ns)
+            && holder.uid != pod.uid
+        {
+            return;
+        }
+        self.links.learn(ifindex, interface, pod);
     }
 }

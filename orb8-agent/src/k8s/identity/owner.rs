@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Batch, Question, Sides};
 use crate::event::{Attribution, End, How, Reason, Scope};
-use crate::host::PodLink;
+use crate::host::KnownLink;
 use crate::k8s::model::Pod;
 
 impl Batch<'_> {
@@ -34,27 +34,49 @@ impl Batch<'_> {
         }
     }
 
-    /// Who is behind a link to a pod.
-    fn behind(&self, ifindex: u32, link: &PodLink, owner: IpAddr, at_ns: u64) -> End {
-        let by_link = |pod: &Arc<Pod>| End::Pod(How::by(Attribution::Interface), Arc::clone(pod));
+    /// Who is behind a link to a pod, as the link and the address tell together.
+    fn behind(&self, ifindex: u32, link: &KnownLink, owner: IpAddr, at_ns: u64) -> End {
+        let found = match self.by_link(ifindex, link, at_ns) {
+            Ok(found) => found,
+            Err(reason) => return End::unknown(reason),
+        };
+        match (found, self.lookup.holder(owner, at_ns)) {
+            // A process that entered, or an address that somebody borrowed: either may be it.
+            (Some(pod), End::Pod(_, holder)) if holder.uid != pod.uid => {
+                End::unknown(Reason::AddressAmbiguous)
+            }
+            (Some(pod), _) => End::Pod(How::by(Attribution::Interface), pod),
+            (None, end @ End::Pod(..)) => end,
+            (None, End::Unknown(how)) if how.reason == Reason::AddressAmbiguous => {
+                End::Unknown(how)
+            }
+            (None, _) => End::unknown(Reason::InterfaceUnknown),
+        }
+    }
+
+    /// The pod to which a link leads. A link leads to one network for its whole life, so what is
+    /// learned of it later holds for before; another link with the same index tells nothing.
+    fn by_link(
+        &self,
+        ifindex: u32,
+        link: &KnownLink,
+        at_ns: u64,
+    ) -> Result<Option<Arc<Pod>>, Reason> {
+        if at_ns < link.since_ns {
+            return Ok(None);
+        }
         if let Some(pod) = self.links.pod(ifindex) {
-            return by_link(pod);
+            return Ok(Some(Arc::clone(pod)));
         }
         let mut found: Option<Arc<Pod>> = None;
-        for address in &link.addresses {
+        for address in &link.link.addresses {
             let End::Pod(_, pod) = self.lookup.holder(*address, at_ns) else { continue };
             if found.as_ref().is_some_and(|other| other.uid != pod.uid) {
-                return End::unknown(Reason::AddressAmbiguous);
+                return Err(Reason::AddressAmbiguous);
             }
             found = Some(pod);
         }
-        if let Some(pod) = found {
-            return by_link(&pod);
-        }
-        match self.lookup.holder(owner, at_ns) {
-            end @ End::Pod(..) => end,
-            _ => End::unknown(Reason::InterfaceUnknown),
-        }
+        Ok(found)
     }
 
     /// Who holds an address at the host itself, or at a socket whose cgroup does not tell.
@@ -67,8 +89,10 @@ impl Batch<'_> {
             return self.hidden_by_mask(real, at_ns);
         }
         match self.lookup.holder(question.owner, at_ns) {
+            // Maybe a pod's: that somebody took the packet here does not make it the host's.
+            End::Unknown(how) if how.reason == Reason::AddressAmbiguous => End::Unknown(how),
             End::External(_) | End::Unknown(_)
-                if question.ifindex.is_some() && question.scope == Scope::Local =>
+                if self.is_at_uplink(question) && question.scope == Scope::Local =>
             {
                 // It has a socket here, whatever address that uses.
                 let own = Arc::clone(self.lookup.own_node);
@@ -89,10 +113,15 @@ impl Batch<'_> {
         }
     }
 
+    /// Whether it was counted at an interface of the host that is known to be no link to a pod.
+    fn is_at_uplink(&self, question: &Question<'_>) -> bool {
+        question.ifindex.is_some_and(|index| self.lookup.facts.is_uplink(index))
+    }
+
     /// Whether translation hides that a packet at an uplink only passes through this host.
     pub(super) fn passes_through(&self, question: &Question<'_>, sides: Option<&Sides>) -> bool {
-        let at_uplink = question.ifindex.is_some_and(|it| self.lookup.facts.pod_link(it).is_none());
-        at_uplink && sides.is_some_and(|sides| !self.lookup.is_local(sides.owner.ip()))
+        self.is_at_uplink(question)
+            && sides.is_some_and(|sides| !self.lookup.is_local(sides.owner.ip()))
     }
 }
 

@@ -23,26 +23,31 @@ impl Batch<'_> {
         }
         let began = sides.map_or(question.began, |sides| sides.began);
         match self.lookup.holder(question.peer, at_ns) {
-            End::Node(_, node) if self.may_hide_a_pod(question.peer, owner, began) => {
+            End::Node(_, node) if self.may_hide_a_pod(question.peer, began) => {
                 End::Node(How::by(Attribution::Masqueraded), node)
             }
             other => other,
         }
     }
 
-    /// Whether another node's address may stand for a pod there: what a pod of ours dialled itself
-    /// is that node, what dialled the pod may be anybody there.
-    fn may_hide_a_pod(&self, address: IpAddr, owner: &End, began: Began) -> bool {
-        owner.pod().is_some() && began != Began::Owner && !self.lookup.is_local(address)
+    /// Whether another node's address may stand for a pod there: what the owner dialled itself is
+    /// that node, what dialled the owner, be it a pod or this host, may be anybody there.
+    fn may_hide_a_pod(&self, address: IpAddr, began: Began) -> bool {
+        began != Began::Owner && !self.lookup.is_local(address)
     }
 
-    /// Who is at a loopback address: somebody in the owner's own network namespace.
+    /// Who is at a loopback address: somebody in the owner's own network namespace. That of a pod's
+    /// process is the pod's where both ends are loopback addresses; one that has entered another
+    /// network is not told apart, so this is known by the address and never by the cgroup.
     fn beside(&self, question: &Question<'_>, owner: &End) -> End {
         let own = || End::Node(How::by(Attribution::Address), Arc::clone(self.lookup.own_node));
         match owner {
-            End::Pod(how, pod) => match pod.identity() {
+            End::Pod(_, pod) => match pod.identity() {
                 Some(identity) if identity.host_network => own(),
-                Some(_) => End::Pod(*how, Arc::clone(pod)),
+                Some(_) if question.owner.is_loopback() => {
+                    End::Pod(How::by(Attribution::Address), Arc::clone(pod))
+                }
+                Some(_) => End::unknown(Reason::AddressAmbiguous),
                 None => End::unknown(Reason::PodUnknown),
             },
             End::Node(..) => own(),

@@ -166,12 +166,98 @@ fn behind_a_link_the_pod_is_known_without_a_cgroup() {
     let intruder = Question { membership: Some(&web), ..at_link(6, true) };
     assert_eq!(who(&intruder), "pod shop/web cgroup", "a process that entered");
     assert_eq!(who(&at_link(6, false)), "unknown none interface_unknown", "two were seen");
-    world.known.facts.update(|facts| {
-        facts.remove_interface(6);
-        facts.set_interface(6, "veth6");
-    });
+    world.unlink(6, 5);
+    world.link(6, &[]);
     assert_eq!(who(&Question { membership: Some(&db), ..at_link(6, true) }), "pod shop/db cgroup");
     assert_eq!(who(&at_link(6, false)), "pod shop/db interface", "another link, same index");
+}
+
+#[test]
+fn a_link_that_has_gone_is_no_uplink_and_its_pods_keep_their_names() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 2).pod("shop/db", "n1", "10.244.1.6", 2);
+    world.link(5, &[ip("10.244.1.5")]);
+    world.link(6, &[]);
+    let at_link = |ifindex, egress| Question {
+        ifindex: Some(ifindex),
+        egress,
+        ..asking("10.244.1.9:4", "1.1.1.1:4")
+    };
+    let db = world.cgroup(7, &cgroup_of("shop/db"));
+    let mut resolver = Resolver::new(world.known.clone());
+    resolver.batch().resolve(&Question { membership: Some(&db), ..at_link(6, true) }, then(5));
+    world.translate(
+        (at("10.244.1.9:4"), at("10.96.0.9:4")),
+        (at("1.1.1.1:4"), at("10.244.1.9:4")),
+        3,
+    );
+    world.unlink(5, 6);
+    world.unlink(6, 6);
+    for (ifindex, expected) in [(5, "pod shop/web interface"), (6, "pod shop/db interface")] {
+        let answer = resolver.batch().resolve(&at_link(ifindex, false), then(5));
+        assert_eq!((word(&answer.ends.owner).as_str(), answer.forwarded), (expected, false));
+    }
+    let forgotten = resolver.batch().resolve(&at_link(77, true), then(5));
+    assert_eq!(word(&forgotten.ends.owner), "unknown none address_unknown", "never the host");
+    assert!(!forgotten.forwarded);
+}
+
+#[test]
+fn an_address_that_two_may_have_held_is_never_the_hosts() {
+    let mut world = World::synced();
+    world.pod("shop/a", "n1", "10.244.1.5", 2).pod("shop/b", "n1", "10.244.1.5", 2);
+    let question = Question { ifindex: Some(2), ..asking("10.244.1.5:4", "1.1.1.1:4") };
+    assert_eq!(owner(&world, &question, 5), "unknown none address_ambiguous");
+}
+
+#[test]
+fn a_process_that_entered_a_pods_network_does_not_name_its_link() {
+    let mut world = World::synced();
+    world.pod("shop/a", "n1", "10.244.1.5", 2).pod("shop/b", "n1", "10.244.1.6", 2);
+    world.link(5, &[]);
+    let b = world.cgroup(7, &cgroup_of("shop/b"));
+    let at_link = |owner: &str, egress| Question {
+        ifindex: Some(5),
+        egress,
+        scope: Scope::Unclaimed,
+        ..asking(owner, "1.1.1.1:4")
+    };
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut who =
+        |question: &Question<'_>| word(&resolver.batch().resolve(question, then(5)).ends.owner);
+    who(&Question { membership: Some(&b), ..at_link("10.244.1.5:4", true) });
+    assert_eq!(who(&at_link("10.244.1.5:4", false)), "pod shop/a address");
+    assert_eq!(who(&at_link("10.244.1.9:4", false)), "unknown none interface_unknown");
+    // From an address that is nobody's it teaches; then the address itself says otherwise.
+    who(&Question { membership: Some(&b), ..at_link("10.244.1.9:4", true) });
+    assert_eq!(who(&at_link("10.244.1.5:4", false)), "unknown none address_ambiguous");
+}
+
+#[test]
+fn a_link_does_not_tell_who_was_behind_another_one_with_its_index() {
+    let mut world = World::synced();
+    world.pod("shop/old", "n1", "", 2).pod("shop/new", "n1", "10.244.1.6", 2);
+    world.link(5, &[]);
+    world.unlink(5, 10);
+    world.link_since(5, &[ip("10.244.1.6")], 20);
+    let old = world.cgroup(7, &cgroup_of("shop/old"));
+    let new = world.cgroup(8, &cgroup_of("shop/new"));
+    let at_link = |egress| Question {
+        ifindex: Some(5),
+        egress,
+        scope: Scope::Unclaimed,
+        ..asking("10.244.1.9:4", "1.1.1.1:4")
+    };
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut who = |question: &Question<'_>, at_ns| {
+        word(&resolver.batch().resolve(question, then(at_ns)).ends.owner)
+    };
+    assert_eq!(who(&at_link(false), 5), "unknown none interface_unknown");
+    assert_eq!(who(&at_link(false), 25), "pod shop/new interface");
+    who(&Question { membership: Some(&old), ..at_link(true) }, 5);
+    assert_eq!(who(&at_link(false), 25), "pod shop/new interface", "an old row teaches nothing");
+    who(&Question { membership: Some(&new), ..at_link(true) }, 25);
+    assert_eq!(who(&at_link(false), 5), "unknown none interface_unknown", "learned of the new one");
 }
 
 #[test]
@@ -217,7 +303,7 @@ fn addresses_that_are_nobodys_say_what_is_known_of_them() {
 }
 
 #[test]
-fn another_nodes_address_may_hide_a_pod_unless_our_pod_dialled_it() {
+fn another_nodes_address_may_hide_a_pod_unless_the_owner_dialled_it() {
     let mut world = World::synced();
     world.pod("shop/web", "n1", "10.244.1.5", 2);
     let web = world.cgroup(7, &cgroup_of("shop/web"));
@@ -231,6 +317,13 @@ fn another_nodes_address_may_hide_a_pod_unless_our_pod_dialled_it() {
     check(Began::Owner, "node n2 address");
     check(Began::Peer, "node n2 masqueraded");
     check(Began::Unknown, "node n2 masqueraded");
+    let sshd = world.cgroup(8, "/system.slice/sshd.service");
+    for membership in [Some(&sshd), None] {
+        let at_host = |began| Question { membership, began, ..asking("10.0.0.1:22", "10.0.0.2:4") };
+        assert_eq!(peer(&world, &at_host(Began::Owner), 5), "node n2 address");
+        assert_eq!(peer(&world, &at_host(Began::Peer), 5), "node n2 masqueraded");
+        assert_eq!(peer(&world, &at_host(Began::Unknown), 5), "node n2 masqueraded");
+    }
 }
 
 #[test]
@@ -241,8 +334,10 @@ fn loopback_is_the_owners_own() {
         let membership = world.cgroup(7, &cgroup_of(name));
         let question =
             Question { membership: Some(&membership), ..asking("127.0.0.1:4", "127.0.0.1:5") };
-        let expected = format!("pod {name} cgroup");
-        assert_eq!(ends(&world, &question, then(5)), (expected.clone(), expected));
+        let expected = (format!("pod {name} cgroup"), format!("pod {name} address"));
+        assert_eq!(ends(&world, &question, then(5)), expected, "the cgroup is the owner's alone");
+        let mixed = Question { owner: ip("10.244.1.5"), ..question };
+        assert_eq!(peer(&world, &mixed, 5), "unknown none address_ambiguous");
     }
     let check = |path: &str, expected: &str| {
         let membership = world.cgroup(8, path);

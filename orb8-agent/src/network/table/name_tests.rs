@@ -260,7 +260,7 @@ fn the_same_tuple_in_two_pods_is_two_flows() {
         bench.world.cgroup(id, &cgroup_of(name));
         bench.feed([counted(from_cgroup(id, "127.0.0.1:1", "127.0.0.1:2"), id, SECOND, SECOND)]);
     }
-    assert_eq!(bench.named(), ["a cgroup > a cgroup: 7", "b cgroup > b cgroup: 8"]);
+    assert_eq!(bench.named(), ["a cgroup > a address: 7", "b cgroup > b address: 8"]);
 }
 
 #[test]
