@@ -289,6 +289,63 @@ fn an_uplink_flow_that_is_translated_late_is_a_pods_and_forwarded() {
     assert_eq!(bench.shares(), [("masqueraded ".to_owned(), 2)]);
 }
 
+fn verdicts(bench: &Bench) -> Vec<String> {
+    let word = |flow: &FlowRecord| match &flow.ends.asked {
+        Some(asked) => format!("{} {:?}: {}", asked.service.name, asked.verdict, flow.packets),
+        None => format!("none: {}", flow.packets),
+    };
+    bench.rows().iter().map(word).collect()
+}
+
+#[test]
+fn a_verdict_is_that_of_the_time_and_a_reused_service_address_names_no_old_row() {
+    let bench = &mut Bench::new(World::synced());
+    bench.world.service("shop/old", "10.96.0.10", 0, 0, SECOND);
+    let id = from_cgroup(7, "10.244.1.5:40000", "10.96.0.10:80");
+    bench.feed([began(id, 2 * SECOND), counted(id, 3, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
+    assert_eq!(verdicts(bench), ["old NoEndpoints: 3"]);
+    bench.world.service("shop/old", "10.96.0.10", 0, 1, 4 * SECOND);
+    bench.drain(5 * SECOND);
+    assert_eq!(verdicts(bench), ["old NoEndpoints: 3"], "endpoints came later");
+    bench.world.remove_service("shop/old", 6 * SECOND);
+    bench.world.service("shop/new", "10.96.0.10", 0, 1, 7 * SECOND);
+    bench.drain(8 * SECOND);
+    assert_eq!(verdicts(bench), ["old NoEndpoints: 3"], "the address was another Service's");
+}
+
+#[test]
+fn a_long_flow_whose_backend_changes_splits_the_row() {
+    let bench = &mut Bench::new(World::synced());
+    bench.world.service("shop/web", "10.96.0.10", 0, 2, SECOND);
+    let (client, service): (SocketAddr, SocketAddr) =
+        ("10.244.1.5:40000".parse().unwrap(), "10.96.0.10:80".parse().unwrap());
+    let backend = |last| SocketAddr::new(IpAddr::from([10, 244, 2, last]), 8080);
+    let first = bench.world.translate((client, service), (backend(1), client), 2 * SECOND);
+    let id = from_cgroup(7, &client.to_string(), &service.to_string());
+    bench.feed([began(id, 2 * SECOND), counted(id, 3, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
+    for second in 3..20 {
+        let at_ns = second * SECOND + 500 * MS;
+        bench.feed([counted(id, 1, 2 * SECOND, at_ns)]).drain((second + 1) * SECOND);
+    }
+    first.end(20 * SECOND + 100 * MS);
+    bench.world.translate((client, service), (backend(2), client), 20 * SECOND + 200 * MS);
+    for second in 20..24 {
+        let at_ns = second * SECOND + 500 * MS;
+        bench.feed([counted(id, 1, 2 * SECOND, at_ns)]).drain((second + 1) * SECOND);
+    }
+    let rows: Vec<_> = bench
+        .rows()
+        .iter()
+        .map(|flow| {
+            let to = flow.ends.translation.as_ref().unwrap().reply.src.ip();
+            (to, flow.packets, flow.state)
+        })
+        .collect();
+    let ended = FlowState::Ended(EndReason::PeerChanged);
+    assert_eq!(rows, [(backend(1).ip(), 20, ended), (backend(2).ip(), 4, FlowState::Active)]);
+    assert_eq!(verdicts(bench), ["web Ok: 20", "web Ok: 4"]);
+}
+
 #[test]
 fn what_the_api_tells_after_it_was_away_names_what_was_counted_meanwhile() {
     let mut world = World::silent();
