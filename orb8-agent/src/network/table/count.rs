@@ -131,6 +131,7 @@ impl FlowTable {
         self.epoch = self.epoch.wrapping_add(1);
         self.interval_ns = time_ns.saturating_sub(self.drained_ns).max(1);
         self.drained_ns = time_ns;
+        self.watched_ns = self.watched_ns.min(time_ns);
         let idle_since = self.now_ns.saturating_sub(clock::nanos(self.limits.idle));
         while let Some(row) = self.rows.get(self.active.head as usize)
             && row.flow.last_seen_ns < idle_since

@@ -296,6 +296,7 @@ impl FlowTable {
             keys::Opening::ByFlags | keys::Opening::Untold => Began::Unknown,
             keys::Opening::Asks => by_sender(true),
             keys::Opening::Answers => by_sender(false),
+            keys::Opening::ByTime if flow.first_seen_ns < self.watched_ns => Began::Unknown,
             keys::Opening::ByTime => {
                 let other = self.find(&keys::reverse(&flow.id));
                 let other = other.map(|slot| self.rows[slot as usize].flow.first_seen_ns);

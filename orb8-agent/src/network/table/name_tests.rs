@@ -289,6 +289,22 @@ fn an_uplink_flow_that_is_translated_late_is_a_pods_and_forwarded() {
     assert_eq!(bench.shares(), [("masqueraded ".to_owned(), 2)]);
 }
 
+#[test]
+fn who_sent_first_is_not_guessed_of_what_was_on_its_way_at_the_start() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 1);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let udp = |port: u16| {
+        let mut id = from_cgroup(7, &format!("10.244.1.5:{port}"), "10.0.0.2:53");
+        id.key.protocol = 17;
+        id
+    };
+    bench.feed([counted(udp(1), 1, SECOND, SECOND)]).drain(2 * SECOND);
+    bench.feed([counted(udp(2), 1, 3 * SECOND, 3 * SECOND)]).drain(4 * SECOND);
+    assert_eq!(bench.named(), ["web cgroup > n2 masqueraded: 1", "web cgroup > n2 address: 1"]);
+}
+
 fn verdicts(bench: &Bench) -> Vec<String> {
     let word = |flow: &FlowRecord| match &flow.ends.asked {
         Some(asked) => format!("{} {:?}: {}", asked.service.name, asked.verdict, flow.packets),
