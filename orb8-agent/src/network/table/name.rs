@@ -28,6 +28,19 @@ pub(super) struct Place {
     flow_id: u64,
 }
 
+/// Rows that are still to be looked at before a drain is closed.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    young: usize,
+    rows: usize,
+}
+
+impl Sweep {
+    pub(super) const fn is_done(&self) -> bool {
+        self.young == 0 && self.rows == 0
+    }
+}
+
 impl FlowTable {
     /// Names a row in which nothing is counted yet.
     pub(super) fn name_first(&mut self, slot: u32, batch: &mut Batch<'_>) {
@@ -189,25 +202,40 @@ impl FlowTable {
         Some(slot)
     }
 
-    /// Names rows anew on which nothing was counted since: young ones, and some of all others.
-    pub(super) fn sweep(&mut self, batch: &mut Batch<'_>) {
-        for _ in 0..self.young.len() {
-            let Some(place) = self.young.pop_front() else { break };
-            let row = &self.rows[place.slot as usize];
-            let first_ns = row.flow.first_seen_ns;
-            if row.flow.flow_id == place.flow_id && self.now_ns.saturating_sub(first_ns) < YOUNG_NS
-            {
-                self.rename(place.slot, batch);
-                self.young.push_back(place);
+    /// What there is to look at after a drain: young rows, and some of all others.
+    pub(super) fn begin_sweep(&self) -> Sweep {
+        Sweep { young: self.young.len(), rows: self.rows.len().min(ROWS_PER_DRAIN) }
+    }
+
+    /// Names so many rows anew on which nothing was counted since.
+    pub(super) fn sweep(&mut self, left: &mut Sweep, most: usize, batch: &mut Batch<'_>) {
+        for _ in 0..most {
+            if left.young > 0 {
+                left.young -= 1;
+                self.sweep_young(batch);
+            } else if left.rows > 0 {
+                left.rows -= 1;
+                self.sweep_next(batch);
+            } else {
+                return;
             }
         }
-        let rows = self.rows.len();
-        for _ in 0..rows.min(ROWS_PER_DRAIN) {
-            self.swept = if self.swept + 1 < rows { self.swept + 1 } else { 0 };
-            let Ok(slot) = u32::try_from(self.swept) else { return };
-            if self.rows[self.swept].flow.flow_id != 0 {
-                self.rename(slot, batch);
-            }
+    }
+
+    fn sweep_young(&mut self, batch: &mut Batch<'_>) {
+        let Some(place) = self.young.pop_front() else { return };
+        let flow = &self.rows[place.slot as usize].flow;
+        if flow.flow_id == place.flow_id && self.is_young(flow) {
+            self.rename(place.slot, batch);
+            self.young.push_back(place);
+        }
+    }
+
+    fn sweep_next(&mut self, batch: &mut Batch<'_>) {
+        self.swept = if self.swept + 1 < self.rows.len() { self.swept + 1 } else { 0 };
+        let Ok(slot) = u32::try_from(self.swept) else { return };
+        if self.rows[self.swept].flow.flow_id != 0 {
+            self.rename(slot, batch);
         }
     }
 

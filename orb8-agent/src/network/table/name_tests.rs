@@ -305,6 +305,38 @@ fn who_sent_first_is_not_guessed_of_what_was_on_its_way_at_the_start() {
     assert_eq!(bench.named(), ["web cgroup > n2 masqueraded: 1", "web cgroup > n2 address: 1"]);
 }
 
+#[test]
+fn a_sweep_stops_where_the_registry_has_its_turn_and_goes_on_until_all_rows_are_named() {
+    let mut bench = Bench::new(World::synced());
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let ids = (1..41).map(|port| from_cgroup(7, &format!("10.244.1.5:{port}"), "1.1.1.1:443"));
+    bench.feed(ids.map(|id| counted(id, 1, SECOND, SECOND)));
+    bench.world.pod("shop/web", "n1", "10.244.1.5", 2 * SECOND);
+    let table = Arc::clone(&bench.processor.table);
+    let mut table = table.write().unwrap();
+    let mut resolver = Resolver::new(bench.world.known.clone());
+    let mut left = table.begin_close(2 * SECOND);
+    let (mut turns, mut renamed) = (0, 0);
+    while !left.is_done() {
+        let before = table.named_by_cgroup();
+        table.sweep(&mut left, 15, &mut resolver.batch());
+        renamed = table.named_by_cgroup();
+        assert!(renamed - before <= 15, "one turn is bounded");
+        turns += 1;
+        // Between turns the registry takes what it is told.
+        bench.world.pod(&format!("shop/other{turns}"), "n2", "", 2 * SECOND);
+    }
+    assert_eq!((turns, renamed), (6, 40), "40 young rows and 40 of all");
+}
+
+impl FlowTable {
+    /// Packets in the share of what a cgroup has named.
+    fn named_by_cgroup(&self) -> u64 {
+        let named = |share: &Share| share.how.attribution == Attribution::Cgroup;
+        self.shares().filter(named).map(|share| share.volume.packets).sum()
+    }
+}
+
 fn verdicts(bench: &Bench) -> Vec<String> {
     let word = |flow: &FlowRecord| match &flow.ends.asked {
         Some(asked) => format!("{} {:?}: {}", asked.service.name, asked.verdict, flow.packets),
