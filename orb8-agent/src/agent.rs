@@ -194,7 +194,7 @@ impl Shared {
         let resolver = Resolver::new(self.known.clone());
         Stages {
             filters: vec![
-                Box::new(SelfTraffic::new(facts())),
+                Box::new(SelfTraffic::new(facts(), self.known.cgroups.clone())),
                 Box::new(RootCgroup::new(facts(), planes.and_then(Planes::socket_root))),
             ],
             enrichers: vec![Box::new(OwnerEnricher::new(facts(), memberships, keys::of_event))],
@@ -287,7 +287,12 @@ impl Agent {
         let shared = Shared::new(settings, known, parts.clock);
         let facts = Arc::clone(&shared.known.facts);
         // Before the first event, so that none of our own is taken for traffic.
-        facts.update(|facts| facts.add_listening(address));
+        let cookie = rustix::net::sockopt::socket_cookie(&listener).unwrap_or(0);
+        facts.update(|facts| {
+            facts.add_listening(address);
+            // It is the listener that takes a connection's first packet.
+            facts.add_own_cookie(cookie);
+        });
         let choice = capture::choose(settings.capture, &parts.cgroups);
         let Kernel { sources, datapath } =
             start_kernel(settings, parts.start, &parts.checks, &choice, &shared).await?;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::message::Connection;
 use super::table::Translations;
-use super::{GOES_ON, Translation, Tuple};
+use super::{Translation, Tuple};
 
 /// An ended connection stays for this long: counts and events of its flows arrive late.
 const KEPT_NS: u64 = 30_000_000_000;
@@ -187,9 +187,7 @@ impl History {
     }
 
     fn close(&mut self, one: &Arc<Translation>, until_ns: u64) {
-        let ended =
-            one.until_ns.compare_exchange(GOES_ON, until_ns, Ordering::AcqRel, Ordering::Relaxed);
-        if ended.is_ok() {
+        if one.end(until_ns) {
             self.ended.push_back(Arc::clone(one));
             self.table.changed();
         }

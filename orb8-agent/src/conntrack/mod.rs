@@ -81,6 +81,12 @@ impl Translation {
         (until_ns != GOES_ON).then_some(until_ns)
     }
 
+    /// Notes that it is certain until then (CLOCK_MONOTONIC nanoseconds); false if it had ended.
+    pub fn end(&self, until_ns: u64) -> bool {
+        let (order, lost) = (Ordering::AcqRel, Ordering::Relaxed);
+        self.until_ns.compare_exchange(GOES_ON, until_ns, order, lost).is_ok()
+    }
+
     /// Whether the client's address or port is rewritten (masquerade).
     #[must_use]
     pub fn rewrites_source(&self) -> bool {

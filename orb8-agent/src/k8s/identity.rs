@@ -197,21 +197,26 @@ impl Batch<'_> {
         u32::try_from(sum & u64::from(u32::MAX >> 1)).unwrap_or(0) + 1
     }
 
-    /// The translation of a connection that the kernel may have told since.
+    /// The translation of a connection that the kernel may have told since: that of the first
+    /// packet if it held for the last one too, else that of the last one.
     #[must_use]
     pub fn translation(&self, question: &Question<'_>, span: Span) -> Option<Arc<Translation>> {
-        self.known.translations.find_at(&question.tuple(), span.since_ns)
+        let tuple = question.tuple();
+        let find = |at_ns| self.known.translations.find_at(&tuple, at_ns);
+        find(span.since_ns)
+            .filter(|found| holds_at(found, span.until_ns))
+            .or_else(|| find(span.until_ns))
     }
 
     /// Who the ends of a flow were for the whole of a time.
     pub fn resolve(&mut self, question: &Question<'_>, span: Span) -> Answer {
-        let translation =
-            question.translation.cloned().or_else(|| self.translation(question, span));
+        let kept = question.translation.filter(|held| holds_at(held, span.until_ns));
+        let translation = kept.cloned().or_else(|| self.translation(question, span));
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
         self.learn(question, span);
         let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
         let peer = over(span, |at_ns| self.peer(question, sides.as_ref(), &owner, at_ns));
-        let asked = self.asked(question, &peer, translation.as_deref());
+        let asked = self.asked(question, &peer, translation.as_deref(), span);
         let waits = |found: &&Arc<Membership>| found.cgroup().is_none() && !found.is_gone();
         Answer {
             forwarded: self.passes_through(question, sides.as_ref()),
@@ -219,6 +224,12 @@ impl Batch<'_> {
             ends: Ends { owner, peer, asked, translation },
         }
     }
+}
+
+/// Whether a connection had not ended before a time.
+#[must_use]
+pub fn holds_at(translation: &Translation, at_ns: u64) -> bool {
+    translation.until_ns().is_none_or(|until_ns| until_ns >= at_ns)
 }
 
 /// Looks addresses up.

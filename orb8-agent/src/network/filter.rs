@@ -2,14 +2,15 @@
 //! what is counted elsewhere under a better name.
 //!
 //! Own are the sockets whose cookie is known, and else what has an own local address and the own
-//! listening port together. A port alone proves nothing: others serve on 9090 too.
+//! listening port together. A port alone proves nothing: others serve on 9090 too. Neither does a
+//! loopback address at a socket: every network namespace has its own.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use orb8_common::network::FlowKey;
-
 use crate::capture::SocketRoot;
-use crate::event::Event;
+use crate::cgroup::Cgroups;
+use crate::event::{Event, FlowId};
 use crate::host::{Facts, HostFacts, HostReader};
 use crate::network::keys;
 use crate::pipeline::filter::{EventFilter, Verdict};
@@ -21,31 +22,56 @@ pub const SELF_TRAFFIC: &str = "self_traffic";
 #[derive(Debug)]
 pub struct SelfTraffic {
     facts: HostReader,
+    cgroups: Cgroups,
+    /// The cgroup of the agent's sockets, as the first of them showed; 0: none was seen.
+    own_cgroup: u64,
 }
 
 impl SelfTraffic {
-    /// A filter that learns about the agent's sockets from these facts.
+    /// A filter that learns about the agent's sockets from these facts, and from the cgroups who
+    /// else may be at a loopback address.
     #[must_use]
-    pub fn new(facts: Arc<HostFacts>) -> Self {
-        Self { facts: HostReader::new(facts) }
+    pub fn new(facts: Arc<HostFacts>, cgroups: Cgroups) -> Self {
+        Self { facts: HostReader::new(facts), cgroups, own_cgroup: 0 }
+    }
+
+    fn is_own(&mut self, id: &FlowId, cookie: u64) -> bool {
+        let facts = self.facts.get();
+        let at_socket = keys::ifindex(id).is_none();
+        if facts.is_own_cookie(cookie) {
+            if at_socket {
+                self.own_cgroup = id.owner;
+            }
+            return true;
+        }
+        is_own_listener(facts, id)
+            && (!at_socket || !keys::owner(&id.key).is_loopback() || self.is_at_agents_loopback(id))
+    }
+
+    /// Whether the loopback addresses of a socket are the agent's: those of its own container, and
+    /// of what is in no container.
+    fn is_at_agents_loopback(&self, id: &FlowId) -> bool {
+        let in_container = |placement: &crate::cgroup::Placement| {
+            placement.pod.is_some() || placement.container.is_some()
+        };
+        id.owner == self.own_cgroup
+            || self
+                .cgroups
+                .find(id.owner)
+                .is_some_and(|cgroup| !cgroup.placement.as_ref().is_some_and(in_container))
     }
 }
 
 impl EventFilter for SelfTraffic {
     fn filter(&mut self, event: &Event) -> Verdict {
-        let (key, cookie) = match event {
-            Event::Flow(signal) => (&signal.id.key, signal.facts.cookie),
-            Event::Count(count) => (&count.id.key, count.facts.cookie),
-            Event::Packet(packet) => (&packet.key, 0),
+        let is_own = match event {
+            Event::Flow(signal) => self.is_own(&signal.id, signal.facts.cookie),
+            Event::Count(count) => self.is_own(&count.id, count.facts.cookie),
+            Event::Packet(packet) => self.is_own(&keys::packet_id(packet), 0),
             // The table knows whether it holds the flow.
             Event::Released(_) | Event::Drained(_) | Event::Notice(_) => return Verdict::Keep,
         };
-        let facts = self.facts.get();
-        if facts.is_own_cookie(cookie) || is_own_listener(facts, key) {
-            Verdict::Drop(SELF_TRAFFIC)
-        } else {
-            Verdict::Keep
-        }
+        if is_own { Verdict::Drop(SELF_TRAFFIC) } else { Verdict::Keep }
     }
 }
 
@@ -54,7 +80,8 @@ pub const ROOT_CGROUP: &str = "root_cgroup";
 
 /// Drops what the socket plane counted for sockets of its own cgroup in other network namespaces:
 /// replies of the kernel there. The pod's own link shows them, with the pod's name; the program
-/// there passes on what has a socket below that cgroup, and nothing else.
+/// there passes on what has a socket below that cgroup, and nothing else. An address that stands
+/// for many does not tell the namespace: what uses one stays.
 #[derive(Debug)]
 pub struct RootCgroup {
     facts: HostReader,
@@ -81,7 +108,8 @@ impl EventFilter for RootCgroup {
             }
         };
         let is_of_root = keys::ifindex(id).is_none() && self.id != 0 && id.owner == self.id;
-        if is_of_root && self.facts.get().is_local(keys::owner(&id.key)) == Some(false) {
+        let owner = keys::owner(&id.key);
+        if is_of_root && !is_nobodys(owner) && self.facts.get().is_local(owner) == Some(false) {
             Verdict::Drop(ROOT_CGROUP)
         } else {
             Verdict::Keep
@@ -89,8 +117,15 @@ impl EventFilter for RootCgroup {
     }
 }
 
+/// Addresses that no host has as its own, so that they do not say which host it is.
+const fn is_nobodys(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    broadcast || address.is_multicast() || address.is_unspecified()
+}
+
 /// The agent listens on TCP alone; the same port of another protocol is somebody else's.
-fn is_own_listener(facts: &Facts, key: &FlowKey) -> bool {
+fn is_own_listener(facts: &Facts, id: &FlowId) -> bool {
+    let key = &id.key;
     key.protocol == keys::TCP
         && keys::ports(key).is_some_and(|(source, destination)| {
             facts.is_own_listener(keys::source(key), source)
@@ -100,12 +135,11 @@ fn is_own_listener(facts: &Facts, key: &FlowKey) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
-    use orb8_common::network::flag;
+    use orb8_common::network::{FlowKey, flag};
 
     use super::*;
-    use crate::event::{FlowCount, FlowFacts, FlowId};
+    use crate::event::{FlowCount, FlowFacts};
+    use crate::testing::{World, cgroup_of};
 
     fn check(source: &str, destination: &str, cookie: u64, expected: Verdict) {
         let facts = HostFacts::shared();
@@ -130,7 +164,7 @@ mod tests {
             last_seen_ns: 1,
             facts: FlowFacts { cookie, ..FlowFacts::default() },
         });
-        let verdict = SelfTraffic::new(facts).filter(&event);
+        let verdict = SelfTraffic::new(facts, Cgroups::default()).filter(&event);
         assert_eq!(verdict, expected, "{source} > {destination}, cookie {cookie}");
     }
 
@@ -154,6 +188,50 @@ mod tests {
         check(Some(&root), pod, 77, 0, Verdict::Keep);
         check(Some(&root), host, 77, flag::SOCKET_PLANE, Verdict::Keep);
         check(None, pod, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        for shared in [[224, 0, 0, 251], [255, 255, 255, 255], [0, 0, 0, 0]] {
+            check(Some(&root), shared, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        }
+    }
+
+    #[test]
+    fn loopback_at_a_socket_is_the_agents_only_outside_of_containers_and_in_its_own() {
+        let world = World::synced();
+        world.known.facts.update(|facts| {
+            facts.add_listening("0.0.0.0:9090".parse().unwrap());
+            facts.add_own_cookie(77);
+        });
+        world.cgroup(5, &cgroup_of("shop/web"));
+        world.cgroup(6, "/user.slice/session-1.scope");
+        world.cgroup(7, &cgroup_of("orb8/agent"));
+        let new = || {
+            let facts = Arc::clone(&world.known.facts);
+            SelfTraffic::new(facts, world.known.cgroups.clone())
+        };
+        let at = |plane, owner, cookie| {
+            let end = |port| (IpAddr::from([127, 0, 0, 1]), port);
+            let mut id = crate::testing::flow(6, end(40_000), end(9090), true);
+            (id.owner, id.key.flags) = (owner, id.key.flags | plane);
+            let Event::Count(mut count) = crate::testing::count(id, 1, 60, 1) else {
+                unreachable!("it is a count")
+            };
+            count.facts.cookie = cookie;
+            Event::Count(count)
+        };
+        let own = Verdict::Drop(SELF_TRAFFIC);
+        let mut filter = new();
+        let mut check = |plane, owner, cookie, expected| {
+            let verdict = filter.filter(&at(plane, owner, cookie));
+            assert_eq!(verdict, expected, "{plane:#x} {owner} {cookie}");
+        };
+        check(flag::SOCKET_PLANE, 5, 0, Verdict::Keep);
+        check(flag::SOCKET_PLANE, 6, 0, own);
+        check(flag::SOCKET_PLANE, 99, 0, Verdict::Keep);
+        check(0, 1, 0, own);
+        check(flag::SOCKET_PLANE, 7, 0, Verdict::Keep);
+        // The agent's own socket shows where the agent is.
+        check(flag::SOCKET_PLANE, 7, 77, own);
+        check(flag::SOCKET_PLANE, 7, 0, own);
+        check(flag::SOCKET_PLANE, 5, 0, Verdict::Keep);
     }
 
     #[test]

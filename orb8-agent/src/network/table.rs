@@ -94,6 +94,8 @@ pub struct FlowTable {
     moved_ns: u64,
     /// Counts of the drain in progress came; when it began; when the one before it began.
     drain_begun: bool,
+    /// When the first drain ended. What was first seen before may have been on its way already.
+    watched_ns: u64,
     begun_ns: u64,
     counted_after_ns: u64,
 }
@@ -126,6 +128,7 @@ impl FlowTable {
             drains_since: 0,
             moved_ns: u64::MAX,
             drain_begun: false,
+            watched_ns: u64::MAX,
             begun_ns: start_ns,
             counted_after_ns: start_ns,
         }

@@ -147,6 +147,13 @@ impl World {
         self.known.registry.apply_slice(&object(slice), Seen::live(at_ns, 0));
     }
 
+    /// The API tells that a Service is gone.
+    pub fn remove_service(&self, name: &str, at_ns: u64) {
+        let (namespace, short) = name.split_once('/').unwrap_or(("default", name));
+        let meta = json!({"name": short, "namespace": namespace, "uid": uid(name)});
+        self.known.registry.delete_service(&object(meta), Seen::live(at_ns, 0));
+    }
+
     /// A cgroup with this path; the path of a pod's may be had from [`cgroup_of`].
     #[allow(clippy::must_use_candidate, reason = "it is in the index, too")]
     pub fn cgroup(&self, id: u64, path: &str) -> Arc<Membership> {

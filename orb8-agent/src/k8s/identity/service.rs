@@ -1,12 +1,13 @@
 //! Which Service was asked for: by the address that was dialled, or by what the kernel noted of it
 //! before it was translated.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use super::{Batch, Began, Question};
+use super::{Batch, Began, Question, Span};
 use crate::conntrack::Translation;
 use crate::event::{Asked, End, Scope};
-use crate::k8s::services::{ServiceHit, Verdict};
+use crate::k8s::registry::Holder;
+use crate::k8s::services::{ServiceHit, ServiceKind, Verdict};
 
 impl Batch<'_> {
     /// The Service of a flow.
@@ -15,15 +16,16 @@ impl Batch<'_> {
         question: &Question<'_>,
         peer: &End,
         translation: Option<&Translation>,
+        span: Span,
     ) -> Option<Asked> {
         if let Some(found) = translation.filter(|found| found.rewrites_destination()) {
             let dialled = found.original.dst;
             // Somebody was chosen, whoever is ready now.
             let asked = |hit| Asked { verdict: Verdict::Ok, ..asked(hit, dialled.port()) };
-            return self.dialled(dialled, question.protocol).map(asked);
+            return self.dialled(dialled, question.protocol, span).map(asked);
         }
         let (owner_port, peer_port) = question.ports?;
-        let own = self.lookup.view.service(question.peer, peer_port, question.protocol);
+        let own = self.at_own_address((question.peer, peer_port).into(), question.protocol, span);
         let (hit, port) = match own {
             Some(hit) => (Some(hit), peer_port),
             None if question.began == Began::Owner && matches!(peer, End::Node(..)) => {
@@ -38,9 +40,37 @@ impl Batch<'_> {
     }
 
     /// The Service at an address as a client dials it.
-    fn dialled(&self, address: SocketAddr, protocol: u8) -> Option<ServiceHit<'_>> {
-        let own = self.lookup.view.service(address.ip(), address.port(), protocol);
-        own.or_else(|| self.lookup.view.node_port(address.port(), protocol))
+    fn dialled(&self, address: SocketAddr, protocol: u8, span: Span) -> Option<ServiceHit<'_>> {
+        let own = self.at_own_address(address, protocol, span);
+        own.or_else(|| {
+            let is_nodes = self.is_a_nodes(address.ip(), span.until_ns);
+            is_nodes.then(|| self.lookup.view.node_port(address.port(), protocol)).flatten()
+        })
+    }
+
+    /// The Service at an address of its own, if that was its address for the whole of a time.
+    fn at_own_address(
+        &self,
+        address: SocketAddr,
+        protocol: u8,
+        span: Span,
+    ) -> Option<ServiceHit<'_>> {
+        let hit = self.lookup.view.service(address.ip(), address.port(), protocol)?;
+        let held = |at_ns| match self.lookup.view.holder(address.ip(), at_ns) {
+            Holder::Service(then) => {
+                then.namespace == hit.service.namespace && then.name == hit.service.name
+            }
+            // Several Services may share an external address, each with ports of its own.
+            Holder::Ambiguous => hit.kind != ServiceKind::ClusterIp,
+            _ => true,
+        };
+        (held(span.until_ns) && held(span.since_ns)).then_some(hit)
+    }
+
+    /// Whether node ports are dialled at this address.
+    fn is_a_nodes(&self, address: IpAddr, at_ns: u64) -> bool {
+        self.lookup.is_local(address)
+            || matches!(self.lookup.view.holder(address, at_ns), Holder::Node(_))
     }
 
     /// Whether somebody outside dials an address of this node behind which nobody listens.

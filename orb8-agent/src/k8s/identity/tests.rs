@@ -383,6 +383,37 @@ fn the_service_is_told_by_the_address_dialled_with_its_verdict() {
 }
 
 #[test]
+fn a_translated_port_that_is_no_nodes_is_no_node_port() {
+    let world = World::synced();
+    world.service("shop/web", "10.96.0.10", 30_080, 1, 2);
+    let (client, backend) = (at("1.1.1.1:5000"), at("10.244.1.6:8080"));
+    let asked = |dialled: &str| {
+        world.translate((client, at(dialled)), (backend, client), 3);
+        let question = asking(&client.to_string(), dialled);
+        let answer = Resolver::new(world.known.clone()).batch().resolve(&question, then(5));
+        answer.ends.asked.map(|it| it.kind)
+    };
+    assert_eq!(asked("10.244.1.77:30080"), None);
+    assert_eq!(asked("10.0.0.2:30080"), Some(ServiceKind::NodePort));
+}
+
+#[test]
+fn a_service_is_not_asked_for_by_what_went_to_its_address_before_it_had_it() {
+    let world = World::synced();
+    world.service("shop/old", "10.96.0.10", 0, 1, 2 * SECOND);
+    world.remove_service("shop/old", 10 * SECOND);
+    world.service("shop/new", "10.96.0.10", 0, 1, 20 * SECOND);
+    let name = |at_s: u64| {
+        let question = asking("10.244.1.5:40000", "10.96.0.10:80");
+        let span = then(at_s * SECOND);
+        let answer = Resolver::new(world.known.clone()).batch().resolve(&question, span);
+        answer.ends.asked.map(|it| it.service.name.to_string())
+    };
+    assert_eq!(name(5), None);
+    assert_eq!(name(25).as_deref(), Some("new"));
+}
+
+#[test]
 fn every_form_of_a_translated_packet_leads_to_the_service_and_the_client() {
     let mut world = World::synced();
     world.service("shop/web", "10.96.0.10", 30_080, 0, 2);

@@ -1,5 +1,6 @@
 //! What events do to the table: signals, counts, released lines, the end of a drain.
 
+use super::name::Sweep;
 use super::rows::{NONE, mark};
 use super::{FlowTable, SECOND_NS};
 use crate::clock;
@@ -121,16 +122,21 @@ impl FlowTable {
         self.end(slot, reason, output);
     }
 
-    pub(super) fn close_drain(&mut self, time_ns: u64, batch: &mut Batch<'_>, output: &mut Output) {
+    /// All counts of a drain came; gives the rows to look at before it is closed.
+    pub(super) fn begin_close(&mut self, time_ns: u64) -> Sweep {
         self.note_drain_begins();
         self.drain_begun = false;
         self.now_ns = self.now_ns.max(time_ns);
-        self.sweep(batch);
+        self.begin_sweep()
+    }
+
+    pub(super) fn close_drain(&mut self, time_ns: u64, output: &mut Output) {
         self.tell_held(true, output);
         self.note_drained(time_ns);
         self.epoch = self.epoch.wrapping_add(1);
         self.interval_ns = time_ns.saturating_sub(self.drained_ns).max(1);
         self.drained_ns = time_ns;
+        self.watched_ns = self.watched_ns.min(time_ns);
         let idle_since = self.now_ns.saturating_sub(clock::nanos(self.limits.idle));
         while let Some(row) = self.rows.get(self.active.head as usize)
             && row.flow.last_seen_ns < idle_since

@@ -5,9 +5,10 @@ use super::rows::{Row, mark};
 use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
 use crate::event::{
-    Attribution, End, EndReason, Ends, FlowRecord, Reason, Scope, Told, Volume, tcp_bit,
+    Asked, Attribution, End, EndReason, Ends, FlowRecord, Reason, Scope, Told, Volume, tcp_bit,
 };
-use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
+use crate::k8s::identity::{Answer, Batch, Began, Question, Span, holds_at};
+use crate::k8s::services::Verdict;
 use crate::network::keys;
 use crate::pipeline::processor::Output;
 
@@ -25,6 +26,19 @@ const ROWS_PER_DRAIN: usize = 4096;
 pub(super) struct Place {
     slot: u32,
     flow_id: u64,
+}
+
+/// Rows that are still to be looked at before a drain is closed.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    young: usize,
+    rows: usize,
+}
+
+impl Sweep {
+    pub(super) const fn is_done(&self) -> bool {
+        self.young == 0 && self.rows == 0
+    }
 }
 
 impl FlowTable {
@@ -52,7 +66,9 @@ impl FlowTable {
         batch: &mut Batch<'_>,
         output: &mut Output,
     ) -> Option<(u32, bool)> {
-        if self.rows[slot as usize].is(mark::LASTING) && self.is_current(slot, batch) {
+        let row = &self.rows[slot as usize];
+        let held = row.flow.ends.translation.as_ref().is_none_or(|it| holds_at(it, until_ns));
+        if held && row.is(mark::LASTING) && self.is_current(slot, batch) {
             return Some((slot, false));
         }
         let was = self.span(slot);
@@ -64,6 +80,7 @@ impl FlowTable {
             return Some((slot, false));
         }
         let before = self.ask(slot, was, batch).ends.or_kept(&flow.ends);
+        let before = Ends { asked: self.asked(slot, &before), ..before };
         let since_ns = self.counted_after_ns.max(was.since_ns).min(whole.until_ns);
         let since = Span { since_ns, ..whole };
         let now = self.ask(slot, since, batch);
@@ -83,9 +100,8 @@ impl FlowTable {
     /// Whether the kernel has told of a translation that the row lacks. It is told soon or never.
     fn may_be_translated(&self, slot: u32, batch: &Batch<'_>) -> bool {
         let flow = &self.rows[slot as usize].flow;
-        let is_young = self.now_ns.saturating_sub(flow.first_seen_ns) < YOUNG_NS;
         flow.ends.translation.is_none()
-            && is_young
+            && self.is_young(flow)
             && batch.translation(&question(flow, Began::Unknown), self.span(slot)).is_some()
     }
 
@@ -101,11 +117,10 @@ impl FlowTable {
         row.generation = if answer.pending { 0 } else { batch.generation() };
         row.set(mark::LASTING, lasting);
         let share = row.share;
+        let asked = self.asked(slot, &answer.ends);
+        let row = &mut self.rows[slot as usize];
         let known = std::mem::take(&mut row.flow.ends);
-        let ends = Ends {
-            asked: answer.ends.asked.clone().or_else(|| known.asked.clone()),
-            ..answer.ends
-        };
+        let ends = Ends { asked, ..answer.ends };
         let changed = !ends.looks_like(&known);
         row.flow.ends = ends;
         if answer.forwarded {
@@ -113,6 +128,30 @@ impl FlowTable {
         }
         self.account(slot);
         changed || self.rows[slot as usize].share != share
+    }
+
+    /// The Service of a row, given what is answered for it now. What is told of Services is that of
+    /// now: it says who is ready for young rows alone, and whom an old one asked only where the
+    /// address says so too.
+    fn asked(&self, slot: u32, now: &Ends) -> Option<Asked> {
+        let flow = &self.rows[slot as usize].flow;
+        let is_young = self.is_young(flow);
+        let Some(known) = &flow.ends.asked else {
+            let is_told =
+                is_young || now.translation.is_some() || matches!(now.peer, End::Service(..));
+            return now.asked.clone().filter(|_| is_told);
+        };
+        let Some(asked) = &now.asked else { return Some(known.clone()) };
+        let is_same = known.service.namespace == asked.service.namespace
+            && known.service.name == asked.service.name
+            && known.port == asked.port;
+        let proven = now.translation.is_some() && (is_young || is_same);
+        let first = is_same && is_young && known.verdict == Verdict::Unknown;
+        Some(if proven || first { asked } else { known }.clone())
+    }
+
+    fn is_young(&self, flow: &FlowRecord) -> bool {
+        self.now_ns.saturating_sub(flow.first_seen_ns) < YOUNG_NS
     }
 
     /// Moves what was counted on a row to the share that it belongs to now.
@@ -155,6 +194,7 @@ impl FlowTable {
             byte_rate: 0.0,
             packet_rate: 0.0,
             changed_epoch: 0,
+            ends: Ends::default(),
             ..old
         };
         self.keep_young(slot);
@@ -162,25 +202,40 @@ impl FlowTable {
         Some(slot)
     }
 
-    /// Names rows anew on which nothing was counted since: young ones, and some of all others.
-    pub(super) fn sweep(&mut self, batch: &mut Batch<'_>) {
-        for _ in 0..self.young.len() {
-            let Some(place) = self.young.pop_front() else { break };
-            let row = &self.rows[place.slot as usize];
-            let first_ns = row.flow.first_seen_ns;
-            if row.flow.flow_id == place.flow_id && self.now_ns.saturating_sub(first_ns) < YOUNG_NS
-            {
-                self.rename(place.slot, batch);
-                self.young.push_back(place);
+    /// What there is to look at after a drain: young rows, and some of all others.
+    pub(super) fn begin_sweep(&self) -> Sweep {
+        Sweep { young: self.young.len(), rows: self.rows.len().min(ROWS_PER_DRAIN) }
+    }
+
+    /// Names so many rows anew on which nothing was counted since.
+    pub(super) fn sweep(&mut self, left: &mut Sweep, most: usize, batch: &mut Batch<'_>) {
+        for _ in 0..most {
+            if left.young > 0 {
+                left.young -= 1;
+                self.sweep_young(batch);
+            } else if left.rows > 0 {
+                left.rows -= 1;
+                self.sweep_next(batch);
+            } else {
+                return;
             }
         }
-        let rows = self.rows.len();
-        for _ in 0..rows.min(ROWS_PER_DRAIN) {
-            self.swept = if self.swept + 1 < rows { self.swept + 1 } else { 0 };
-            let Ok(slot) = u32::try_from(self.swept) else { return };
-            if self.rows[self.swept].flow.flow_id != 0 {
-                self.rename(slot, batch);
-            }
+    }
+
+    fn sweep_young(&mut self, batch: &mut Batch<'_>) {
+        let Some(place) = self.young.pop_front() else { return };
+        let flow = &self.rows[place.slot as usize].flow;
+        if flow.flow_id == place.flow_id && self.is_young(flow) {
+            self.rename(place.slot, batch);
+            self.young.push_back(place);
+        }
+    }
+
+    fn sweep_next(&mut self, batch: &mut Batch<'_>) {
+        self.swept = if self.swept + 1 < self.rows.len() { self.swept + 1 } else { 0 };
+        let Ok(slot) = u32::try_from(self.swept) else { return };
+        if self.rows[self.swept].flow.flow_id != 0 {
+            self.rename(slot, batch);
         }
     }
 
@@ -269,6 +324,7 @@ impl FlowTable {
             keys::Opening::ByFlags | keys::Opening::Untold => Began::Unknown,
             keys::Opening::Asks => by_sender(true),
             keys::Opening::Answers => by_sender(false),
+            keys::Opening::ByTime if flow.first_seen_ns < self.watched_ns => Began::Unknown,
             keys::Opening::ByTime => {
                 let other = self.find(&keys::reverse(&flow.id));
                 let other = other.map(|slot| self.rows[slot as usize].flow.first_seen_ns);
@@ -309,9 +365,22 @@ fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
 }
 
 impl Ends {
-    /// Whether the ends are the same parties.
+    /// Whether the ends are the same parties, and the same one stands behind the Service.
     fn is_same(&self, other: &Self) -> bool {
-        self.owner.is_same(&other.owner) && self.peer.is_same(&other.peer)
+        self.owner.is_same(&other.owner) && self.peer.is_same(&other.peer) && self.goes_on_in(other)
+    }
+
+    /// Whether the kernel's translation is the same, or was only told late.
+    fn goes_on_in(&self, later: &Self) -> bool {
+        match (&self.translation, &later.translation) {
+            (Some(one), Some(other)) => one.original == other.original && one.reply == other.reply,
+            (Some(_), None) => false,
+            // What was refused was not translated.
+            (None, Some(_)) => {
+                self.asked.as_ref().is_none_or(|asked| asked.verdict != Verdict::NoEndpoints)
+            }
+            (None, None) => true,
+        }
     }
 
     /// Whether an answer for a longer time names everybody, and nobody else than this one.
@@ -319,7 +388,9 @@ impl Ends {
         let refines = |known: &End, longer: &End| {
             !longer.is_unknown() && (known.is_unknown() || known.is_same(longer))
         };
-        refines(&self.owner, &longer.owner) && refines(&self.peer, &longer.peer)
+        refines(&self.owner, &longer.owner)
+            && refines(&self.peer, &longer.peer)
+            && self.goes_on_in(longer)
     }
 
     /// This answer, with what was known before where it has only been forgotten since.
@@ -335,7 +406,7 @@ impl Ends {
         Self {
             owner: either(self.owner, &known.owner),
             peer: either(self.peer, &known.peer),
-            asked: self.asked.or_else(|| known.asked.clone()),
+            asked: self.asked,
             translation: self.translation.or_else(|| known.translation.clone()),
         }
     }
@@ -349,6 +420,7 @@ impl Ends {
             && attribution(self) == attribution(other)
             && self.asked.as_ref().map(|asked| asked.verdict)
                 == other.asked.as_ref().map(|asked| asked.verdict)
-            && self.translation.is_some() == other.translation.is_some()
+            && self.translation.as_ref().map(|it| it.reply)
+                == other.translation.as_ref().map(|it| it.reply)
     }
 }

@@ -290,6 +290,111 @@ fn an_uplink_flow_that_is_translated_late_is_a_pods_and_forwarded() {
 }
 
 #[test]
+fn who_sent_first_is_not_guessed_of_what_was_on_its_way_at_the_start() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 1);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let udp = |port: u16| {
+        let mut id = from_cgroup(7, &format!("10.244.1.5:{port}"), "10.0.0.2:53");
+        id.key.protocol = 17;
+        id
+    };
+    bench.feed([counted(udp(1), 1, SECOND, SECOND)]).drain(2 * SECOND);
+    bench.feed([counted(udp(2), 1, 3 * SECOND, 3 * SECOND)]).drain(4 * SECOND);
+    assert_eq!(bench.named(), ["web cgroup > n2 masqueraded: 1", "web cgroup > n2 address: 1"]);
+}
+
+#[test]
+fn a_sweep_stops_where_the_registry_has_its_turn_and_goes_on_until_all_rows_are_named() {
+    let mut bench = Bench::new(World::synced());
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let ids = (1..41).map(|port| from_cgroup(7, &format!("10.244.1.5:{port}"), "1.1.1.1:443"));
+    bench.feed(ids.map(|id| counted(id, 1, SECOND, SECOND)));
+    bench.world.pod("shop/web", "n1", "10.244.1.5", 2 * SECOND);
+    let table = Arc::clone(&bench.processor.table);
+    let mut table = table.write().unwrap();
+    let mut resolver = Resolver::new(bench.world.known.clone());
+    let mut left = table.begin_close(2 * SECOND);
+    let (mut turns, mut renamed) = (0, 0);
+    while !left.is_done() {
+        let before = table.named_by_cgroup();
+        table.sweep(&mut left, 15, &mut resolver.batch());
+        renamed = table.named_by_cgroup();
+        assert!(renamed - before <= 15, "one turn is bounded");
+        turns += 1;
+        // Between turns the registry takes what it is told.
+        bench.world.pod(&format!("shop/other{turns}"), "n2", "", 2 * SECOND);
+    }
+    assert_eq!((turns, renamed), (6, 40), "40 young rows and 40 of all");
+}
+
+impl FlowTable {
+    /// Packets in the share of what a cgroup has named.
+    fn named_by_cgroup(&self) -> u64 {
+        let named = |share: &Share| share.how.attribution == Attribution::Cgroup;
+        self.shares().filter(named).map(|share| share.volume.packets).sum()
+    }
+}
+
+fn verdicts(bench: &Bench) -> Vec<String> {
+    let word = |flow: &FlowRecord| match &flow.ends.asked {
+        Some(asked) => format!("{} {:?}: {}", asked.service.name, asked.verdict, flow.packets),
+        None => format!("none: {}", flow.packets),
+    };
+    bench.rows().iter().map(word).collect()
+}
+
+#[test]
+fn a_verdict_is_that_of_the_time_and_a_reused_service_address_names_no_old_row() {
+    let bench = &mut Bench::new(World::synced());
+    bench.world.service("shop/old", "10.96.0.10", 0, 0, SECOND);
+    let id = from_cgroup(7, "10.244.1.5:40000", "10.96.0.10:80");
+    bench.feed([began(id, 2 * SECOND), counted(id, 3, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
+    assert_eq!(verdicts(bench), ["old NoEndpoints: 3"]);
+    bench.world.service("shop/old", "10.96.0.10", 0, 1, 4 * SECOND);
+    bench.drain(5 * SECOND);
+    assert_eq!(verdicts(bench), ["old NoEndpoints: 3"], "endpoints came later");
+    bench.world.remove_service("shop/old", 6 * SECOND);
+    bench.world.service("shop/new", "10.96.0.10", 0, 1, 7 * SECOND);
+    bench.drain(8 * SECOND);
+    assert_eq!(verdicts(bench), ["old NoEndpoints: 3"], "the address was another Service's");
+}
+
+#[test]
+fn a_long_flow_whose_backend_changes_splits_the_row() {
+    let bench = &mut Bench::new(World::synced());
+    bench.world.service("shop/web", "10.96.0.10", 0, 2, SECOND);
+    let (client, service): (SocketAddr, SocketAddr) =
+        ("10.244.1.5:40000".parse().unwrap(), "10.96.0.10:80".parse().unwrap());
+    let backend = |last| SocketAddr::new(IpAddr::from([10, 244, 2, last]), 8080);
+    let first = bench.world.translate((client, service), (backend(1), client), 2 * SECOND);
+    let id = from_cgroup(7, &client.to_string(), &service.to_string());
+    bench.feed([began(id, 2 * SECOND), counted(id, 3, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
+    for second in 3..20 {
+        let at_ns = second * SECOND + 500 * MS;
+        bench.feed([counted(id, 1, 2 * SECOND, at_ns)]).drain((second + 1) * SECOND);
+    }
+    first.end(20 * SECOND + 100 * MS);
+    bench.world.translate((client, service), (backend(2), client), 20 * SECOND + 200 * MS);
+    for second in 20..24 {
+        let at_ns = second * SECOND + 500 * MS;
+        bench.feed([counted(id, 1, 2 * SECOND, at_ns)]).drain((second + 1) * SECOND);
+    }
+    let rows: Vec<_> = bench
+        .rows()
+        .iter()
+        .map(|flow| {
+            let to = flow.ends.translation.as_ref().unwrap().reply.src.ip();
+            (to, flow.packets, flow.state)
+        })
+        .collect();
+    let ended = FlowState::Ended(EndReason::PeerChanged);
+    assert_eq!(rows, [(backend(1).ip(), 20, ended), (backend(2).ip(), 4, FlowState::Active)]);
+    assert_eq!(verdicts(bench), ["web Ok: 20", "web Ok: 4"]);
+}
+
+#[test]
 fn what_the_api_tells_after_it_was_away_names_what_was_counted_meanwhile() {
     let mut world = World::silent();
     world.pod("shop/web", "n2", "10.244.2.5", SECOND);

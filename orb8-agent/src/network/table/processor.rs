@@ -9,6 +9,9 @@ use crate::network::keys;
 use crate::pipeline::enricher::EnrichedEvent;
 use crate::pipeline::processor::{EventProcessor, Output};
 
+/// Events and rows that are named before changes of the registry have their turn.
+pub(super) const PER_LOCK: usize = 2048;
+
 /// The stage that keeps the table.
 #[derive(Debug)]
 pub struct FlowProcessor {
@@ -26,22 +29,10 @@ impl FlowProcessor {
 
 impl EventProcessor for FlowProcessor {
     fn process(&mut self, events: &[EnrichedEvent], output: &mut Output) {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let batch = &mut self.resolver.batch();
-        table.note_knowledge(batch);
-        for enriched in events {
-            match &enriched.event {
-                Event::Flow(signal) => table.signal(signal, enriched, batch, output),
-                Event::Count(count) => table.count(count, enriched, batch, output),
-                Event::Released(id) => table.released(id, output),
-                Event::Drained(report) => table.close_drain(report.time_ns, batch, output),
-                Event::Packet(packet) => {
-                    let flow = packet_flow(&table, packet, enriched);
-                    let record = PacketRecord { packet: *packet, flow };
-                    output.told.push(Told::Packet(Box::new(record)));
-                }
-                Event::Notice(_) => {}
-            }
+        let table = SharedTable::clone(&self.table);
+        let mut table = table.write().unwrap_or_else(PoisonError::into_inner);
+        for events in events.chunks(PER_LOCK) {
+            self.process_some(&mut table, events, output);
         }
         table.tell_held(false, output);
     }
@@ -49,6 +40,41 @@ impl EventProcessor for FlowProcessor {
     fn finish(&mut self, time_ns: u64, output: &mut Output) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         table.end_all(time_ns, output);
+    }
+}
+
+impl FlowProcessor {
+    fn process_some(
+        &mut self,
+        table: &mut FlowTable,
+        events: &[EnrichedEvent],
+        output: &mut Output,
+    ) {
+        let mut batch = self.resolver.batch();
+        table.note_knowledge(&batch);
+        for enriched in events {
+            match &enriched.event {
+                Event::Flow(signal) => table.signal(signal, enriched, &mut batch, output),
+                Event::Count(count) => table.count(count, enriched, &mut batch, output),
+                Event::Released(id) => table.released(id, output),
+                Event::Drained(report) => {
+                    let mut left = table.begin_close(report.time_ns);
+                    while !left.is_done() {
+                        table.sweep(&mut left, PER_LOCK, &mut batch);
+                        drop(batch);
+                        batch = self.resolver.batch();
+                        table.note_knowledge(&batch);
+                    }
+                    table.close_drain(report.time_ns, output);
+                }
+                Event::Packet(packet) => {
+                    let flow = packet_flow(table, packet, enriched);
+                    let record = PacketRecord { packet: *packet, flow };
+                    output.told.push(Told::Packet(Box::new(record)));
+                }
+                Event::Notice(_) => {}
+            }
+        }
     }
 }
 
