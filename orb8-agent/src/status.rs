@@ -117,6 +117,10 @@ impl Status {
     /// The reasons for not being healthy in one text; empty if healthy.
     #[must_use]
     pub fn health_message(&self) -> String {
+        // What is not attached may be by now, before the notice of it has come through.
+        if self.has(Cause::Interfaces) {
+            self.check_interfaces();
+        }
         held(&self.causes).values().cloned().collect::<Vec<_>>().join("; ")
     }
 
@@ -161,6 +165,8 @@ impl Status {
         let socket_plane = held(&self.datapath).as_ref().and_then(|found| found.socket_plane());
         let attached = interfaces.iter().any(|found| found.state == AttachState::Attached)
             || socket_plane.as_ref().is_some_and(|found| found.state == AttachState::Attached);
+        let is_attaching = interfaces.iter().any(|found| found.state == AttachState::Attaching)
+            || socket_plane.as_ref().is_some_and(|found| found.state == AttachState::Attaching);
         let failed: Vec<_> = interfaces
             .iter()
             .filter(|found| found.state == AttachState::Failed)
@@ -173,6 +179,9 @@ impl Status {
             .collect();
         let reason = match (attached, failed.is_empty()) {
             (true, true) => None,
+            (false, true) if is_attaching => {
+                Some("no interface is attached yet: the first is being attached".to_owned())
+            }
             (false, true) => Some(
                 "no interface is attached: none has a default route or a global address, name \
                  some with ORB8_INTERFACES"
@@ -426,6 +435,51 @@ mod tests {
         assert!(!healthy.has_changed().unwrap());
         status.set(Cause::Source("ring"), None);
         assert!(*healthy.borrow_and_update());
+    }
+
+    #[test]
+    fn health_is_of_the_moment_in_which_it_is_asked_for() {
+        #[derive(Debug)]
+        struct Attaching(Mutex<Option<AttachState>>);
+
+        impl Datapath for Attaching {
+            fn interfaces(&self) -> Vec<InterfaceStatus> {
+                Vec::new()
+            }
+
+            fn socket_plane(&self) -> Option<crate::datapath::SocketPlaneStatus> {
+                let state = (*held(&self.0))?;
+                let (root, reason) = ("/sys/fs/cgroup".into(), String::new());
+                Some(crate::datapath::SocketPlaneStatus { root, state, reason })
+            }
+
+            fn map_bytes(&self) -> u64 {
+                0
+            }
+
+            fn watch_packets(
+                &self,
+                _filter: &orb8_common::network::PacketFilter,
+                _rate: u32,
+            ) -> Result<Box<dyn crate::datapath::PacketWatch>, crate::datapath::StartError>
+            {
+                Err(crate::datapath::StartError { message: "no packets here".to_owned() })
+            }
+
+            fn stop(&self, _deadline: Instant) -> bool {
+                true
+            }
+        }
+
+        let status = Status::new("n1".into());
+        let datapath = Arc::new(Attaching(Mutex::new(None)));
+        status.set_datapath(Arc::clone(&datapath) as Arc<dyn Datapath>);
+        assert!(status.health_message().contains("name some with ORB8_INTERFACES"));
+        *held(&datapath.0) = Some(AttachState::Attaching);
+        let yet = "no interface is attached yet: the first is being attached";
+        assert_eq!(status.health_message(), yet);
+        *held(&datapath.0) = Some(AttachState::Attached);
+        assert_eq!(status.health_message(), "");
     }
 
     #[test]

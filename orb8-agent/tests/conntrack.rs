@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,7 +137,9 @@ impl Site {
     }
 
     fn listen(&self, bounds: Bounds) -> Tracking {
-        self.node.enter(|| conntrack::start(bounds, SystemClock::shared())).unwrap()
+        self.node
+            .enter(|| conntrack::start(bounds, Path::new("/proc"), SystemClock::shared()))
+            .unwrap()
     }
 
     /// Ends all connections of the node at once.
@@ -369,11 +372,26 @@ fn without_the_right_the_reason_is_told_and_nothing_else_happens() {
         sets.permitted.remove(CapabilitySet::NET_ADMIN);
         sets.inheritable.remove(CapabilitySet::NET_ADMIN);
         set_capabilities(None, sets).unwrap();
-        conntrack::start(Bounds::default(), SystemClock::shared()).unwrap()
+        conntrack::start(Bounds::default(), Path::new("/proc"), SystemClock::shared()).unwrap()
     });
     let status = wait_for(DEADLINE, "the reason is told", || {
         Some(tracking.translations().status()).filter(|it| it.reason.contains("CAP_NET_ADMIN"))
     });
     assert_eq!(status.state, State::Unavailable);
     assert_eq!((status.entries, status.overruns), (0, 0));
+}
+
+#[test]
+fn events_that_are_turned_off_are_told_with_the_next_step() {
+    need_rules!();
+    let site = Site::new();
+    // The module is loaded with the first rule.
+    site.rules();
+    site.node.sysctl("netfilter/nf_conntrack_events", 0);
+    let tracking = site.listen(Bounds::default());
+    let status = wait_for(DEADLINE, "the reason is told", || {
+        let status = tracking.translations().status();
+        Some(status).filter(|it| it.reason.contains("net.netfilter.nf_conntrack_events"))
+    });
+    assert_eq!(status.state, State::Unavailable);
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use orb8_agent::capture::{self, Planes};
+use orb8_agent::capture::{self, Planes, SocketRoot};
 use orb8_common::network::scope;
 use orb8_testbed::flow::{Flow, ICMP, ICMPV6, L4, TCP, Total, Traffic, UDP};
 use orb8_testbed::link::{Family, Port, Veth, VethOptions, mac_text};
@@ -361,6 +361,72 @@ fn the_outside_of_a_tunnel_is_supplement_and_its_inside_is_the_sockets() {
     let sockets = |way| of(&observed.at_sockets(scene.host.id(), way), UDP).total();
     assert_eq!(sockets(Egress), Total { packets: 10, bytes: 780 });
     assert_eq!(sockets(Ingress), Total { packets: 10, bytes: 980 });
+    observed.assert_complete();
+}
+
+#[test]
+fn without_the_socket_plane_interfaces_count_all_of_it() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let (node, pod) = (&scene.link.near, &scene.link.far);
+    let mut options = options("none");
+    // The kernel refuses to attach there.
+    let root = SocketRoot { path: "/proc".into(), ..scene.tree.root() };
+    options.planes = Planes::Both(root);
+    let mut watch = Direct::with(&options, &node.netns, 1);
+    assert!(!watch.has_sockets());
+    let [to_pod, from_pod] = scene.pod.enter(|| {
+        [(node, pod), (pod, node)].map(|(from, to)| traffic::udp(from, to, Family::V4, 9, 200))
+    });
+    let observed = watch.settled(18);
+    observed.traffic(&node.ifname, Ingress).assert_equals(&to_pod, "to the pod");
+    observed.traffic(&node.ifname, Egress).assert_equals(&from_pod, "from the pod");
+    assert_eq!(scene.supplement(&observed), [Traffic::new(), Traffic::new()]);
+    assert_eq!(observed.counted_at_socket(), Total::default());
+    let scopes: Vec<_> = observed.flow_facts.values().map(|facts| facts.scope).collect();
+    assert!(scopes.iter().all(|scope| *scope == scope::SOCKET), "{scopes:?}");
+    observed.assert_complete();
+}
+
+#[test]
+fn an_answer_after_the_socket_was_closed_is_supplement() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let (node, pod) = (&scene.link.near, &scene.link.far);
+    let mut watch = scene.watch(1);
+    for family in Family::ALL {
+        let server = scene.host.enter(|| node.netns.enter(|| socket2(node.address(family))));
+        let to = server.local_addr().expect("bound");
+        let client = scene.pod.enter(|| pod.netns.enter(|| socket2(pod.address(family))));
+        client.send_to(&[5; 40], to).expect("a datagram leaves");
+        let (_, from) = server.recv_from(&mut [0; 100]).expect("a datagram arrives");
+        drop(client);
+        server.send_to(&[6; 60], from).expect("an answer leaves");
+    }
+    // Two datagrams at both sockets and the link, two at one socket and the link, two errors.
+    let observed = watch.settled(6 + 4 + 2);
+    let [_, taken] = scene.supplement(&observed);
+    assert_eq!(of(&taken, UDP).total(), Total { packets: 2, bytes: 88 + 108 });
+    observed.assert_complete();
+}
+
+#[test]
+fn later_fragments_are_left_out_by_a_reason_of_their_own() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    let scene = Scene::new();
+    let (node, pod) = (&scene.link.near, &scene.link.far);
+    let mut watch = scene.watch(1);
+    let sender = node.netns.enter(|| socket2(node.address(Family::V4)));
+    let receiver = scene.pod.enter(|| pod.netns.enter(|| socket2(pod.address(Family::V4))));
+    let to = receiver.local_addr().expect("bound");
+    sender.send_to(&[5; 4_000], to).expect("a datagram leaves");
+    assert_eq!(receiver.recv(&mut [0; 5_000]).expect("a datagram arrives"), 4_000);
+    // Three fragments of at most 1500 bytes: 1480 + 1480 + 1048 behind a header of 20.
+    let observed = watch.settled(3 + 1);
+    assert_eq!(observed.counted_at_socket(), Total { packets: 1, bytes: 1_500 });
+    assert_eq!(observed.later_fragments(), Total { packets: 2, bytes: 1_500 + 1_068 });
+    let at_socket = observed.at_sockets(scene.pod.id(), Ingress).total();
+    assert_eq!(at_socket, Total { packets: 1, bytes: 4_028 });
     observed.assert_complete();
 }
 

@@ -93,17 +93,21 @@ impl Lost {
 pub enum Filtered {
     /// At an interface: the socket plane counts it.
     CountedAtSocket = 0,
+    /// At an interface: a later fragment that arrives. It has no ports to look a socket up by; if
+    /// one takes the datagram, the socket plane counts it whole.
+    LaterFragment = 1,
 }
 
 impl Filtered {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 1] = [Self::CountedAtSocket];
+    pub const ALL: [Self; 2] = [Self::CountedAtSocket, Self::LaterFragment];
 
     /// The name that status, JSON and metrics use.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::CountedAtSocket => "counted_at_socket",
+            Self::LaterFragment => "later_fragment",
         }
     }
 }

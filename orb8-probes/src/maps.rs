@@ -65,6 +65,11 @@ pub static POD_LINKS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, BPF_
 pub static TUNNELS: Array<[u16; orb8_common::network::TUNNEL_PORTS]> =
     Array::with_max_entries(1, 0);
 
+/// 1 while the socket plane's programs are attached: only then may anything be left to them. User
+/// space writes, programs read.
+#[map]
+pub static SOCKET_PLANE: Array<u32> = Array::with_max_entries(1, 0);
+
 /// Which flows have a socket, remembered for a while; see `supplement`. Programs only.
 #[map]
 pub static SOCKETS: Array<u64> = Array::with_max_entries(1 << crate::supplement::CELLS_SHIFT, 0);

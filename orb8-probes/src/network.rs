@@ -183,11 +183,23 @@ fn count<const HOOK: u32>(ctx: &TcContext, counters: Counters<HOOK>, parsed: Par
     let owner = owner::<HOOK>(ctx);
     let mut key = parsed.key;
     key.flags |= flags_of(HOOK);
+    if HOOK & hook::SUPPLEMENT != 0 && !supplement::is_told_at_sockets() {
+        // Nobody else counts: these are the totals, as of a node with this plane alone.
+        key.flags &= !flag::SUPPLEMENT;
+    }
     let bytes = parsed.datagram_bytes as u64 + parsed.gso_header_bytes(packets);
-    if HOOK & hook::SUPPLEMENT != 0
-        && supplement::is_counted_at_socket::<HOOK>(ctx, &key, parsed.tcp_flags, owner)
+    if is_supplement::<HOOK>(&key)
+        && let Some(why) = supplement::left_out::<HOOK>(ctx, &key, parsed.tcp_flags, owner)
     {
-        counters.filter(Filtered::CountedAtSocket, packets as u64, bytes);
+        // Apart, so that the places are constants.
+        match why {
+            Filtered::CountedAtSocket => {
+                counters.filter(Filtered::CountedAtSocket, packets as u64, bytes);
+            }
+            Filtered::LaterFragment => {
+                counters.filter(Filtered::LaterFragment, packets as u64, bytes);
+            }
+        }
         return;
     }
     let hash = index::hash(&key, owner, seed());
@@ -351,6 +363,12 @@ fn publish(cell: u32, slot: u32) {
     unsafe { core::ptr::write_volatile(cells.cast::<u32>().add(at), slot + 1) };
 }
 
+/// Whether the packet is one that the socket plane does not see.
+#[inline(always)]
+fn is_supplement<const HOOK: u32>(key: &FlowKey) -> bool {
+    HOOK & hook::SUPPLEMENT != 0 && key.flags & flag::SUPPLEMENT != 0
+}
+
 /// What is asked once a flow, and the event that tells it.
 #[inline(always)]
 fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
@@ -365,8 +383,8 @@ fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> 
     } else if sockets::is_tunnel::<HOOK>(&packet.key) {
         (0, 0, scope::TUNNEL)
     } else if HOOK & hook::EGRESS != 0 {
-        sender_facts::<HOOK>(ctx)
-    } else if HOOK & hook::SUPPLEMENT != 0 {
+        sender_facts(ctx, is_supplement::<HOOK>(&packet.key))
+    } else if is_supplement::<HOOK>(&packet.key) {
         // Asked before it came here.
         let asked = sockets::can_be_asked_for(&packet.key);
         (0, 0, if asked { scope::NO_SOCKET } else { scope::UNKNOWN })
@@ -390,13 +408,13 @@ fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> 
 
 /// cgroup, cookie and scope of the socket that a packet comes from.
 #[inline(always)]
-fn sender_facts<const HOOK: u32>(ctx: &TcContext) -> (u64, u64, u8) {
+fn sender_facts(ctx: &TcContext, supplement: bool) -> (u64, u64, u8) {
     let skb = ctx.skb.skb;
     // SAFETY: helpers that a classifier may call.
     let (cgroup_id, cookie) =
         unsafe { (bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast())) };
     // What is left to the supplement has a socket of the kernel's at most.
-    let socket = cookie != 0 && HOOK & hook::SUPPLEMENT == 0;
+    let socket = cookie != 0 && !supplement;
     (cgroup_id, cookie, if socket { scope::SOCKET } else { scope::NO_SOCKET })
 }
 

@@ -71,6 +71,9 @@ pub fn can_be_asked_for(key: &FlowKey) -> bool {
         && key.flags & flag::FRAGMENT == 0
 }
 
+/// The state of a connection whose socket is a stand-in (include/net/tcp_states.h).
+const TCP_TIME_WAIT: u32 = 6;
+
 /// Whether a socket of the owner's namespace would take the packet.
 #[inline(always)]
 pub fn receiver<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u8 {
@@ -92,7 +95,9 @@ pub fn receiver<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u8 {
         Found::None => scope::NO_SOCKET,
         Found::OfAddress => scope::SOCKET,
         // One that listens at every address of the host takes nothing that only passes through.
-        Found::OfAnyAddress if HOOK & hook::POD == 0 && is_forwarded(ctx, key) => scope::NO_SOCKET,
+        Found::OfAnyAddress if HOOK & hook::POD == 0 && is_forwarded(ctx, key) != 0 => {
+            scope::NO_SOCKET
+        }
         Found::OfAnyAddress => scope::SOCKET,
     }
 }
@@ -140,7 +145,13 @@ fn look_up(ctx: &TcContext, key: &FlowKey, netns: u64) -> Found {
             return Found::None;
         }
         let any = is_of_any_address(sk, key.flags & flag::IPV6 != 0);
+        // What stands in for a closed connection takes packets past the socket plane's hook.
+        let stand_in = key.protocol == protocol::TCP
+            && core::ptr::read_volatile(&raw const (*sk).state) == TCP_TIME_WAIT;
         bpf_sk_release(sk.cast());
+        if stand_in {
+            return Found::None;
+        }
         if any { Found::OfAnyAddress } else { Found::OfAddress }
     }
 }
@@ -161,9 +172,10 @@ unsafe fn is_of_any_address(sk: *const bpf_sock, ipv6: bool) -> bool {
     (if ipv6 { v6 } else { v4 }) == 0
 }
 
-/// Whether the host would send the packet on.
-#[inline(always)]
-fn is_forwarded(ctx: &TcContext, key: &FlowKey) -> bool {
+/// Whether the host would send the packet on. Apart, so that its stack is not on that of the
+/// look-up: programs have 512 bytes in all.
+#[inline(never)]
+fn is_forwarded(ctx: &TcContext, key: &FlowKey) -> u64 {
     /// Results of a look-up for packets that go on (include/uapi/linux/bpf.h): at once; by a
     /// tunnel; once the neighbour is known; in fragments.
     const GOES_ON: [i64; 4] = [0, 6, 7, 8];
@@ -182,7 +194,7 @@ fn is_forwarded(ctx: &TcContext, key: &FlowKey) -> bool {
     // SAFETY: the struct has 64 bytes, as asserted below.
     let result =
         unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut ask).cast::<FibLookup>(), SIZE, 0) };
-    GOES_ON[0] == result || GOES_ON[1..].contains(&result)
+    u64::from(GOES_ON[0] == result || GOES_ON[1..].contains(&result))
 }
 
 const _: () = {

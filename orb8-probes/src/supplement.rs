@@ -5,18 +5,21 @@
 //! share. A cell is one word, written whole; who loses a cell to another flow asks again.
 //!
 //! Translation on the way (a host's connection to a Service) changes the packet after the hook,
-//! so the look-up fails where a socket does take it. But then that socket has sent the opposite
-//! flow through this interface: sending leaves a note in the cell of the opposite flow. The same
-//! note answers for protocols that cannot be looked up.
+//! so the look-up fails at an uplink where a socket does take it. But then that socket has sent the
+//! opposite flow through this interface: sending leaves a note in the cell of the opposite flow. The
+//! same note answers for protocols that cannot be looked up. It holds for a moment only, because
+//! nothing tells that the socket was closed. At a pod's link nothing is translated behind the hook:
+//! there the look-up alone answers for TCP and UDP.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::programs::TcContext;
+use orb8_common::counter::Filtered;
 use orb8_common::index;
 use orb8_common::network::{FlowKey, flag, scope};
 use orb8_common::parse::protocol;
 
 use crate::hooks::hook;
-use crate::maps::{SOCKETS, seed};
+use crate::maps::{SOCKET_PLANE, SOCKETS, seed};
 use crate::network::RARE_TCP_FLAGS;
 use crate::sockets;
 
@@ -24,8 +27,9 @@ use crate::sockets;
 pub const CELLS_SHIFT: u32 = 14;
 /// A window is this power of two of ticks: 0.25 to 2.6 s, by the kernel's rate of ticks.
 const WINDOW_SHIFT: u32 = 8;
-/// Windows for which a note of the sender holds: a minute or more.
-const SENDER_HOLDS: u64 = 256;
+/// Windows for which a note of the sender holds after the one it was made in: 0.75 to 1 s at 1000
+/// ticks a second, 3 to 4 s at 250.
+const SENDER_HOLDS: u64 = 3;
 
 /// The layout of a cell: the high bits of the flow's hash, what is known, the window.
 const WINDOW_BITS: u32 = 18;
@@ -41,25 +45,46 @@ const SENDS: u64 = 2;
 /// A socket sends the opposite flow, and none was found that takes this as it stands here.
 const TRANSLATED: u64 = 3;
 
-/// Whether the socket plane counts this packet too.
+/// Whether the socket plane runs, so that it counts what is left to it.
 #[inline(always)]
-pub fn is_counted_at_socket<const HOOK: u32>(
+pub fn is_told_at_sockets() -> bool {
+    // SAFETY: a value in the map; user space writes it whole.
+    SOCKET_PLANE.get_ptr(0).is_some_and(|on| unsafe { core::ptr::read_volatile(on) } != 0)
+}
+
+/// Why a packet is none of the supplement's, if it is not.
+#[inline(always)]
+pub fn left_out<const HOOK: u32>(
     ctx: &TcContext,
     key: &FlowKey,
     tcp_flags: u8,
     owner: u64,
-) -> bool {
+) -> Option<Filtered> {
     if sockets::is_tunnel::<HOOK>(key) {
-        return false;
+        return None;
     }
-    if HOOK & hook::EGRESS == 0 {
-        return receiver_is_counted::<HOOK>(ctx, key, tcp_flags, owner);
-    }
-    let counted = sockets::sender_is_counted::<HOOK>(ctx);
-    if counted && let Some(opposite) = opposite(key) {
-        note_sender(&opposite, owner);
-    }
-    counted
+    let counted = if HOOK & hook::EGRESS != 0 {
+        let counted = sockets::sender_is_counted::<HOOK>(ctx);
+        if counted
+            && notes_vouch::<HOOK>(key)
+            && let Some(opposite) = opposite(key)
+        {
+            note_sender(&opposite, owner);
+        }
+        counted
+    } else if key.flags & flag::FRAGMENT != 0 {
+        // The rest of a datagram, whose ports only the first fragment tells.
+        return Some(Filtered::LaterFragment);
+    } else {
+        receiver_is_counted::<HOOK>(ctx, key, tcp_flags, owner)
+    };
+    if counted { Some(Filtered::CountedAtSocket) } else { None }
+}
+
+/// Whether what a socket sends tells that it takes the opposite flow, which a look-up cannot tell.
+#[inline(always)]
+fn notes_vouch<const HOOK: u32>(key: &FlowKey) -> bool {
+    HOOK & hook::POD == 0 || !sockets::can_be_asked_for(key)
 }
 
 #[inline(always)]
@@ -69,15 +94,13 @@ fn receiver_is_counted<const HOOK: u32>(
     tcp_flags: u8,
     owner: u64,
 ) -> bool {
-    // The rest of a datagram, whose ports only the first fragment tells. Sockets take it whole.
-    if key.flags & flag::FRAGMENT != 0 {
-        return true;
-    }
     let hash = index::hash(key, owner, seed());
     let now = window();
     let Some(cell) = Cell::of(hash) else { return false };
     let known = cell.read(hash, now);
-    let sends = (known.what == SENDS || known.what == TRANSLATED) && known.age <= SENDER_HOLDS;
+    let sends = notes_vouch::<HOOK>(key)
+        && (known.what == SENDS || known.what == TRANSLATED)
+        && known.age <= SENDER_HOLDS;
     if !sockets::can_be_asked_for(key) {
         return sends;
     }

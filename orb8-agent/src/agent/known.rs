@@ -42,7 +42,7 @@ pub(super) async fn start(
     let registry = Registry::shared(&settings.node_name, settings.max_pod_cache);
     let watchers = Watchers::start_as(&settings.kubernetes(), &registry, clock).await?;
     let memberships = memberships(settings, clock, &registry);
-    let tracking = conntrack::start(Bounds::default(), Arc::clone(clock));
+    let tracking = conntrack::start(Bounds::default(), &settings.proc_root, Arc::clone(clock));
     let tracking = tracking
         .inspect_err(|error| {
             warn!(%error, "Connection tracking cannot be read; Services are known by address alone.");

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -26,6 +27,10 @@ const MIN_REST: Duration = Duration::from_secs(1);
 const BATCH: usize = 1024;
 /// A kernel that tells nothing is asked again: its modules may be loaded later.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// Whether the kernel tells of connections, below the root of /proc (kernel's documentation,
+/// nf_conntrack-sysctl); of the network namespace of the thread that reads it.
+const EVENTS: &str = "sys/net/netfilter/nf_conntrack_events";
 
 /// Bounds of a listener.
 #[derive(Debug, Clone, Copy, Default)]
@@ -62,18 +67,20 @@ impl Drop for Tracking {
     }
 }
 
-/// Starts to listen in the network namespace of the calling thread.
+/// Starts to listen in the network namespace of the calling thread, whose settings are below
+/// `proc`.
 ///
 /// # Errors
 /// The thread or what stops it could not be made. That the kernel tells nothing is no error but a
 /// state.
-pub fn start(bounds: Bounds, clock: Arc<dyn Clock>) -> io::Result<Tracking> {
+pub fn start(bounds: Bounds, proc: &Path, clock: Arc<dyn Clock>) -> io::Result<Tracking> {
     let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let translations = Translations::empty(bounds.max_entries.unwrap_or(MAX_ENTRIES));
     let mut listener = Listener {
         history: History::new(translations.clone()),
         table: translations.clone(),
         stop: Arc::clone(&stop),
+        events_file: proc.join(EVENTS),
         queue: bounds.queue_bytes,
         buffer: vec![0; DATAGRAM].into(),
         next_dump: clock.instant(),
@@ -90,6 +97,7 @@ struct Listener {
     history: History,
     table: Translations,
     stop: Arc<OwnedFd>,
+    events_file: PathBuf,
     queue: Option<usize>,
     buffer: Box<[u8]>,
     clock: Arc<dyn Clock>,
@@ -114,8 +122,14 @@ impl Listener {
     fn listen(&mut self) -> Result<(), Unavailable> {
         let events = Events::open(self.queue).map_err(Unavailable::Events)?;
         let mut behind = true;
+        let mut look_again = self.clock.instant();
         loop {
             let now = self.clock.instant();
+            if now >= look_again {
+                // The kernel says nothing when somebody turns it off.
+                self.check_told()?;
+                look_again = now + RETRY;
+            }
             if behind && now >= self.next_dump {
                 self.read_all(now).map_err(Unavailable::Dump)?;
                 behind = false;
@@ -137,9 +151,20 @@ impl Listener {
                 Duration::from_nanos(at.saturating_sub(now_ns)) + Duration::from_millis(1)
             });
             let dump = behind.then(|| self.next_dump.saturating_duration_since(now));
-            if self.wait(Some(&events), forget.into_iter().chain(dump).min()).is_err() {
+            let again = Some(look_again.saturating_duration_since(now));
+            let next = forget.into_iter().chain(dump).chain(again).min();
+            if self.wait(Some(&events), next).is_err() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Refuses if events are turned off. A file that is not there says nothing: kernels without the
+    /// setting, or whose module is not loaded.
+    fn check_told(&self) -> Result<(), Unavailable> {
+        match std::fs::read_to_string(&self.events_file) {
+            Ok(value) if value.trim() == "0" => Err(Unavailable::TurnedOff),
+            _ => Ok(()),
         }
     }
 
@@ -211,6 +236,10 @@ enum Unavailable {
     Events(io::Error),
     #[error("the kernel's table of connections cannot be read ({0}): {remedy}", remedy = remedy(.0))]
     Dump(io::Error),
+    #[error(
+        "the kernel does not tell of connections (nf_conntrack_events is 0): set the sysctl net.netfilter.nf_conntrack_events to 1 or 2"
+    )]
+    TurnedOff,
 }
 
 fn remedy(error: &io::Error) -> &'static str {

@@ -11,7 +11,7 @@ use globset::GlobSet;
 
 use super::chain::ChainPolicy;
 use super::clsact::Instance;
-use super::load::{PodLinks, Programs, Tunnels};
+use super::load::{PodLinks, Programs, SocketSwitch, Tunnels};
 use super::netlink::{self, Changed, Netlink};
 use super::side_channel::SideChannel;
 use super::worker::Worker;
@@ -60,6 +60,8 @@ pub struct LinkMaps {
     pub pod_links: PodLinks,
     /// The ports of tunnels.
     pub tunnels: Tunnels,
+    /// Whether the socket plane runs.
+    pub socket_switch: SocketSwitch,
 }
 
 /// What the thread shares with others.

@@ -160,7 +160,11 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     };
     // The seed of the hash stays a secret: the agent's number is another function of it.
     let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let maps = LinkMaps { pod_links: loaded.pod_links, tunnels: loaded.tunnels };
+    let maps = LinkMaps {
+        pod_links: loaded.pod_links,
+        tunnels: loaded.tunnels,
+        socket_switch: loaded.socket_switch,
+    };
     memory::give_back();
     let attacher = Attacher::start(programs, maps, attach, number, side, facts)?;
     let kernel = Kernel {

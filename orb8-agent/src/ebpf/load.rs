@@ -75,6 +75,8 @@ pub struct Loaded {
     pub pod_links: PodLinks,
     /// UDP ports of the host's tunnels, network byte order.
     pub tunnels: Tunnels,
+    /// Whether the socket plane runs.
+    pub socket_switch: SocketSwitch,
     /// Ring of lifecycle events.
     pub events: RingBuf<MapData>,
     /// Ring of the packet view.
@@ -94,6 +96,9 @@ pub type PodLinks = BpfHashMap<MapData, u32, u32>;
 
 /// One value: the UDP ports of tunnels, network byte order.
 pub type Tunnels = Array<MapData, [u16; TUNNEL_PORTS]>;
+
+/// One value: 1 while the programs at interfaces may leave packets to the socket plane.
+pub type SocketSwitch = Array<MapData, u32>;
 
 /// Plain bytes as a map value.
 #[derive(Clone, Copy, Debug)]
@@ -214,6 +219,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     };
     let pod_links = typed("POD_LINKS", take("POD_LINKS")?)?;
     let tunnels = typed("TUNNELS", take("TUNNELS")?)?;
+    let socket_switch = typed("SOCKET_PLANE", take("SOCKET_PLANE")?)?;
     let events = typed("EVENTS", take("EVENTS")?)?;
     let packets = typed("PACKETS", take("PACKETS")?)?;
     let packet_filter = typed("PACKET_FILTER", take("PACKET_FILTER")?)?;
@@ -225,6 +231,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         table,
         pod_links,
         tunnels,
+        socket_switch,
         events,
         packets,
         packet_filter,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use super::load::Programs;
+use super::load::{Programs, SocketSwitch};
 use super::sys;
 use crate::capture::SocketRoot;
 use crate::datapath::{AttachState, SocketPlaneStatus};
@@ -22,17 +22,38 @@ pub(super) struct SocketPlane {
     links: Option<[OwnedFd; 2]>,
     /// Why there are no links, once that was tried.
     reason: String,
+    /// What the programs at interfaces were told last.
+    told: Option<bool>,
 }
 
 impl SocketPlane {
     /// Not attached yet.
     pub(super) fn new(root: SocketRoot) -> Self {
-        Self { root, links: None, reason: String::new() }
+        Self { root, links: None, reason: String::new(), told: None }
     }
 
     /// Attaches what is not there, the first time or because somebody has taken it off; what
-    /// there is to tell about it.
-    pub(super) fn keep_attached(&mut self, programs: &Programs) -> Option<Notice> {
+    /// there is to tell about it. Programs at interfaces leave packets to this plane only while it
+    /// is attached.
+    pub(super) fn keep_attached(
+        &mut self,
+        programs: &Programs,
+        switch: &mut SocketSwitch,
+    ) -> Option<Notice> {
+        let notice = self.keep(programs);
+        let on = self.links.is_some();
+        if self.told == Some(on) {
+            return notice;
+        }
+        match switch.set(0, u32::from(on), 0) {
+            Ok(()) => self.told = Some(on),
+            // Tried again at the next look.
+            Err(error) => tracing::error!(%error, on, "the switch of the socket plane is stuck"),
+        }
+        notice
+    }
+
+    fn keep(&mut self, programs: &Programs) -> Option<Notice> {
         let attached = self.links.is_some();
         match self.try_keep(programs) {
             Ok(false) => None,
@@ -126,7 +147,7 @@ mod tests {
         SocketRoot { path: path.to_path_buf(), id, level: 1 }
     }
 
-    fn programs(root: &SocketRoot) -> Programs {
+    fn programs(root: &SocketRoot) -> (Programs, SocketSwitch) {
         let planes = Planes::Socket(root.clone());
         let sizes = LoadOptions {
             planes,
@@ -135,7 +156,8 @@ mod tests {
             packet_ring_bytes: 64 << 10,
             fault_bytes: 0,
         };
-        load::load(&sizes).unwrap().programs
+        let loaded = load::load(&sizes).unwrap();
+        (loaded.programs, loaded.socket_switch)
     }
 
     #[test]
@@ -146,16 +168,20 @@ mod tests {
         }
         let tree = Tree::new("socket-plane");
         let root = root(tree.root());
-        let programs = programs(&root);
+        let (programs, mut switch) = programs(&root);
         let mut plane = SocketPlane::new(root);
         let told = |notice: Option<Notice>| notice.map(|notice| notice.code);
         assert_eq!(plane.status().state, AttachState::Attaching);
-        assert_eq!(told(plane.keep_attached(&programs)), Some("socket_plane_attached"));
-        assert_eq!(told(plane.keep_attached(&programs)), None);
+        assert_eq!(
+            told(plane.keep_attached(&programs, &mut switch)),
+            Some("socket_plane_attached")
+        );
+        assert_eq!(switch.get(&0, 0).unwrap(), 1);
+        assert_eq!(told(plane.keep_attached(&programs, &mut switch)), None);
         // One direction is enough to be missed.
         sys::link_detach(plane.links.as_ref().unwrap()[0].as_fd()).unwrap();
-        assert_eq!(told(plane.keep_attached(&programs)), Some("programs_removed"));
-        assert_eq!(told(plane.keep_attached(&programs)), None);
+        assert_eq!(told(plane.keep_attached(&programs, &mut switch)), Some("programs_removed"));
+        assert_eq!(told(plane.keep_attached(&programs, &mut switch)), None);
         assert_eq!(plane.status().state, AttachState::Attached);
         plane.detach();
         let cgroup = File::open(tree.root()).unwrap();
@@ -171,11 +197,12 @@ mod tests {
             return;
         }
         let root = root(std::path::Path::new("/proc"));
-        let programs = programs(&root);
+        let (programs, mut switch) = programs(&root);
         let mut plane = SocketPlane::new(root);
-        let notice = plane.keep_attached(&programs).unwrap();
+        let notice = plane.keep_attached(&programs, &mut switch).unwrap();
         assert_eq!((notice.code, notice.severity), ("attach_failed", Severity::Error));
-        assert_eq!(plane.keep_attached(&programs), None);
+        assert_eq!(switch.get(&0, 0).unwrap(), 0, "nothing is left to it");
+        assert_eq!(plane.keep_attached(&programs, &mut switch), None);
         let status = plane.status();
         assert_eq!(status.state, AttachState::Failed);
         assert!(status.reason.starts_with("attach to the cgroup /proc: "), "{}", status.reason);

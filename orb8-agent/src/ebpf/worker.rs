@@ -147,7 +147,8 @@ impl Worker {
     /// Attaches the socket plane, also again if somebody has taken it off.
     fn attach_socket_plane(&mut self) {
         let Some(socket) = &mut self.socket else { return };
-        if let Some(notice) = socket.keep_attached(&self.programs) {
+        let switch = &mut self.maps.socket_switch;
+        if let Some(notice) = socket.keep_attached(&self.programs, switch) {
             self.shared.side.notify(notice);
         }
         self.publish();

@@ -125,9 +125,12 @@ impl Direct {
             now: Instant::now(),
             observed: DirectObserved::default(),
         };
-        let sockets = options.planes.socket_root().is_some();
         wait_until(DEADLINE, "programs to be attached", || {
-            direct.has_sockets() == sockets && ready(direct.attached().len())
+            let wanted = match direct.kernel.state().socket_plane.as_ref() {
+                None => options.planes.socket_root().is_none(),
+                Some(plane) => plane.state != AttachState::Attaching,
+            };
+            wanted && ready(direct.attached().len())
         });
         for name in direct.attached() {
             let index = ifindex(netns, &name);
@@ -136,9 +139,10 @@ impl Direct {
         direct
     }
 
-    fn has_sockets(&self) -> bool {
-        let socket_plane = self.kernel.state().socket_plane.clone();
-        socket_plane.is_some_and(|plane| plane.state == AttachState::Attached)
+    /// Whether the programs at sockets are attached.
+    pub fn has_sockets(&self) -> bool {
+        let state = self.kernel.state();
+        state.socket_plane.as_ref().is_some_and(|plane| plane.state == AttachState::Attached)
     }
 
     /// Names of the attached interfaces.
@@ -255,6 +259,11 @@ impl DirectObserved {
         self.pair(counter::FILTERED, Filtered::CountedAtSocket as usize)
     }
 
+    /// Later fragments that were left out.
+    pub fn later_fragments(&self) -> Total {
+        self.pair(counter::FILTERED, Filtered::LaterFragment as usize)
+    }
+
     /// Flows of one interface and direction.
     pub fn traffic(&self, ifname: &str, direction: Direction) -> Traffic {
         self.of(self.names[ifname], direction, 0)
@@ -310,8 +319,10 @@ impl DirectObserved {
             let part = self.pair(counter::LOST, why as usize);
             sum.add(part.packets, part.bytes);
         }
-        let filtered = self.counted_at_socket();
-        sum.add(filtered.packets, filtered.bytes);
+        for why in Filtered::ALL {
+            let part = self.pair(counter::FILTERED, why as usize);
+            sum.add(part.packets, part.bytes);
+        }
         let seen = self.seen();
         let minus = |a: u64, b: u64| i128::from(a) - i128::from(b);
         (minus(seen.packets, sum.packets), minus(seen.bytes, sum.bytes))
