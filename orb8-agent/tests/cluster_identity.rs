@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cluster_support::rows::{End, by_address, ends, heard, key, said, who};
 use cluster_support::{Auto, Capture, DEADLINE, Scene, Socket, Tc, wait_flow};
 use orb8_proto::v1::NetworkFlow;
-use orb8_testbed::api::object::Owner;
+use orb8_testbed::api::object::{Owner, wall_second};
 use orb8_testbed::api::pod::{Container, Qos, Role, Stage};
 use orb8_testbed::cluster::NEEDS;
 use orb8_testbed::cluster::path::{Driver, Layout, Runtime};
@@ -33,13 +33,6 @@ fn from_port(client: &Pod, server: &Pod, port: u16, count: u64) -> Talk {
     let (_, mut talk) = UdpTalk::open_with(socket, &[&server.app], server.at(V4, 8080), 8080);
     talk.say(count, 100);
     talk.talk()
-}
-
-/// The second that it is, as the API writes it.
-fn wall_second() -> i64 {
-    use std::time::{SystemTime, UNIX_EPOCH};
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");
-    i64::try_from(now.as_secs()).expect("and not that late")
 }
 
 #[test]

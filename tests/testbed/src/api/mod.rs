@@ -11,7 +11,6 @@
 //! | [`stream`] | watches |
 //! | [`fault`] | switches that make it slow, silent, forbidden or gone |
 //! | [`count`] | who asked for what, how often |
-//! | [`tls`] | its certificate authority |
 //!
 //! Answers follow recordings of a Kubernetes 1.36 API server. It runs on a thread of its own and
 //! ends with its handle; its only file, a kubeconfig, is removed with it, or by the next start.

@@ -40,11 +40,17 @@ pub fn now() -> String {
     after(0)
 }
 
+/// Whole seconds since 1970, as the API's times have them.
+#[must_use]
+pub fn wall_second() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
 /// So many seconds from now, as the API writes it.
 #[must_use]
 pub fn after(seconds: i64) -> String {
     let now = jiff::Timestamp::now();
-    jiff::Timestamp::from_second(now.as_second() + seconds).unwrap_or(now).to_string()
+    jiff::Timestamp::from_second(wall_second() + seconds).unwrap_or(now).to_string()
 }
 
 /// The part of an owner that an owned object names.
