@@ -64,8 +64,7 @@ fn is_whole(view: &View<'_>) -> bool {
 
 fn has_labels(view: &View<'_>, selector: &str) -> bool {
     let Ok(selector) = Selector::parse(selector) else { return true };
-    !is_whole(view)
-        || view.any_pod(|pod| with_labels(pod, |labels| selector.matches(labels)))
+    !is_whole(view) || view.any_pod(|pod| with_labels(pod, |labels| selector.matches(labels)))
 }
 
 fn has_container(view: &View<'_>, wanted: &str) -> bool {
