@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use cluster_support::rows::{End, by_address, ends, key, said};
 use cluster_support::{Auto, Scene, wait_flow};
-use orb8_proto::v1::{Kubernetes, WatchedResource};
-use orb8_testbed::cluster::plan::{Plan, PodPlan};
+use orb8_proto::v1::{Endpoint, Kubernetes, NetworkFlow, WatchedResource};
+use orb8_testbed::cluster::plan::{API, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::{NEEDS, talk};
 use orb8_testbed::link::Family::V4;
@@ -93,6 +93,49 @@ fn an_agent_that_is_cut_off_keeps_its_names_says_so_and_catches_up() {
     scene.wait_ready(1);
     check_named(&scene, &a, &late);
     scene.assert_complete();
+}
+
+#[test]
+fn a_name_that_may_have_passed_on_during_a_silent_cut_is_told_with_that_reason() {
+    need!(@check NEEDS);
+    let scene = Scene::start(Plan::default(), Auto);
+    let a = scene.cluster.simple("shop/a", 1);
+    let old = scene.cluster.pod(PodPlan::new("shop/old", 2).number(77));
+    check_peer(&scene, &a, &old, |peer| (&*peer.pod, &*peer.reason) == ("old", ""));
+    // No connection is closed: packets to and from the API just vanish.
+    let api = format!("{API}/32");
+    scene.cluster.switch.run(&format!("iptables -A INPUT -d {api} -p tcp -j DROP"));
+    scene.cluster.switch.run(&format!("iptables -A OUTPUT -s {api} -p tcp -j DROP"));
+    scene.cluster.delete(old);
+    let new = scene.cluster.pod(PodPlan::new("shop/new", 2).number(77));
+    scene.wait_status(1, "a cut that was noticed", |status| {
+        status.kubernetes.as_ref().is_some_and(|told| {
+            told.resources.iter().any(|one| one.name == "pods" && one.state == "stale")
+        })
+    });
+    let row = check_peer(&scene, &a, &new, |peer| peer.reason == "api_not_synced");
+    let peer = ends(&row).1;
+    assert_eq!((&*peer.pod, &*peer.attribution), ("old", "address"), "the best there is");
+    scene.cluster.switch.run("iptables -F");
+    scene.wait_ready(1);
+    wait_flow(&scene, 1, "no wrong name", |other| {
+        key(other) == key(&row) && other.direction == "egress" && ends(other).1.pod != "old"
+    });
+    check_peer(&scene, &a, &new, |peer| (&*peer.pod, &*peer.reason) == ("new", ""));
+}
+
+/// The first row of a new talk whose other end is as wanted.
+#[track_caller]
+fn check_peer(
+    scene: &Scene,
+    client: &Pod,
+    server: &Pod,
+    wanted: impl Fn(&Endpoint) -> bool,
+) -> NetworkFlow {
+    let talk = talk::udp(&client.app, &server.app, server.at(V4, 8080), 3, 100);
+    wait_flow(scene, 1, "a row with that other end", |row| {
+        key(row) == talk.client && row.direction == "egress" && wanted(&ends(row).1)
+    })
 }
 
 #[test]

@@ -18,6 +18,7 @@ use orb8_testbed::wait::wait_until;
 use tokio::runtime::Runtime;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+const SECOND_NS: u64 = 1_000_000_000;
 const NODE: &str = "node1";
 
 /// One agent's watchers, with waits that suit a test.
@@ -210,6 +211,28 @@ fn a_cut_is_resumed_without_a_list() {
     agent.wait_for_who(ip(1), "shop/next");
     agent.wait_for(State::Synced);
     assert_eq!(api.requests("agent", "").lists, 6);
+}
+
+#[test]
+fn names_are_doubtful_from_a_cut_until_all_is_told_again() {
+    let api = cluster();
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    wait_until(DEADLINE, "six watches", || api.requests("agent", "").open == 6);
+    let is_sure = || agent.registry.read().is_in_touch(Resource::Pods, agent.clock.monotonic_ns());
+    let before_ns = agent.registry.health().of(Resource::Pods).last_heard_ns;
+    assert!(is_sure());
+    api.close_port();
+    agent.wait_for(State::Stale);
+    api.delete("pods", "shop", "web-1");
+    api.put(pod("next", 1).object(Stage::Running));
+    assert_eq!(agent.who(ip(1)), "shop/web-1", "the old name is what there is");
+    assert!(!is_sure(), "and said to be doubtful");
+    let was_sure = agent.registry.read().is_in_touch(Resource::Pods, before_ns - SECOND_NS);
+    assert!(was_sure, "for what was before the cut it is not");
+    api.open_port();
+    wait_until(DEADLINE, "names that are sure", is_sure);
+    assert_eq!(agent.who(ip(1)), "shop/next", "sure is only what the API has told");
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub use error::FilterError;
 pub use filter::{Filter, Required};
 pub use message::has_ports;
 pub use selector::Selector;
-pub use view::{End, EndView, FlowView, LabelView};
+pub use view::{End, EndView, FlowView, LabelView, Unlabelled};
 
 /// The values of `direction`.
 pub const DIRECTIONS: [&str; 2] = ["ingress", "egress"];

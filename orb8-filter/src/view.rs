@@ -79,7 +79,8 @@ pub trait EndView {
     fn container(&self, ask: impl FnOnce(&str) -> bool) -> bool;
     /// Asks with the node's zone; false, without asking, if it is not known.
     fn zone(&self, ask: impl FnOnce(&str) -> bool) -> bool;
-    /// Asks with the pod's labels; false, without asking, if they are not known.
+    /// Asks with the pod's labels, [`Unlabelled`] if it has none; false, without asking, if they are
+    /// not known.
     fn labels(&self, ask: impl FnOnce(&dyn LabelView) -> bool) -> bool;
 }
 
@@ -87,6 +88,16 @@ pub trait EndView {
 pub trait LabelView {
     /// The value of a label, if the pod has it.
     fn get(&self, key: &str) -> Option<&str>;
+}
+
+/// Of a pod that is known to have no labels: to it `!app` and `app!=web` apply.
+#[derive(Clone, Copy, Debug)]
+pub struct Unlabelled;
+
+impl LabelView for Unlabelled {
+    fn get(&self, _key: &str) -> Option<&str> {
+        None
+    }
 }
 
 impl LabelView for HashMap<String, String> {

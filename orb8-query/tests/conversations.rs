@@ -222,6 +222,29 @@ fn the_best_known_name_of_an_end_is_shown() {
     assert_eq!(only(&flows).a.end, by("cgroup", "web"));
 }
 
+#[test]
+fn a_name_of_an_agent_that_did_not_hear_the_api_gives_way_to_one_that_did() {
+    let by = |attribution: &str, reason: &str, pod: &str| {
+        Some(Endpoint {
+            kind: "pod".to_owned(),
+            pod: pod.to_owned(),
+            attribution: attribution.to_owned(),
+            reason: reason.to_owned(),
+            ..Endpoint::default()
+        })
+    };
+    let flow = |node, direction, source| NetworkFlow {
+        source,
+        ..record(node, direction, CLIENT, BACKEND, 1)
+    };
+    let sure = by("address_reused", "", "web");
+    let flows = [
+        flow("b", "ingress", by("address", "api_not_synced", "web")),
+        flow("a", "egress", sure.clone()),
+    ];
+    assert_eq!(only(&flows).a.end, sure);
+}
+
 /// What is true of one direction, and who told of it.
 #[derive(Clone, Debug)]
 struct Way {

@@ -9,12 +9,26 @@ use std::time::Duration;
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use kube::client::Body;
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use tower::{BoxError, ServiceExt};
 
 /// A connection to the API server must be made within this.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// A watch at rest sends nothing: a server that vanished without a word is noticed by the kernel's
+/// probes, after `QUIET + PROBES * PROBE_EVERY`.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Time between two probes that are not answered.
+const PROBE_EVERY: Duration = Duration::from_secs(3);
+
+/// Probes without an answer before the connection is given up.
+const PROBES: u32 = 3;
 
 /// An answer must begin within this.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -91,10 +105,33 @@ pub async fn connect(kubeconfig: &str) -> Result<Connection, ConnectError> {
     // kube would repeat what was answered with 429 or 503 up to 15 times, unseen and uncounted.
     config.default_retry = false;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    match Client::try_from(config) {
+    match client(config) {
         Ok(client) => Ok(Connection { client, server }),
         Err(source) => Err(ConnectError::Client { server, source: Box::new(source) }),
     }
+}
+
+/// kube's own client, but with probes on its connections: kube has no setting for them.
+fn client(config: Config) -> kube::Result<Client> {
+    // kube says itself what it can do with a proxy.
+    if config.proxy_url.is_some() {
+        return Client::try_from(config);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(config.connect_timeout);
+    tcp.set_keepalive(Some(QUIET));
+    tcp.set_keepalive_interval(Some(PROBE_EVERY));
+    tcp.set_keepalive_retries(Some(PROBES));
+    let tls = config.rustls_https_connector_with_connector(tcp)?;
+    let http = HttpClient::builder(TokioExecutor::new()).build::<_, Body>(tls);
+    let http = http.map_err(BoxError::from);
+    let builder = ClientBuilder::new(http, config.default_namespace.clone())
+        .with_layer(&config.extra_headers_layer()?);
+    Ok(match config.auth_layer()? {
+        Some(auth) => builder.with_layer(&auth).with_layer(&config.base_uri_layer()).build(),
+        None => builder.with_layer(&config.base_uri_layer()).build(),
+    })
 }
 
 async fn read_kubeconfig(paths: &str) -> Result<Config, KubeconfigError> {

@@ -21,10 +21,17 @@ use crate::event::{Attribution, End, Ends, How, Reason, Scope};
 use crate::host::{Facts, HostFacts, HostReader};
 use crate::k8s::model::Node;
 use crate::k8s::registry::{Holder, Registry, View};
+use crate::k8s::status::Resource;
 
 pub use enricher::OwnerEnricher;
 use links::Links;
 use sides::Sides;
+
+/// What can hold an address.
+const HOLDERS: &[Resource] = &[Resource::Pods, Resource::Nodes, Resource::Services];
+const PODS: &[Resource] = &[Resource::Pods];
+const NODES: &[Resource] = &[Resource::Nodes];
+const SERVICES: &[Resource] = &[Resource::Services];
 
 /// What identities are made of.
 #[derive(Clone, Debug)]
@@ -246,17 +253,26 @@ impl Lookup<'_> {
         self.facts.is_local(address) == Some(true)
     }
 
+    /// By an address as the API told of it: others may have taken it while the API is not heard.
+    fn by_address(&self, resources: &[Resource], at_ns: u64) -> How {
+        let is_told = resources.iter().all(|resource| self.view.is_in_touch(*resource, at_ns));
+        let reason = if is_told { Reason::None } else { Reason::ApiNotSynced };
+        How { reason, ..How::by(Attribution::Address) }
+    }
+
     /// Who held an address at a time.
     fn holder(&self, address: IpAddr, at_ns: u64) -> End {
         let own = || End::Node(How::by(Attribution::Address), Arc::clone(self.own_node));
-        let by_address = How::by(Attribution::Address);
+        let told = |resources: &[Resource]| self.by_address(resources, at_ns);
         match self.view.holder(address, at_ns) {
-            Holder::Pod { pod, current: true } => End::Pod(by_address, Arc::clone(pod)),
+            Holder::Pod { pod, current: true } => End::Pod(told(PODS), Arc::clone(pod)),
             Holder::Pod { pod, current: false } => {
-                End::Pod(How::by(Attribution::AddressReused), Arc::clone(pod))
+                let how = How { attribution: Attribution::AddressReused, ..told(PODS) };
+                End::Pod(how, Arc::clone(pod))
             }
-            Holder::Service(service) => End::Service(by_address, Arc::clone(service)),
-            Holder::Node(node) => End::Node(by_address, Arc::clone(node)),
+            Holder::Service(service) => End::Service(told(SERVICES), Arc::clone(service)),
+            Holder::Node(node) if node.name == self.own_node.name => own(),
+            Holder::Node(node) => End::Node(told(NODES), Arc::clone(node)),
             Holder::Ambiguous | Holder::InCluster | Holder::Outside | Holder::NotSynced
                 if self.is_local(address) =>
             {
@@ -267,7 +283,7 @@ impl Lookup<'_> {
             Holder::Outside | Holder::NotSynced if is_shared(address) => {
                 End::unknown(Reason::AddressUnknown)
             }
-            Holder::Outside => End::External(by_address),
+            Holder::Outside => End::External(told(HOLDERS)),
             Holder::NotSynced if self.kubernetes => End::unknown(Reason::ApiNotSynced),
             // Without the host's own addresses, inside and outside are not told apart.
             Holder::NotSynced if self.facts.is_local(address).is_none() => {

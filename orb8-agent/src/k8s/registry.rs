@@ -145,6 +145,18 @@ impl Registry {
         });
     }
 
+    /// The API is not heard: what changed after `heard_ns` (monotonic) is not told for now.
+    pub fn lose_touch(&self, resource: Resource, heard_ns: u64) {
+        let is_new = write(&self.tables).lose_touch(resource, heard_ns);
+        self.moved(is_new);
+    }
+
+    /// The API has told all that it did not while it was not heard.
+    pub fn regain_touch(&self, resource: Resource) {
+        let was_lost = write(&self.tables).regain_touch(resource);
+        self.moved(was_lost);
+    }
+
     /// Sets a pod.
     pub fn apply_pod(&self, pod: &ApiPod, seen: Seen) {
         let facts = facts::PodFacts::read(pod);
@@ -216,6 +228,10 @@ impl Registry {
             write(&self.uids).expire(before_ns);
         }
         drop(tables);
+        self.moved(changed);
+    }
+
+    fn moved(&self, changed: bool) {
         if changed {
             self.generation.fetch_add(1, Ordering::Release);
         }

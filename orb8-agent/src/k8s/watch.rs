@@ -183,7 +183,7 @@ impl Watcher {
                 })?;
                 self.registry.end_list(self.resource, self.seen(heard_before_ns));
                 self.heard_ns = begun_ns;
-                self.synced();
+                self.caught_up();
                 return Ok(version);
             }
         }
@@ -230,15 +230,21 @@ impl Watcher {
     /// One watch, to its end. Moves `version` along.
     async fn watch_once(&mut self, version: &mut String) -> Result<Heard, AskError> {
         let asked = self.pace.watch_for + within(self.pace.watch_for / 4);
-        let body = self.ask_watch(version, asked).await?;
-        self.synced();
+        let mut body = self.ask_watch(version, asked).await?;
         let (opened, cut_ns) = (Instant::now(), self.heard_ns);
-        let mut body = body;
+        let mut is_behind = true;
         let mut lines = Lines::default();
         let mut heard = Heard::Nothing;
         loop {
+            let behind = self.pace.catch_up.saturating_sub(opened.elapsed());
+            if is_behind && behind.is_zero() {
+                is_behind = false;
+                self.caught_up();
+            }
             let left = (asked + OVERDUE).saturating_sub(opened.elapsed());
-            let frame = match timeout(left, body.frame()).await {
+            let wait = if is_behind { behind.min(left) } else { left };
+            let frame = match timeout(wait, body.frame()).await {
+                Err(_elapsed) if is_behind => continue,
                 Err(_elapsed) => return Err(AskError::Slow(asked + OVERDUE)),
                 Ok(None) => return Ok(heard),
                 Ok(Some(Err(error))) => return Err(AskError::Broken(error.to_string())),
@@ -313,7 +319,9 @@ impl Watcher {
         self.registry.health().update(self.resource, |status| status.last_heard_ns = heard_ns);
     }
 
-    fn synced(&self) {
+    /// Everything that happened until now has been told.
+    fn caught_up(&self) {
+        self.registry.regain_touch(self.resource);
         let mut was = State::Synced;
         self.registry.health().update(self.resource, |status| {
             was = std::mem::replace(&mut status.state, State::Synced);
@@ -326,6 +334,7 @@ impl Watcher {
 
     fn failed(&self, error: &AskError) {
         let (resource, reason) = (self.resource, self.reason(error));
+        self.registry.lose_touch(resource, self.heard_ns);
         let mut is_new = false;
         self.registry.health().update(resource, |status| {
             status.errors += 1;

@@ -5,6 +5,7 @@ use orb8_proto::v1::condition::Field;
 use orb8_proto::v1::{QueryFlowsRequest, Strings, Unmatched};
 
 use crate::k8s::registry::{self, Registry, View};
+use crate::network::view::with_labels;
 
 /// Prefixes of container ids are this long at least, as in the filter.
 const CONTAINER_ID: usize = 12;
@@ -63,11 +64,7 @@ fn is_whole(view: &View<'_>) -> bool {
 
 fn has_labels(view: &View<'_>, selector: &str) -> bool {
     let Ok(selector) = Selector::parse(selector) else { return true };
-    !is_whole(view)
-        || view.any_pod(|pod| {
-            let state = pod.state();
-            state.labels.as_ref().is_some_and(|labels| selector.matches(labels))
-        })
+    !is_whole(view) || view.any_pod(|pod| with_labels(pod, |labels| selector.matches(labels)))
 }
 
 fn has_container(view: &View<'_>, wanted: &str) -> bool {

@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use orb8_common::network::{FlowKey, PacketFilter, flag};
-use orb8_filter::{EndView, FlowView, LabelView, Required};
+use orb8_filter::{EndView, FlowView, LabelView, Required, Unlabelled};
 use orb8_util::protocol;
 
 use crate::cgroup::{Container, Placement, Process};
 use crate::event::{End, EndReason, FlowRecord, FlowState, Scope};
-use crate::k8s::model::{Node, PodIdentity};
+use crate::k8s::model::{Node, Pod, PodIdentity};
 use crate::k8s::services::Verdict;
 use crate::network::keys;
 
@@ -230,8 +230,17 @@ impl EndView for SeenEnd<'_> {
 
     fn labels(&self, ask: impl FnOnce(&dyn LabelView) -> bool) -> bool {
         let Some(pod) = self.end.pod() else { return false };
-        let state = pod.state();
-        state.labels.as_ref().is_some_and(|labels| ask(labels))
+        with_labels(pod, ask)
+    }
+}
+
+/// Asks with a pod's labels; false, without asking, if the API has not told of the pod.
+pub(crate) fn with_labels(pod: &Pod, ask: impl FnOnce(&dyn LabelView) -> bool) -> bool {
+    let is_told = pod.identity().is_some();
+    let state = pod.state();
+    match &state.labels {
+        Some(labels) => ask(labels),
+        None => is_told && ask(&Unlabelled),
     }
 }
 

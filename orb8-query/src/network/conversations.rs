@@ -290,10 +290,12 @@ fn party(sightings: &[Sighting<'_>], at: usize) -> Party {
 }
 
 /// How sure it is who an end is; less is better.
-fn doubt(end: &Endpoint) -> (bool, usize) {
+fn doubt(end: &Endpoint) -> (bool, bool, usize) {
     let known = ["cgroup", "interface", "address", "address_reused", "masqueraded"];
     let place = known.iter().position(|word| *word == end.attribution).unwrap_or(known.len());
-    (matches!(end.kind.as_str(), "unknown" | ""), place)
+    // By an agent that did not hear the API then, while another may have.
+    let is_old = end.reason == "api_not_synced";
+    (matches!(end.kind.as_str(), "unknown" | ""), is_old, place)
 }
 
 /// The Service as whoever knew most of it tells.

@@ -509,3 +509,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_by_address_is_told_with_a_reason_while_the_api_is_not_heard() {
+    let mut world = World::synced();
+    world.pod("shop/old", "n2", "10.244.2.5", 2);
+    world.pod("shop/web", "n1", "10.244.1.5", 2);
+    let membership = world.cgroup(7, &cgroup_of("shop/web"));
+    let ends_at = |world: &World, address: &str, span| {
+        let question =
+            Question { membership: Some(&membership), ..asking("10.244.1.5:4", address) };
+        ends(world, &question, span)
+    };
+    let web = "pod shop/web cgroup".to_owned();
+    let registry = Arc::clone(&world.known.registry);
+    let generation = registry.generation();
+    for resource in HOLDERS {
+        registry.lose_touch(*resource, 10);
+        registry.lose_touch(*resource, 30);
+    }
+    assert_ne!(registry.generation(), generation, "rows are asked again");
+    let by_address = |name: &str| (web.clone(), format!("{name} address"));
+    let doubtful = |name: &str| (web.clone(), format!("{name} address api_not_synced"));
+    let (during, pod) = (Span { since_ns: 5, until_ns: 20 }, "pod shop/old");
+    assert_eq!(ends_at(&world, "10.244.2.5:80", then(10)), by_address(pod), "told before");
+    assert_eq!(ends_at(&world, "10.244.2.5:80", then(11)), doubtful(pod));
+    assert_eq!(ends_at(&world, "10.244.2.5:80", during), doubtful(pod));
+    assert_eq!(ends_at(&world, "10.0.0.2:80", then(11)), doubtful("node n2"));
+    assert_eq!(ends_at(&world, "1.1.1.1:80", then(11)), doubtful("external"));
+    assert_eq!(ends_at(&world, "10.0.0.1:80", then(11)), by_address("node n1"), "its own");
+    world.delete("shop/old", 40).pod("shop/new", "n2", "10.244.2.5", 40);
+    let generation = registry.generation();
+    for resource in HOLDERS {
+        registry.regain_touch(*resource);
+    }
+    assert_ne!(registry.generation(), generation, "rows are asked again");
+    assert_eq!(ends_at(&world, "10.244.2.5:80", then(41)), by_address("pod shop/new"));
+    assert_eq!(ends_at(&world, "1.1.1.1:80", then(41)), by_address("external"));
+}

@@ -13,7 +13,7 @@ use super::pods::Held;
 use super::ranges::{MAX_POD_BITS, MAX_SERVICE_BITS, Ranges, extremes, hull};
 use super::uids::Uids;
 use crate::clock::from_unix;
-use crate::k8s::addresses::{Addresses, Claim, End};
+use crate::k8s::addresses::{Addresses, Claim, End, OPEN};
 use crate::k8s::model::{Node, Pod};
 use crate::k8s::owners::Owners;
 use crate::k8s::services::Services;
@@ -47,6 +47,8 @@ pub(super) struct Tables {
     /// Names or uids that the running list has told so far.
     listing: [Option<HashSet<Box<str>>>; Resource::COUNT],
     listed: [bool; Resource::COUNT],
+    /// Since when changes are not told; [`OPEN`] while they are.
+    cut_ns: [u64; Resource::COUNT],
     expired_ns: u64,
     /// Times in which addresses may have been held by pods that were not seen with them.
     blind: VecDeque<(u64, u64)>,
@@ -71,6 +73,7 @@ impl Tables {
             stray: vec![],
             listing: Default::default(),
             listed: [false; Resource::COUNT],
+            cut_ns: [OPEN; Resource::COUNT],
             expired_ns: 0,
             blind: VecDeque::new(),
         }
@@ -186,6 +189,24 @@ impl Tables {
     /// Whether pods may have come and gone unseen at that time.
     pub(super) fn is_blind(&self, at_ns: u64) -> bool {
         self.blind.iter().any(|(since_ns, until_ns)| (*since_ns..*until_ns).contains(&at_ns))
+    }
+
+    /// Nothing that changes after `heard_ns` is told for now. True if that is new.
+    pub(super) fn lose_touch(&mut self, resource: Resource, heard_ns: u64) -> bool {
+        let cut_ns = &mut self.cut_ns[resource.index()];
+        let is_new = *cut_ns == OPEN;
+        *cut_ns = heard_ns.min(*cut_ns);
+        is_new
+    }
+
+    /// All that changed has been told again. True if it was not before.
+    pub(super) fn regain_touch(&mut self, resource: Resource) -> bool {
+        std::mem::replace(&mut self.cut_ns[resource.index()], OPEN) != OPEN
+    }
+
+    /// Whether what was so at that time is told.
+    pub(super) fn is_in_touch(&self, resource: Resource, at_ns: u64) -> bool {
+        at_ns <= self.cut_ns[resource.index()]
     }
 
     pub(super) fn is_in_cluster(&self, address: IpAddr) -> bool {

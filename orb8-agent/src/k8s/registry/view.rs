@@ -80,6 +80,13 @@ impl<'r> View<'r> {
         }
     }
 
+    /// Whether the API tells what was so at `at_ns`; after a cut, a name may be another's by then.
+    /// What it told before stays the best that there is.
+    #[must_use]
+    pub fn is_in_touch(&self, resource: Resource, at_ns: u64) -> bool {
+        self.tables.is_in_touch(resource, at_ns)
+    }
+
     fn nobody(&self, address: IpAddr) -> Holder<'_> {
         match self.tables.services.external(address) {
             Some(Some(service)) => return Holder::Service(service),

@@ -1,9 +1,10 @@
 //! A filter means the same over a row and over the message made of it.
 
-use orb8_filter::Filter;
+use orb8_filter::{Filter, Selector};
 use orb8_proto::v1::condition::{Field, Side};
 use orb8_proto::v1::{Condition, FlowFilter, PortRange, Ports, Strings};
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 use crate::cgroup::{Answer, Membership};
@@ -141,6 +142,19 @@ proptest! {
             let over_row = filter.matches(&Seen { flow: &flow, node: &node });
             prop_assert_eq!(over_row, filter.matches(&message), "{:?}", message);
         }
+    }
+}
+
+#[test]
+fn a_pod_without_labels_fulfils_what_asks_for_none_and_an_unknown_pod_nothing() {
+    let mut world = World::synced();
+    world.pod_with("shop/bare", "n1", "10.244.1.7", 1, |pod| pod["metadata"]["labels"] = json!({}));
+    let told = world.known.registry.pod_of_cgroup(&crate::testing::uid("shop/bare")).unwrap();
+    let untold = world.known.registry.pod_of_cgroup("not-told").unwrap();
+    for (selector, expected) in [("!app", true), ("app!=web", true), ("app", false)] {
+        let selector = Selector::parse(selector).unwrap();
+        assert_eq!(with_labels(&told, |labels| selector.matches(labels)), expected);
+        assert!(!with_labels(&untold, |labels| selector.matches(labels)));
     }
 }
 
