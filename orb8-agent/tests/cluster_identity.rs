@@ -256,6 +256,33 @@ fn a_socket_stays_with_the_cgroup_that_it_was_made_in() {
 }
 
 #[test]
+fn a_process_moved_into_another_pods_cgroup_keeps_its_sockets_where_they_were_made() {
+    need!(@check NEEDS);
+    for capture in [Auto, Socket] {
+        let scene = Scene::start(one_node(), capture);
+        let server = scene.cluster.simple("shop/server", 1);
+        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+        scene.wait_links(1, 3);
+        let mut mover = a.nested("moved.service");
+        let socket = mover.udp(SocketAddr::new(mover.address(V4), 0));
+        mover.move_to(b.app.cgroup());
+        let (_, mut old) = UdpTalk::open_with(socket, &[&server.app], server.at(V4, 8080), 8080);
+        let (_, mut new) = UdpTalk::open(&mover, &[&server.app], server.at(V4, 8081), 8081);
+        old.say(3, 100);
+        new.say(4, 100);
+        let far = End::pod(&server, capture, &by_address(&a));
+        let mut rows = Vec::new();
+        // The network namespace, and so the address that the server sees, stays that of the first.
+        for (talk, pod) in [(old.talk(), &a), (new.talk(), &b)] {
+            let near = End::pod(pod, capture, &by_address(&server));
+            rows.extend(said(capture, &talk, &near, Some(&far)));
+        }
+        scene.expect(&rows);
+        scene.assert_complete();
+    }
+}
+
+#[test]
 fn a_static_pod_is_named_by_its_config_hash() {
     need!(@check NEEDS);
     for capture in Capture::ALL {
