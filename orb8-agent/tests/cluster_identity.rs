@@ -13,7 +13,7 @@ use orb8_testbed::api::object::{Owner, wall_second};
 use orb8_testbed::api::pod::{Container, Qos, Role, Stage};
 use orb8_testbed::cluster::NEEDS;
 use orb8_testbed::cluster::path::{Driver, Layout, Runtime};
-use orb8_testbed::cluster::plan::{Plan, PodPlan};
+use orb8_testbed::cluster::plan::{Cni, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::talk::{self, Talk, UdpTalk};
 use orb8_testbed::link::Family::V4;
@@ -256,6 +256,33 @@ fn a_socket_stays_with_the_cgroup_that_it_was_made_in() {
 }
 
 #[test]
+fn a_process_moved_into_another_pods_cgroup_keeps_its_sockets_where_they_were_made() {
+    need!(@check NEEDS);
+    for capture in [Auto, Socket] {
+        let scene = Scene::start(one_node(), capture);
+        let server = scene.cluster.simple("shop/server", 1);
+        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+        scene.wait_links(1, 3);
+        let mut mover = a.nested("moved.service");
+        let socket = mover.udp(SocketAddr::new(mover.address(V4), 0));
+        mover.move_to(b.app.cgroup());
+        let (_, mut old) = UdpTalk::open_with(socket, &[&server.app], server.at(V4, 8080), 8080);
+        let (_, mut new) = UdpTalk::open(&mover, &[&server.app], server.at(V4, 8081), 8081);
+        old.say(3, 100);
+        new.say(4, 100);
+        let far = End::pod(&server, capture, &by_address(&a));
+        let mut rows = Vec::new();
+        // The network namespace, and so the address that the server sees, stays that of the first.
+        for (talk, pod) in [(old.talk(), &a), (new.talk(), &b)] {
+            let near = End::pod(pod, capture, &by_address(&server));
+            rows.extend(said(capture, &talk, &near, Some(&far)));
+        }
+        scene.expect(&rows);
+        scene.assert_complete();
+    }
+}
+
+#[test]
 fn a_static_pod_is_named_by_its_config_hash() {
     need!(@check NEEDS);
     for capture in Capture::ALL {
@@ -356,25 +383,31 @@ fn the_status_names_the_plane_of_every_pod_and_how_the_node_keeps_cgroups() {
 #[test]
 fn a_node_without_cgroup2_names_its_pods_by_their_links() {
     need!(@check NEEDS);
-    let nothing = orb8_testbed::scratch::Scratch::folder("no-cgroup2");
-    let mut scene =
-        Scene::without_agents(one_node(), Auto).env("ORB8_CGROUP_ROOT", nothing.path().display());
-    scene.start_agents();
-    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
-    let status = scene.wait_status(1, "two attached links", |status| {
-        let links = status.interfaces.iter().filter(|one| one.chosen_by == "pod_link");
-        links.filter(|one| one.state == "attached").count() == 2
-    });
-    assert_eq!(status.capture, "tc", "{}", status.capture_reason);
-    assert_ne!(status.capture_reason, "");
-    let talk = talk::tcp(&a.app, &b.app, b.at(V4, 80), 500, 5_000);
-    let end = |pod: &Pod, other: &Pod| {
-        let (namespace, name) = pod.key();
-        let owner = format!("pod {namespace}/{name} address");
-        End::named(1, &owner, &owner, &by_address(other))
-    };
-    scene.expect(&said(Tc, &talk, &end(&a, &b), Some(&end(&b, &a))));
-    scene.assert_complete();
+    for cni in [Cni::Bridge, Cni::Routed] {
+        let nothing = orb8_testbed::scratch::Scratch::folder("no-cgroup2");
+        let mut scene = Scene::without_agents(Plan { cni, ..one_node() }, Auto)
+            .env("ORB8_CGROUP_ROOT", nothing.path().display());
+        scene.start_agents();
+        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+        let status = scene.wait_status(1, "two attached links", |status| {
+            let links = status.interfaces.iter().filter(|one| one.chosen_by == "pod_link");
+            links.filter(|one| one.state == "attached").count() == 2
+        });
+        assert_eq!(status.capture, "tc", "{}", status.capture_reason);
+        assert_ne!(status.capture_reason, "");
+        let talk = talk::tcp(&a.app, &b.app, b.at(V4, 80), 500, 5_000);
+        let end = |pod: &Pod, other: &Pod| {
+            let (namespace, name) = pod.key();
+            let owner = format!("pod {namespace}/{name} address");
+            End::named(1, &owner, &owner, &by_address(other))
+        };
+        let rows = said(Tc, &talk, &end(&a, &b), Some(&end(&b, &a)));
+        if cni == Cni::Routed {
+            assert!(rows.iter().all(|row| row.owner(cni).ends_with(" interface")), "{rows:?}");
+        }
+        scene.expect(&rows);
+        scene.assert_complete();
+    }
 }
 
 #[test]

@@ -139,6 +139,42 @@ fn check_peer(
 }
 
 #[test]
+fn an_agent_whose_api_falls_silent_invents_no_names_and_catches_up() {
+    need!(@check NEEDS);
+    let scene = Scene::start(one_node(), Auto);
+    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+    check_named(&scene, &a, &b);
+    // Connections stay open and tell nothing more.
+    scene.cluster.api.stall();
+    check_named(&scene, &a, &b);
+    scene.cluster.delete(b);
+    let late = scene.cluster.simple("shop/late", 1);
+    scene.wait_links(1, 2);
+    let talk = talk::udp(&a.app, &late.app, late.at(V4, 8080), 3, 100);
+    let row = wait_flow(&scene, 1, "the row of the pod that is known", |row| {
+        key(row) == talk.client && row.direction == "egress" && !row.supplement
+    });
+    let (owner, peer) = ends(&row);
+    assert_eq!((owner.pod.as_str(), owner.attribution.as_str()), ("a", "cgroup"), "{owner:?}");
+    assert_eq!((peer.kind.as_str(), peer.pod.as_str()), ("unknown", ""), "{peer:?}");
+    assert!(
+        ["address_unknown", "api_not_synced"].contains(&peer.reason.as_str()),
+        "an address of the node's range that nobody told of: {peer:?}"
+    );
+    let row = wait_flow(&scene, 1, "the row of the pod that nobody told of", |row| {
+        key(row) == talk.server && row.direction == "ingress" && !row.supplement
+    });
+    let (owner, _) = ends(&row);
+    assert_eq!((&owner.pod_uid, owner.pod.as_str()), (&late.object.uid, ""), "{owner:?}");
+    assert_eq!(owner.reason, "pod_unknown");
+    scene.cluster.api.heal();
+    let near = End::pod(&a, Auto, &by_address(&late));
+    let far = End::pod(&late, Auto, &by_address(&a));
+    scene.expect(&said(Auto, &talk, &near, Some(&far)));
+    scene.assert_complete();
+}
+
+#[test]
 fn a_history_that_is_gone_is_listed_anew_once() {
     need!(@check NEEDS);
     let scene = Scene::start(one_node(), Auto);

@@ -7,6 +7,7 @@ use orb8_proto::v1::event::Payload;
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
 use orb8_proto::v1::{AgentStatus, GetStatusRequest, NetworkFlow, StreamEventsRequest};
 use orb8_testbed::agent::LISTEN;
+use orb8_testbed::cluster::plan::Cni;
 use orb8_testbed::netns::Netns;
 use tonic::transport::{Channel, Endpoint};
 
@@ -58,7 +59,7 @@ pub struct Latest {
 
 impl Trace {
     /// Follows until the agent ends; subscribed when this returns.
-    pub fn follow(netns: &Netns) -> Self {
+    pub fn follow(netns: &Netns, cni: Cni) -> Self {
         let latest: Arc<Mutex<HashMap<u64, Latest>>> = Arc::default();
         let sink = Arc::clone(&latest);
         let netns = netns.clone();
@@ -76,7 +77,7 @@ impl Trace {
                         if let Some(Payload::Flow(event)) = event.payload
                             && let Some(flow) = event.flow
                         {
-                            note(&mut held(&sink), flow, time_ns);
+                            note(&mut held(&sink), flow, time_ns, cni);
                         }
                     }
                 });
@@ -101,8 +102,8 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn note(all: &mut HashMap<u64, Latest>, flow: NetworkFlow, time_ns: i64) {
+fn note(all: &mut HashMap<u64, Latest>, flow: NetworkFlow, time_ns: i64, cni: Cni) {
     let before = all.get(&flow.flow_id).map_or(0, |latest| latest.named_ns);
     let named_ns = if before == 0 && !flow.pod_name.is_empty() { time_ns } else { before };
-    all.insert(flow.flow_id, Latest { line: line(&flow), flow, named_ns });
+    all.insert(flow.flow_id, Latest { line: line(&flow, cni), flow, named_ns });
 }

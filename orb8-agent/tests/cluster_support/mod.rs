@@ -90,7 +90,7 @@ impl Scene {
         self.start_agents_unready();
         for node in self.cluster.nodes() {
             self.wait_ready(node.number);
-            self.traces.push(Trace::follow(&node.netns));
+            self.traces.push(Trace::follow(&node.netns, self.cluster.plan.cni));
         }
     }
 
@@ -210,26 +210,28 @@ impl Scene {
     /// rows of its own.
     #[track_caller]
     pub fn expect_own(&self, rows: &[Row]) {
+        let cni = self.cluster.plan.cni;
         self.expect_among(rows, |flow| {
-            let owner = rows::owner(flow);
-            rows.iter().any(|row| row.owner == owner)
+            let owner = rows::owner(flow, cni);
+            rows.iter().any(|row| row.owner(cni) == owner)
         });
     }
 
     #[track_caller]
     fn expect_among(&self, rows: &[Row], counts: impl Fn(&NetworkFlow) -> bool) {
+        let cni = self.cluster.plan.cni;
         let about: Vec<_> = rows.iter().map(|row| row.flow).collect();
         for node in self.cluster.nodes() {
             let number = node.number;
             let mut wanted: Vec<String> =
-                rows.iter().filter(|row| row.node == number).map(Row::line).collect();
+                rows.iter().filter(|row| row.node == number).map(|row| row.line(cni)).collect();
             wanted.sort_unstable();
             let end = Instant::now() + DEADLINE;
             loop {
                 let flows = self.flows(number);
                 let about = flows.iter().filter(|flow| about.contains(&rows::key(flow)));
                 let owned = about.filter(|flow| rows::is_owned(flow) && counts(flow));
-                let mut lines: Vec<String> = owned.map(line).collect();
+                let mut lines: Vec<String> = owned.map(|flow| line(flow, cni)).collect();
                 lines.sort_unstable();
                 if lines == wanted {
                     break;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use orb8_proto::v1::{Endpoint, NetworkFlow, ServiceUse};
+use orb8_testbed::cluster::plan::Cni;
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::talk::Talk;
 use orb8_testbed::flow::{self, Flow, L4, Total};
@@ -59,14 +60,19 @@ pub fn who(end: &Endpoint) -> String {
     [end.kind.as_str(), &name, &end.attribution].join(" ").replace("  ", " ")
 }
 
-/// The owner of a row as a person would name it. At an interface it is a matter of what the node
-/// happens to know whether the link or the address tells it.
-pub fn owner(row: &NetworkFlow) -> String {
+/// The owner of a row as a person would name it. A bridge does not tell the node which address is
+/// behind which port, so there it is a matter of what the node happens to know whether the link or
+/// the address tells the owner at an interface; a route leaves no choice.
+pub fn owner(row: &NetworkFlow, cni: Cni) -> String {
     let mut owner = ends(row).0;
-    if row.plane == "tc" && owner.kind == "pod" && owner.attribution == "interface" {
+    if cni == Cni::Bridge && at_link(&row.plane, &owner.kind) && owner.attribution == "interface" {
         owner.attribution = "address".to_owned();
     }
     who(&owner)
+}
+
+fn at_link(plane: &str, kind: &str) -> bool {
+    plane == "tc" && kind == "pod"
 }
 
 /// A Service as a person would name it.
@@ -90,7 +96,7 @@ fn asked(service: Option<&ServiceUse>) -> String {
 }
 
 /// A row as one line.
-pub fn line(row: &NetworkFlow) -> String {
+pub fn line(row: &NetworkFlow, cni: Cni) -> String {
     let (owner, peer) = ends(row);
     if owner.kind == "pod" {
         assert_eq!((&row.namespace, &row.pod_name), (&owner.namespace, &owner.pod), "{row:?}");
@@ -99,7 +105,7 @@ pub fn line(row: &NetworkFlow) -> String {
     let supplement = if row.supplement { " supplement" } else { "" };
     let (plane, way) = (&row.plane, &row.direction);
     let (flow, service) = (key(row), asked(row.service.as_ref()));
-    let owner = self::owner(row);
+    let owner = self::owner(row, cni);
     format!("{plane}{supplement} {way} {flow} {total} | {owner} | {}{service}", who(&peer))
 }
 
@@ -118,8 +124,20 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn line(&self) -> String {
-        let Self { plane, flow, total, owner, peer, service, .. } = self;
+    /// Its owner on nodes that join their pods like this.
+    pub fn owner(&self, cni: Cni) -> String {
+        let kind = self.owner.split(' ').next().unwrap_or_default();
+        match self.owner.strip_suffix(" address") {
+            Some(pod) if cni == Cni::Routed && at_link(self.plane, kind) => {
+                format!("{pod} interface")
+            }
+            _ => self.owner.clone(),
+        }
+    }
+
+    pub fn line(&self, cni: Cni) -> String {
+        let Self { plane, flow, total, peer, service, .. } = self;
+        let owner = self.owner(cni);
         let supplement = if self.supplement { " supplement" } else { "" };
         let way = if self.egress { "egress" } else { "ingress" };
         let service = if service.is_empty() { String::new() } else { format!(" for {service}") };
