@@ -147,17 +147,7 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
         )),
         Box::new(LineSource::new(loaded.table, clock, grace, options.times, Arc::clone(&side))),
     ];
-    let attach = AttachOptions {
-        route,
-        socket_root: options.planes.socket_root().cloned(),
-        interfaces: options.planes.has_interfaces(),
-        mode: match options.planes {
-            Planes::Both(_) => CountMode::Supplement,
-            Planes::Tc | Planes::Socket(_) => CountMode::Full,
-        },
-        configured: options.interfaces.clone(),
-        chain: options.chain,
-    };
+    let attach = attach_options(options, route);
     // The seed of the hash stays a secret: the agent's number is another function of it.
     let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     let maps = LinkMaps {
@@ -181,6 +171,21 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
         barrier,
     };
     Ok(Started { sources, kernel })
+}
+
+/// What the attacher is told.
+fn attach_options(options: &KernelOptions, route: AttachRoute) -> AttachOptions {
+    AttachOptions {
+        route,
+        socket_root: options.planes.socket_root().cloned(),
+        interfaces: options.planes.has_interfaces(),
+        mode: match options.planes {
+            Planes::Both(_) => CountMode::Supplement,
+            Planes::Tc | Planes::Socket(_) => CountMode::Full,
+        },
+        configured: options.interfaces.clone(),
+        chain: options.chain,
+    }
 }
 
 /// Two descriptors an interface, four with the packet view: more than the usual soft limit allows
