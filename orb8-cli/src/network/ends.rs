@@ -19,13 +19,16 @@ pub enum Mark {
     Masqueraded,
     /// Named after an earlier holder of the address.
     Reused,
+    /// Named as the API told last, which was not heard at that time.
+    Outdated,
     /// Counted beside the owner's totals.
     Supplement,
 }
 
 impl Mark {
     /// All of them, in the order of the legend.
-    pub const ALL: [Self; 4] = [Self::Unknown, Self::Masqueraded, Self::Reused, Self::Supplement];
+    pub const ALL: [Self; 5] =
+        [Self::Unknown, Self::Masqueraded, Self::Reused, Self::Outdated, Self::Supplement];
 
     /// The character.
     #[must_use]
@@ -34,6 +37,7 @@ impl Mark {
             Self::Unknown => '?',
             Self::Masqueraded => '~',
             Self::Reused => '*',
+            Self::Outdated => '!',
             Self::Supplement => '+',
         }
     }
@@ -45,6 +49,10 @@ impl Mark {
             Self::Unknown => "not identified",
             Self::Masqueraded => "a node's address that may hide a pod (masqueraded)",
             Self::Reused => "named by an address that has changed hands (address_reused)",
+            Self::Outdated => {
+                "named by an address that may have changed hands while the Kubernetes API was not \
+                 heard (api_not_synced)"
+            }
             Self::Supplement => "supplement, in no total: only the interface saw it",
         }
     }
@@ -59,6 +67,7 @@ pub fn mark(end: &Endpoint) -> Option<Mark> {
         ("unknown", _) => Some(Mark::Unknown),
         ("external", _) => None,
         (_, "none") => Some(Mark::Unknown),
+        _ if end.reason == "api_not_synced" => Some(Mark::Outdated),
         _ => None,
     }
 }
@@ -204,5 +213,7 @@ mod tests {
         check(&node("address_reused"), "node/node-b:80*");
         check(&node("none"), "node/node-b:80?");
         check(&node("address"), "node/node-b:80");
+        let outdated = Endpoint { reason: "api_not_synced".into(), ..node("address") };
+        check(&outdated, "node/node-b:80!");
     }
 }
