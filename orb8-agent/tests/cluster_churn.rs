@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cluster_support::rows::{ends, key};
-use cluster_support::{Auto, Scene};
+use cluster_support::rows::{ends, is_owned, key};
+use cluster_support::{Auto, Scene, Tc};
 use orb8_proto::v1::{Endpoint, NetworkFlow};
 use orb8_testbed::api::pod::Stage;
 use orb8_testbed::cluster::plan::{Plan, PodPlan};
@@ -19,8 +19,9 @@ use orb8_testbed::flow::{Flow, Total};
 use orb8_testbed::link::Family::V4;
 use orb8_testbed::need;
 
-/// Pods in all.
+/// Pods in all, where sockets tell whose a packet is and where interfaces alone do.
 const PODS: usize = 1_000;
+const PODS_AT_LINKS: usize = 300;
 /// Who makes them at the same time.
 const WORKERS: usize = 4;
 /// Addresses that each of these gives out again and again.
@@ -35,30 +36,7 @@ type Truth = Mutex<HashMap<Flow, (String, Talk)>>;
 fn a_thousand_pods_on_forty_addresses_are_never_misnamed() {
     need!(@check NEEDS);
     let scene = Scene::start(Plan::default(), Auto);
-    let servers = [1, 2].map(|node| scene.cluster.simple(&format!("shop/server-{node}"), node));
-    let truth = Truth::default();
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for worker in 0..WORKERS {
-            let (scene, servers, truth, next) = (&scene, &servers, &truth, &next);
-            scope.spawn(move || churn(&scene.cluster, servers, worker, next, truth));
-        }
-    });
-    let truth = truth.into_inner().expect("no worker panicked");
-    assert_eq!(truth.len(), PODS, "each pod's flow is its own");
-    for node in [1, 2] {
-        scene.wait_status(node, "a paused ledger", |status| {
-            let ledger = status.packet_ledger.as_ref();
-            ledger.is_some_and(|l| l.in_flight.unwrap_or_default().packets == 0)
-        });
-    }
-    let mut sum = Sum::default();
-    for node in [1, 2] {
-        for row in scene.flows(node).iter().filter(|row| !row.supplement && row.plane == "socket") {
-            sum.check(row, &truth);
-        }
-    }
-    let expected: u64 = truth.values().map(|(_, talk)| talk.there.bytes + talk.back.bytes).sum();
+    let (sum, expected) = run(&scene, PODS);
     assert_eq!(sum.bytes, 2 * expected, "both ends of every pod's talk were counted");
     assert!(sum.unknown_owner * 100 < sum.bytes, "owners unknown: {sum:?}");
     assert!(sum.unknown_peer * 100 < sum.bytes, "peers unknown: {sum:?}");
@@ -67,13 +45,67 @@ fn a_thousand_pods_on_forty_addresses_are_never_misnamed() {
     }
 }
 
+#[test]
+fn from_interfaces_alone_no_pod_on_forty_addresses_is_misnamed() {
+    need!(@check NEEDS);
+    let scene = Scene::start(Plan::default(), Tc);
+    let (sum, expected) = run(&scene, PODS_AT_LINKS);
+    // A pod may have talked before its link was attached; the servers' links were there all along.
+    assert!((expected..=2 * expected).contains(&sum.bytes), "{sum:?} of {expected} bytes");
+}
+
+/// Pods that come, talk and go; what all answers say of it, and the bytes that were said.
+fn run(scene: &Scene, pods: usize) -> (Sum, u64) {
+    let servers = [1, 2].map(|node| scene.cluster.simple(&format!("shop/server-{node}"), node));
+    for node in [1, 2] {
+        scene.wait_links(node, 1);
+    }
+    let truth = Truth::default();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (servers, truth, next) = (&servers, &truth, &next);
+            scope.spawn(move || churn(&scene.cluster, servers, worker, pods, next, truth));
+        }
+    });
+    let truth = truth.into_inner().expect("no worker panicked");
+    assert_eq!(truth.len(), pods, "each pod's flow is its own");
+    for node in [1, 2] {
+        scene.wait_status(node, "a paused ledger", |status| {
+            let ledger = status.packet_ledger.as_ref();
+            ledger.is_some_and(|l| l.in_flight.unwrap_or_default().packets == 0)
+        });
+    }
+    let mut sum = Sum::default();
+    for node in [1, 2] {
+        for row in scene.flows(node) {
+            check_names(&row, &truth);
+            if !row.supplement && row.plane == scene.capture.plane() && is_owned(&row) {
+                sum.add(&row, &truth);
+            }
+        }
+        let said = scene.trace(node).said();
+        let told = said.iter().filter(|row| check_names(row, &truth)).count();
+        assert!(told >= pods / WORKERS, "the trace of node{node} told of {told} ends");
+    }
+    let expected = truth.values().map(|(_, talk)| talk.there.bytes + talk.back.bytes).sum();
+    (sum, expected)
+}
+
 /// Makes pods and deletes them, one after the other on its own addresses.
-fn churn(cluster: &Cluster, servers: &[Pod; 2], worker: usize, next: &AtomicUsize, truth: &Truth) {
+fn churn(
+    cluster: &Cluster,
+    servers: &[Pod; 2],
+    worker: usize,
+    pods: usize,
+    next: &AtomicUsize,
+    truth: &Truth,
+) {
     let mut slots: Vec<Option<Pod>> = (0..SLOTS).map(|_| None).collect();
     let mut turn = 0;
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
-        if number >= PODS {
+        if number >= pods {
             break;
         }
         let slot = turn % slots.len();
@@ -115,6 +147,28 @@ fn churn(cluster: &Cluster, servers: &[Pod; 2], worker: usize, next: &AtomicUsiz
     }
 }
 
+/// No end of a row of the churn has a wrong name, or is what no pod is; whether it is such a row.
+#[track_caller]
+fn check_names(row: &NetworkFlow, truth: &HashMap<Flow, (String, Talk)>) -> bool {
+    let flow = key(row);
+    let there = truth.get(&flow);
+    let Some((client, _)) = there.or_else(|| truth.get(&flow.reply())) else { return false };
+    let (source, destination) = (row.source.as_ref(), row.destination.as_ref());
+    let ends = if there.is_some() { [source, destination] } else { [destination, source] };
+    let [own, other] = ends.map(|end| end.expect("a row has both ends"));
+    if !own.pod.is_empty() {
+        assert_eq!(format!("{}/{}", own.namespace, own.pod), *client, "a wrong name: {row:?}");
+    }
+    if !other.pod.is_empty() {
+        assert!(other.pod.starts_with("server-"), "a wrong name: {row:?}");
+    }
+    for end in [own, other] {
+        assert!(matches!(end.kind.as_str(), "pod" | "unknown"), "a wrong kind: {row:?}");
+        assert!(!end.pod.is_empty() || !end.reason.is_empty(), "no name, no reason: {row:?}");
+    }
+    true
+}
+
 /// What all rows of the churn come to.
 #[derive(Debug, Default)]
 struct Sum {
@@ -126,24 +180,14 @@ struct Sum {
 }
 
 impl Sum {
-    fn check(&mut self, row: &NetworkFlow, truth: &HashMap<Flow, (String, Talk)>) {
-        let flow = key(row);
-        let there = truth.get(&flow);
-        let Some((client, _)) = there.or_else(|| truth.get(&flow.reply())) else { return };
+    fn add(&mut self, row: &NetworkFlow, truth: &HashMap<Flow, (String, Talk)>) {
+        if !truth.contains_key(&key(row)) && !truth.contains_key(&key(row).reply()) {
+            return;
+        }
         let (owner, peer) = ends(row);
-        // The client's rows are those in which its packets leave or its answers arrive.
-        let of_client = there.is_some() == (row.direction == "egress");
-        let (own, other) = if of_client { (&owner, &peer) } else { (&peer, &owner) };
         self.bytes += row.bytes;
         self.unknown_owner += self.unknown(&owner, row);
         self.unknown_peer += self.unknown(&peer, row);
-        if !own.pod.is_empty() {
-            assert_eq!(format!("{}/{}", own.namespace, own.pod), *client, "a wrong name: {row:?}");
-        }
-        if !other.pod.is_empty() {
-            assert!(other.pod.starts_with("server-"), "a wrong name: {row:?}");
-        }
-        assert!(matches!(own.kind.as_str(), "pod" | "unknown"), "a wrong kind: {row:?}");
     }
 
     /// Bytes of a row one end of which has no name; such an end says why.

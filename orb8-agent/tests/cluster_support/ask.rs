@@ -55,6 +55,8 @@ pub struct Latest {
     pub flow: NetworkFlow,
     /// When its owner's pod was named first, Unix nanoseconds; 0 if it was not.
     pub named_ns: i64,
+    /// Each word on who its ends are, from the first to the latest.
+    pub said: Vec<NetworkFlow>,
 }
 
 impl Trace {
@@ -92,6 +94,11 @@ impl Trace {
         held(&self.latest).values().map(|latest| latest.line.clone()).collect()
     }
 
+    /// Every word on who the ends of a flow are, those that were replaced included.
+    pub fn said(&self) -> Vec<NetworkFlow> {
+        held(&self.latest).values().flat_map(|latest| latest.said.iter().cloned()).collect()
+    }
+
     /// The latest word on a flow that fits.
     pub fn find(&self, fits: impl Fn(&NetworkFlow) -> bool) -> Option<Latest> {
         held(&self.latest).values().find(|latest| fits(&latest.flow)).cloned()
@@ -103,7 +110,14 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn note(all: &mut HashMap<u64, Latest>, flow: NetworkFlow, time_ns: i64, cni: Cni) {
-    let before = all.get(&flow.flow_id).map_or(0, |latest| latest.named_ns);
+    let (before, mut said) = all
+        .remove(&flow.flow_id)
+        .map_or_else(Default::default, |latest| (latest.named_ns, latest.said));
     let named_ns = if before == 0 && !flow.pod_name.is_empty() { time_ns } else { before };
-    all.insert(flow.flow_id, Latest { line: line(&flow, cni), flow, named_ns });
+    let same =
+        |last: &NetworkFlow| (&last.source, &last.destination) == (&flow.source, &flow.destination);
+    if !said.last().is_some_and(same) {
+        said.push(flow.clone());
+    }
+    all.insert(flow.flow_id, Latest { line: line(&flow, cni), flow, named_ns, said });
 }
