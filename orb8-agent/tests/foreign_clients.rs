@@ -179,7 +179,7 @@ fn plain(value: &Value) -> Value {
             // One without known fields stays: a message that is set is not one that is missing. But
             // `labels` is a map, and an empty one is none.
             let is_told = |(name, value): &(String, Value)| {
-                !value.is_null() && !(name == "labels" && *value == json!({}))
+                !(value.is_null() || name == "labels" && *value == json!({}))
             };
             Value::Object(fields.filter(is_told).collect())
         }
