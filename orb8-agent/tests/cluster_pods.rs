@@ -250,7 +250,7 @@ fn one_five_tuple_on_the_loopback_of_two_pods_is_two_flows() {
                     total,
                     owner: owner.clone(),
                     // Loopback is the pod itself; which of its containers, nobody says.
-                    peer: format!("pod {namespace}/{name} cgroup"),
+                    peer: format!("pod {namespace}/{name} address"),
                     service: String::new(),
                 });
             }

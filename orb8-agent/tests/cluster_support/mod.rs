@@ -127,13 +127,14 @@ impl Scene {
         log
     }
 
-    /// Waits until an agent is attached to everything and knows the cluster.
+    /// Waits until an agent is attached to everything, knows the cluster and has drained once: who
+    /// began a talk that was there before, it does not know.
     #[track_caller]
     pub fn wait_ready(&self, node: u8) {
         self.wait_status(node, "an agent in step with the API", |status| {
             let attached = status.interfaces.iter().all(|one| one.state == "attached");
             let known = status.kubernetes.as_ref().is_some_and(|k| k.state == "synced");
-            status.healthy && attached && known
+            status.healthy && attached && known && status.uptime_seconds >= 2
         });
     }
 
