@@ -315,6 +315,3 @@ fn narrow(rate: f64) -> f32 {
 
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod name_tests;

@@ -1,5 +1,7 @@
 //! Tests of the flow table: told once, bounded, conserving.
 
+mod names;
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;

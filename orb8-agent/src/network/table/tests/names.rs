@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use orb8_common::network::{flag, scope};
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 use crate::cgroup::Memberships;
 use crate::event::{Attribution, DrainReport, Event, FlowCount, FlowFacts, Scope, SignalKind};
 use crate::k8s::identity::{OwnerEnricher, Resolver};
@@ -182,9 +182,9 @@ fn starts_wait_in_a_bounded_place() {
     bench.processor = FlowProcessor::new(FlowTable::shared(limits, 0), resolver);
     let id = |port: u32| from_cgroup(7, &format!("10.244.1.5:{port}"), "1.1.1.1:443");
     bench.feed((1..2_001).map(|port| began(id(port), SECOND)));
-    assert_eq!(bench.told().len(), 2_000 - super::name::MAX_HELD, "the rest is told at once");
+    assert_eq!(bench.told().len(), 2_000 - name::MAX_HELD, "the rest is told at once");
     bench.drain(2 * SECOND);
-    assert_eq!(bench.told().len(), super::name::MAX_HELD);
+    assert_eq!(bench.told().len(), name::MAX_HELD);
 }
 
 #[test]
