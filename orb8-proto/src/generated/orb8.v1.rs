@@ -353,7 +353,8 @@ pub mod condition {
         /// Prefixes of pod names, each \[namespace/\]prefix; a namespace is a whole name.
         #[prost(message, tag = "14")]
         Pod(super::Strings),
-        /// Whole names of top owners, each [namespace/][kind/]name, the kind in any case.
+        /// Whole names of top owners, each name, kind/name, namespace/name or namespace/kind/name, the
+        /// kind in any case.
         #[prost(message, tag = "15")]
         Workload(super::Strings),
         /// Whole names of Services, each \[namespace/\]name: the Service asked for, or an end that is one.
