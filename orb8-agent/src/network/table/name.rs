@@ -346,7 +346,7 @@ fn awaits_name(row: &Row) -> bool {
 }
 
 /// What there is to ask of a flow.
-fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
+pub(super) fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
     let key = &flow.id.key;
     let egress = keys::is_egress(key);
     let turn = |(src, dst)| if egress { (src, dst) } else { (dst, src) };
