@@ -113,7 +113,9 @@ pub struct Endpoint {
     >,
     /// Why it is not known, or not known better; empty if there is nothing to say:
     /// no_kubernetes, api_not_synced, pod_unknown, address_unknown, address_ambiguous, cgroup_unknown,
-    /// root_cgroup, interface_unknown.
+    /// root_cgroup, interface_unknown. Beside another attribution than none, api_not_synced says that
+    /// the API was not heard when the packets passed: it is who the API told last, and the address may
+    /// be another's by then.
     #[prost(string, tag = "19")]
     pub reason: ::prost::alloc::string::String,
 }
