@@ -81,8 +81,8 @@ impl Agent {
                 let identity = pod.identity().expect("a pod with an address has a name");
                 return format!("{}/{}", identity.namespace, identity.name);
             }
-            Holder::Node(node) => return node.name.to_string(),
-            Holder::Service(service) => return service.name.to_string(),
+            Holder::Node { node, .. } => return node.name.to_string(),
+            Holder::Service { service, .. } => return service.name.to_string(),
             Holder::Ambiguous => "ambiguous",
             Holder::InCluster => "in cluster",
             Holder::Outside => "outside",
