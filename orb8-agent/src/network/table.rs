@@ -134,6 +134,11 @@ impl FlowTable {
         }
     }
 
+    /// Promises all flows that are last seen from now on.
+    pub fn begin(&mut self, now_ns: u64) {
+        self.forgotten_ns = self.forgotten_ns.max(now_ns);
+    }
+
     /// The same, shared.
     #[must_use]
     pub fn shared(limits: Limits, start_ns: u64) -> SharedTable {

@@ -21,10 +21,20 @@ pub enum Holder<'a> {
         /// Nobody else has the address now.
         current: bool,
     },
-    /// A node, as its own.
-    Node(&'a Arc<Node>),
-    /// A Service, as its ClusterIP or as an external address.
-    Service(&'a Arc<Service>),
+    /// A node had it at that time, as its own.
+    Node {
+        /// The node.
+        node: &'a Arc<Node>,
+        /// Nobody else has the address now.
+        current: bool,
+    },
+    /// A Service had it at that time as its ClusterIP, or has it as an external address.
+    Service {
+        /// The Service.
+        service: &'a Arc<Service>,
+        /// Nobody else has the address now.
+        current: bool,
+    },
     /// More than one may have had it at that time.
     Ambiguous,
     /// Nobody that is known, but it is one that pods or Services get.
@@ -74,8 +84,8 @@ impl<'r> View<'r> {
             Found::Nobody => self.nobody(address),
             Found::One(tenure, current) => match &tenure.who {
                 Who::Pod(pod) => Holder::Pod { pod, current },
-                Who::Node(node) => Holder::Node(node),
-                Who::Service(service) => Holder::Service(service),
+                Who::Node(node) => Holder::Node { node, current },
+                Who::Service(service) => Holder::Service { service, current },
             },
         }
     }
@@ -89,7 +99,7 @@ impl<'r> View<'r> {
 
     fn nobody(&self, address: IpAddr) -> Holder<'_> {
         match self.tables.services.external(address) {
-            Some(Some(service)) => return Holder::Service(service),
+            Some(Some(service)) => return Holder::Service { service, current: true },
             Some(None) => return Holder::Ambiguous,
             None => {}
         }
