@@ -98,11 +98,7 @@ fn icmp(from: IpAddr, to: IpAddr, kind: u8, code: u8) -> Flow {
 /// went to the first and what came back from there.
 fn knock(from: &Port, to: &Port, family: Family) -> [Traffic; 2] {
     let (source, target) = (from.address(family), to.address(family));
-    // A port that was free a moment ago.
-    let port = to.netns.enter(|| {
-        let socket = TcpListener::bind((target, 0)).expect("a free port");
-        socket.local_addr().expect("bound").port()
-    });
+    let port = to.netns.enter(|| free_port(target));
     let header: u64 = if target.is_ipv4() { 20 } else { 40 };
     from.netns.enter(|| {
         let socket = socket2(source);
@@ -113,12 +109,14 @@ fn knock(from: &Port, to: &Port, family: Family) -> [Traffic; 2] {
         // Arrives as an error of the socket.
         let refused = socket.recv(&mut [0; 1]).expect_err("nobody answers").kind();
         assert_eq!(refused, ErrorKind::ConnectionRefused);
-        let (domain, to) = (if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }, SocketAddr::new(target, port));
+        // Bound to a port that was asked for, a socket keeps it.
+        let from = SocketAddr::new(source, free_port(source));
+        let domain = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let socket = net::socket(domain, SocketType::STREAM, None).expect("a socket");
-        net::bind(&socket, &SocketAddr::new(source, 0)).expect("a free port");
+        net::bind(&socket, &from).expect("a port that was free a moment ago");
         for _ in 0..2 {
-            let refused = net::connect(&socket, &to).expect_err("nobody listens");
-            assert_eq!(refused, Errno::CONNREFUSED);
+            let refused = net::connect(&socket, &SocketAddr::new(target, port));
+            assert_eq!(refused.expect_err("nobody listens"), Errno::CONNREFUSED);
         }
         let datagram = Flow::ports(UDP, (source, local.port()), (target, port));
         let (kind, code) = if target.is_ipv4() { (3, 3) } else { (1, 4) };
@@ -126,6 +124,12 @@ fn knock(from: &Port, to: &Port, family: Family) -> [Traffic; 2] {
         // The error carries the whole datagram behind a header of 8 bytes.
         [one(datagram, 1, header + 41), one(error, 1, header + 8 + header + 41)]
     })
+}
+
+/// A port that was free a moment ago.
+fn free_port(address: IpAddr) -> u16 {
+    let socket = TcpListener::bind((address, 0)).expect("a free port");
+    socket.local_addr().expect("bound").port()
 }
 
 fn socket2(address: IpAddr) -> UdpSocket {
@@ -440,8 +444,7 @@ fn what_arrives_for_a_translated_client_that_is_closed_becomes_supplement() {
         "iptables -w -t nat -A OUTPUT -d 10.96.0.10 -p udp --dport 53 -j DNAT --to-destination {at}"
     ));
     let mut watch = scene.watch(2);
-    let client =
-        scene.host.enter(|| node.netns.enter(|| socket2(uplink.near.address(Family::V4))));
+    let client = scene.host.enter(|| node.netns.enter(|| socket2(uplink.near.address(Family::V4))));
     client.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
     client.connect("10.96.0.10:53").expect("a route");
     let mut from = None;
