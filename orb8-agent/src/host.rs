@@ -253,6 +253,8 @@ fn is_same_interface(a: &Option<Arc<InterfaceName>>, b: &Option<Arc<InterfaceNam
 #[derive(Debug, Default)]
 pub struct HostFacts {
     generation: AtomicU64,
+    /// Moves with the agent's own sockets, which tell nothing of who is who.
+    sockets: AtomicU64,
     facts: Mutex<Arc<Facts>>,
 }
 
@@ -270,6 +272,14 @@ impl HostFacts {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// Notes sockets of the agent; readers see them with their next look, and whoever follows who is
+    /// who has nothing to ask anew.
+    pub fn update_sockets(&self, change: impl FnOnce(&mut Facts)) {
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut facts));
+        self.sockets.fetch_add(1, Ordering::Release);
+    }
+
     /// Changes the facts, if there is news at all: whoever follows them asks anew after a change.
     pub fn update_if(&self, change: impl FnOnce(&mut Facts) -> bool) {
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -278,10 +288,14 @@ impl HostFacts {
         }
     }
 
-    /// A number that moves with every change.
+    /// A number that moves with every change but those of the agent's own sockets.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    fn versions(&self) -> (u64, u64) {
+        (self.generation(), self.sockets.load(Ordering::Acquire))
     }
 
     /// The facts as of now.
@@ -295,7 +309,7 @@ impl HostFacts {
 #[derive(Debug)]
 pub struct HostReader {
     source: Arc<HostFacts>,
-    generation: u64,
+    seen: (u64, u64),
     facts: Arc<Facts>,
 }
 
@@ -303,17 +317,17 @@ impl HostReader {
     /// A reader of these facts.
     #[must_use]
     pub fn new(source: Arc<HostFacts>) -> Self {
-        let generation = source.generation.load(Ordering::Acquire);
+        let seen = source.versions();
         let facts = source.snapshot();
-        Self { source, generation, facts }
+        Self { source, seen, facts }
     }
 
     /// The facts, fresh.
     pub fn get(&mut self) -> &Facts {
-        let generation = self.source.generation.load(Ordering::Acquire);
-        if generation != self.generation {
+        let now = self.source.versions();
+        if now != self.seen {
             self.facts = self.source.snapshot();
-            self.generation = generation;
+            self.seen = now;
         }
         &self.facts
     }
@@ -338,6 +352,16 @@ mod tests {
         assert_eq!(&*reader.get().interface(3).unwrap().name, "eth1");
         facts.update(|facts| facts.remove_interface(3));
         assert!(reader.get().interface(3).is_none());
+    }
+
+    #[test]
+    fn a_reader_sees_the_agents_sockets_and_nobody_has_to_ask_who_is_who_for_them() {
+        let facts = HostFacts::shared();
+        let mut reader = HostReader::new(Arc::clone(&facts));
+        let generation = facts.generation();
+        facts.update_sockets(|facts| facts.add_own_cookie(7));
+        assert!(reader.get().is_own_cookie(7));
+        assert_eq!(facts.generation(), generation);
     }
 
     #[test]

@@ -69,8 +69,9 @@ impl Worker {
         why != ChosenBy::PodLink || self.options.mode == CountMode::Full
     }
 
-    /// Counts what passed between the last look and now, once that is promised. Packets in the moment between attaching
-    /// and reading the device's counters are in both numbers, so this says at most how many.
+    /// Counts what passed between the last look and now, once that is promised. Packets in the
+    /// moment between attaching and reading the device's counters are in both numbers, so this says
+    /// at most how many.
     ///
     /// Nothing is lost where no totals come from.
     pub(super) fn count_unattached(
