@@ -11,7 +11,7 @@ use std::time::Duration;
 use orb8_agent::capture::{self, Planes, SocketRoot};
 use orb8_common::network::scope;
 use orb8_testbed::flow::{Flow, ICMP, ICMPV6, L4, TCP, Total, Traffic, UDP};
-use orb8_testbed::link::{Family, Port, Veth, VethOptions, mac_text};
+use orb8_testbed::link::{Family, Port, Veth, VethOptions};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
 use orb8_testbed::netns::Netns;
@@ -38,7 +38,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let link = Veth::addressed(VethOptions::default());
-        lead_to_pod(&link);
+        link.lead_to_pod();
         let tree = Cgroup::tree();
         let (host, pod) = (tree.child("host"), tree.child("pod"));
         Self { link, host, pod, tree }
@@ -55,22 +55,6 @@ impl Scene {
     fn supplement(&self, observed: &DirectObserved) -> [Traffic; 2] {
         [Egress, Ingress].map(|way| observed.supplement(self.link.near.ifindex, way))
     }
-}
-
-/// Makes the near end that of a pod's link.
-fn lead_to_pod(link: &Veth) {
-    let (near, far) = (&link.near, &link.far);
-    let (dev, mac) = (&near.ifname, mac_text(far.mac));
-    near.netns.ip_batch(&[
-        format!("addr del {}/24 dev {dev}", near.v4),
-        format!("addr add {}/32 dev {dev}", near.v4),
-        format!("route add {}/32 dev {dev}", far.v4),
-        // Gone with the address that had neighbours.
-        format!("neigh replace {} lladdr {mac} dev {dev} nud permanent", far.v4),
-        format!("addr del {}/64 dev {dev}", near.v6),
-        format!("addr add {}/128 dev {dev} nodad", near.v6),
-        format!("route add {}/128 dev {dev}", far.v6),
-    ]);
 }
 
 fn sum(parts: &[&Traffic]) -> Traffic {
@@ -398,6 +382,17 @@ fn without_the_socket_plane_interfaces_count_all_of_it() {
     let scopes: Vec<_> = observed.flow_facts.values().map(|facts| facts.scope).collect();
     assert!(scopes.iter().all(|scope| *scope == scope::SOCKET), "{scopes:?}");
     observed.assert_complete();
+    // The totals come from the link, so what it carried before is missing from them.
+    let elsewhere = Netns::new("elsewhere");
+    let options = VethOptions { number: 1, ..Default::default() };
+    let late = Veth::between(&elsewhere, &Netns::new("late"), options);
+    let missed = traffic::udp(&late.near, &late.far, Family::V4, 9, 200).total().packets;
+    let before = observed.report.unattached_packets;
+    elsewhere.run(&format!("ip link set {} netns {}", late.near.ifname, node.netns.path()));
+    wait_until(DEADLINE, "what is missing to be told", || {
+        watch.drain();
+        watch.observed().report.unattached_packets >= before + missed
+    });
 }
 
 #[test]
