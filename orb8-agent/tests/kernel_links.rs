@@ -86,6 +86,22 @@ fn the_addresses_behind_a_link_are_known_from_routes_and_from_the_bridge() {
         socket.send_to(&[1], (pod.v4, 9)).expect("a route");
     });
     wait_until(DEADLINE, "the address on the bridge", || knows(port, pod.v4.into()));
+    // Another pod gets it, while the link of the one that had it is still there.
+    let options = VethOptions { number: 2, ..Default::default() };
+    let next = Veth::between(&node, &Netns::new("next"), options);
+    node.ip_batch(&[
+        format!("addr flush dev {}", next.near.ifname),
+        format!("link set {} master cni0", next.near.ifname),
+    ]);
+    pod.netns.ip_batch(&[format!("addr del {}/24 dev {}", pod.v4, pod.ifname)]);
+    next.far.netns.ip_batch(&[format!("addr add {}/24 dev {}", pod.v4, next.far.ifname)]);
+    next.far.netns.enter(|| {
+        let socket = UdpSocket::bind((pod.v4, 0)).expect("a free port");
+        socket.send_to(&[1], (port.v4, 9)).expect("a route");
+    });
+    wait_until(DEADLINE, "the address at its new link alone", || {
+        knows(&next.near, pod.v4.into()) && !knows(port, pod.v4.into())
+    });
     assert!(watch.facts().pod_link(ifindex(&node, "cni0")).is_none(), "a bridge leads to many");
     node.run(&format!("ip link del {}", routed.near.ifname));
     let index = routed.near.ifindex;
