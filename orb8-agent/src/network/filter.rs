@@ -230,6 +230,7 @@ mod tests {
         let key = FlowKey { src, dst, src_port, dst_port, protocol: keys::TCP, flags, tag: 0 };
         let event = Event::Count(FlowCount {
             id: FlowId { key, owner: 2 },
+            line: 0,
             new_line: false,
             packets: 1,
             bytes: 60,
