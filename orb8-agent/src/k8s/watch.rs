@@ -51,6 +51,9 @@ enum Heard {
     Nothing,
     /// An event, or a bookmark at least.
     Something,
+    /// The same, and the time that it was asked for ran out: the API server tells everything before
+    /// it ends a watch for that. One that shuts down ends it alike and does not.
+    Everything,
 }
 
 /// The running watchers; dropping it ends them.
@@ -226,12 +229,11 @@ impl Watcher {
         loop {
             let begun = Instant::now();
             let error = match self.watch_once(&mut version).await {
-                // The API server's own end of a watch, after the time that it was asked for.
-                Ok(Heard::Something) if begun.elapsed() >= self.pace.watch_for => {
-                    // It tells everything before it ends a watch.
+                Ok(Heard::Everything) => {
                     self.heard_ns = self.clock.monotonic_ns();
                     continue;
                 }
+                Ok(Heard::Something) if begun.elapsed() >= self.pace.watch_for => continue,
                 Ok(Heard::Nothing) if begun.elapsed() >= self.pace.watch_for => {
                     return AskError::Gone(SILENT.to_owned());
                 }
@@ -250,6 +252,7 @@ impl Watcher {
     /// One watch, to its end. Moves `version` along.
     async fn watch_once(&mut self, version: &mut String) -> Result<Heard, AskError> {
         let asked = self.pace.watch_for + within(self.pace.watch_for / 4);
+        let begun = Instant::now();
         let mut body = self.ask_watch(version, asked).await?;
         let (opened, cut_ns) = (Instant::now(), self.heard_ns);
         let mut is_behind = true;
@@ -266,6 +269,11 @@ impl Watcher {
             let frame = match timeout(wait, body.frame()).await {
                 Err(_elapsed) if is_behind => continue,
                 Err(_elapsed) => return Err(AskError::Slow(asked + OVERDUE)),
+                Ok(None)
+                    if heard == Heard::Something && begun.elapsed() >= whole_seconds(asked) =>
+                {
+                    return Ok(Heard::Everything);
+                }
                 Ok(None) => return Ok(heard),
                 Ok(Some(Err(error))) => return Err(AskError::Broken(error.to_string())),
                 Ok(Some(Ok(frame))) => frame,
@@ -287,7 +295,7 @@ impl Watcher {
     }
 
     async fn ask_watch(&self, version: &str, asked: Duration) -> Result<Body, AskError> {
-        let seconds = u32::try_from(asked.as_secs()).unwrap_or(u32::MAX).max(1);
+        let seconds = u32::try_from(whole_seconds(asked).as_secs()).unwrap_or(u32::MAX);
         let params =
             WatchParams { timeout: Some(seconds), bookmarks: true, ..WatchParams::default() };
         let mut request = self.prepared(self.path().watch(&params, version), "")?;
@@ -412,4 +420,9 @@ impl Watcher {
         };
         sleep(wait).await;
     }
+}
+
+/// As much of a time as the API can be asked for.
+fn whole_seconds(asked: Duration) -> Duration {
+    Duration::from_secs(asked.as_secs().max(1))
 }

@@ -77,6 +77,10 @@ impl FlowTable {
             output.tally.lose(losses::of_packets("flow_table", "no_room", volume));
             return;
         };
+        if is_new && found.is_some() {
+            self.merge(slot, &count.facts, added);
+            self.account(slot);
+        }
         self.add(slot, count, volume);
         self.note_answer(slot);
         self.touch(slot);
