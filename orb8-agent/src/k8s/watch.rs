@@ -56,6 +56,17 @@ enum Heard {
     Everything,
 }
 
+impl Heard {
+    /// What an end after so long makes of it, of a watch that was `asked` for so long.
+    fn at_end(self, lasted: Duration, asked: Duration) -> Self {
+        if self == Self::Something && lasted >= whole_seconds(asked) {
+            Self::Everything
+        } else {
+            self
+        }
+    }
+}
+
 /// The running watchers; dropping it ends them.
 #[derive(Debug)]
 pub struct Watchers {
@@ -425,4 +436,18 @@ impl Watcher {
 /// As much of a time as the API can be asked for.
 fn whole_seconds(asked: Duration) -> Duration {
     Duration::from_secs(asked.as_secs().max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_has_told_everything_if_it_ended_because_its_time_ran_out() {
+        let (asked, early) = (Duration::from_millis(290_700), Duration::from_millis(289_999));
+        let whole = Duration::from_secs(290);
+        assert_eq!(Heard::Something.at_end(whole, asked), Heard::Everything);
+        assert_eq!(Heard::Something.at_end(early, asked), Heard::Something, "a shutdown");
+        assert_eq!(Heard::Nothing.at_end(whole, asked), Heard::Nothing);
+    }
 }
