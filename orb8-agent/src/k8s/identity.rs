@@ -214,6 +214,11 @@ impl Batch<'_> {
     /// packet if it held for the last one too, else that of the last one.
     #[must_use]
     pub fn translation(&self, question: &Question<'_>, span: Span) -> Option<Arc<Translation>> {
+        let by_loopback = question.owner.is_loopback() || question.peer.is_loopback();
+        if by_loopback && !owner::is_of_host(question) {
+            // The kernel notes that of the host's own network, and each network has such addresses.
+            return None;
+        }
         self.known.translations.find_over(&question.tuple(), span.since_ns, span.until_ns)
     }
 

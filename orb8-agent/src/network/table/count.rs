@@ -78,6 +78,10 @@ impl FlowTable {
             return;
         };
         self.note_line(count.line, slot);
+        if is_new && found.is_some() {
+            self.merge(slot, &count.facts, added);
+            self.account(slot);
+        }
         self.add(slot, count, volume);
         self.note_answer(slot);
         self.touch(slot);

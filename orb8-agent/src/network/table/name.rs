@@ -146,7 +146,7 @@ impl FlowTable {
         let is_same = known.service.namespace == asked.service.namespace
             && known.service.name == asked.service.name
             && known.port == asked.port;
-        let proven = now.translation.is_some() && (is_young || is_same);
+        let proven = now.translation.is_some() && is_same;
         let first = is_same && is_young && known.verdict == Verdict::Unknown;
         Some(if proven || first { asked } else { known }.clone())
     }
@@ -183,6 +183,8 @@ impl FlowTable {
         let old = self.rows[slot as usize].flow.clone();
         self.end(slot, EndReason::PeerChanged, output);
         let slot = self.insert(old.id, since.since_ns, output)?;
+        // A scope that a translation told ends with it; what is counted next tells it anew.
+        let was_told = old.scope == Scope::Forwarded && !now.forwarded;
         let row = &mut self.rows[slot as usize];
         row.lines_or_end_s = lines;
         row.set(mark::CONTINUES, true);
@@ -196,6 +198,7 @@ impl FlowTable {
             packet_rate: 0.0,
             changed_epoch: 0,
             ends: Ends::default(),
+            scope: if was_told { Scope::Unknown } else { old.scope },
             ..old
         };
         self.keep_young(slot);
@@ -415,7 +418,12 @@ impl Ends {
         let either = |now: End, known: &End| {
             let forgotten = match &now {
                 End::Unknown(how) => how.reason != Reason::AddressAmbiguous,
-                End::External(_) => known.pod().is_some(),
+                End::External(how) => match known {
+                    End::Pod(..) => true,
+                    // What was hidden behind it is no forgotten holder.
+                    End::Node(..) | End::Service(..) => how.attribution != Attribution::Masqueraded,
+                    End::External(_) | End::Unknown(_) | End::Process(_) => false,
+                },
                 End::Process(_) | End::Node(..) | End::Pod(..) | End::Service(..) => false,
             };
             if forgotten && !known.is_unknown() { known.clone() } else { now }
