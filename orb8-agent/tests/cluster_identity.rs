@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use cluster_support::rows::{End, by_address, ends, heard, key, said, who};
 use cluster_support::{Auto, Capture, DEADLINE, Scene, Socket, Tc, in_a_later_second, wait_flow};
 use orb8_proto::v1::NetworkFlow;
-use orb8_testbed::api::object::Owner;
+use orb8_testbed::api::object::{Owner, wall_second};
 use orb8_testbed::api::pod::{Container, Qos, Role, Stage};
 use orb8_testbed::cluster::NEEDS;
 use orb8_testbed::cluster::path::{Driver, Layout, Runtime};
 use orb8_testbed::cluster::plan::{Cni, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::talk::{self, Talk, UdpTalk};
+use orb8_testbed::flow::Total;
 use orb8_testbed::link::Family::V4;
 use orb8_testbed::need;
 use orb8_testbed::wait::wait_until;
@@ -59,6 +60,82 @@ fn an_address_reused_within_a_second_names_each_holder() {
         scene.expect_own(&rows);
         scene.assert_complete();
     }
+}
+
+#[test]
+fn within_one_second_owners_are_exact_and_no_peer_gets_the_other_holders_name() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        for cni in [Cni::Bridge, Cni::Routed] {
+            let scene = Scene::start(Plan { cni, ..one_node() }, capture);
+            let server = scene.cluster.simple("shop/server", 1);
+            scene.wait_link(&server);
+            let talks = within_one_second(&scene, &server);
+            let rows = talks.iter().flat_map(|(_, near, talk)| said(capture, talk, near, None));
+            scene.expect_own(&rows.collect::<Vec<_>>());
+            for (name, _, talk) in &talks {
+                let is_name = |word: &String| word.starts_with(&format!("pod {name} "));
+                // The server knows of them by the address alone, which may be either's.
+                wait_until(DEADLINE, "all of it at the server", || {
+                    let (words, totals) = peers_of(&scene.flows(1), "server", talk);
+                    let nobody = |word: &String| word == "unknown address_ambiguous none";
+                    totals == [talk.there, talk.back]
+                        && words.iter().all(|word| is_name(word) || nobody(word))
+                });
+                for word in peers_of(&scene.trace(1).said(), "server", talk).0 {
+                    assert!(is_name(&word) || word.starts_with("unknown "), "{name}: {word}");
+                }
+            }
+            scene.assert_complete();
+        }
+    }
+}
+
+/// Passes one address from pod to pod, each of which talks to the server right after it got it and
+/// right before it goes, until the machine was once so fast that the last words of one and the first
+/// of the next fell within one second. Who said what, and how its own rows are to tell it.
+fn within_one_second(scene: &Scene, server: &Pod) -> Vec<(String, End, Talk)> {
+    const HANDOVERS: u16 = 30;
+    let holder = |number: u16| {
+        let plan = PodPlan::new(&format!("shop/holder-{number}"), 1).number(99);
+        let pod = scene.cluster.pod(plan);
+        scene.wait_link(&pod);
+        pod
+    };
+    let speak = |pod: &Pod, port: u16| {
+        let (namespace, name) = pod.key();
+        let near = End::pod(pod, scene.capture, &by_address(server));
+        (format!("{namespace}/{name}"), near, from_port(pod, server, port, u64::from(port % 7)))
+    };
+    let mut talks = Vec::new();
+    let mut old = holder(0);
+    for number in 1..=HANDOVERS {
+        let before = wall_second();
+        wait_until(DEADLINE, "a second to begin", || wall_second() != before);
+        let second = wall_second();
+        talks.push(speak(&old, PORT + 2 * number));
+        scene.cluster.delete(old);
+        old = holder(number);
+        talks.push(speak(&old, PORT + 2 * number + 1));
+        if wall_second() == second {
+            return talks;
+        }
+    }
+    panic!("no address passed on within a second in {HANDOVERS} tries");
+}
+
+/// Whom rows of an owner name as the other end of a talk, and what they come to there and back.
+fn peers_of(rows: &[NetworkFlow], owner: &str, talk: &Talk) -> (Vec<String>, [Total; 2]) {
+    let mut words = Vec::new();
+    let mut totals = [Total::default(); 2];
+    for row in rows.iter().filter(|row| ends(row).0.pod == owner) {
+        let ways = [talk.server, talk.server.reply()];
+        if let Some(way) = ways.iter().position(|flow| *flow == key(row)) {
+            totals[way].add(row.packets, row.bytes);
+            words.push(who(&ends(row).1));
+        }
+    }
+    (words, totals)
 }
 
 #[test]

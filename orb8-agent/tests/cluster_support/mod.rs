@@ -14,6 +14,7 @@ use orb8_testbed::api::object::wall_second;
 use orb8_testbed::cluster::Cluster;
 use orb8_testbed::cluster::node::Node;
 use orb8_testbed::cluster::plan::Plan;
+use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::wait::{wait_for, wait_until};
 
 use ask::{Trace, ask};
@@ -151,6 +152,18 @@ impl Scene {
                 .iter()
                 .filter(|one| one.chosen_by == "pod_link" && one.state == "attached");
             links_now.count() == links
+        });
+    }
+
+    /// Waits until the link of one pod is attached where links matter.
+    #[track_caller]
+    pub fn wait_link(&self, pod: &Pod) {
+        if self.capture == Socket {
+            return;
+        }
+        self.wait_status(pod.node, "the pod's attached link", |status| {
+            let link = status.interfaces.iter().find(|one| one.name == pod.host_ifname());
+            link.is_some_and(|one| one.state == "attached")
         });
     }
 

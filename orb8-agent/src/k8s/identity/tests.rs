@@ -277,6 +277,23 @@ fn the_other_end_is_who_held_the_address_then() {
 }
 
 #[test]
+fn the_address_of_a_service_is_that_of_who_had_it_then() {
+    let world = World::synced();
+    world.service("shop/old", "10.96.0.10", 0, 1, 2 * SECOND);
+    world.service("shop/other", "10.96.0.11", 0, 1, 2 * SECOND);
+    world.remove_service("shop/old", 10 * SECOND);
+    world.remove_service("shop/other", 10 * SECOND);
+    world.service("shop/new", "10.96.0.10", 0, 1, 20 * SECOND);
+    let check = |address: &str, at_s: u64, expected: &str| {
+        let question = asking("10.0.0.1:4", address);
+        assert_eq!(peer(&world, &question, at_s * SECOND), expected, "{address} at {at_s} s");
+    };
+    check("10.96.0.10:80", 5, "service shop/old address_reused");
+    check("10.96.0.10:80", 25, "service shop/new address");
+    check("10.96.0.11:80", 5, "service shop/other address");
+}
+
+#[test]
 fn addresses_that_are_nobodys_say_what_is_known_of_them() {
     let world = World::synced();
     world.service("shop/web", "10.96.0.10", 0, 1, 2);
