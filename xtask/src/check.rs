@@ -23,6 +23,7 @@ const CLUSTER_TESTS: [&str; 9] = [
     "cluster_node_ports",
     "cluster_reuse",
     "cluster_outages",
+    "cluster_packets",
     "cluster_pods",
     "cluster_scale",
     "cluster_services",

@@ -8,7 +8,7 @@ pub mod rows;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use orb8_proto::v1::{AgentStatus, NetworkFlow, QueryFlowsRequest};
+use orb8_proto::v1::{AgentStatus, NetworkFlow, QueryFlowsRequest, QueryFlowsResponse};
 use orb8_testbed::agent::AgentProcess;
 use orb8_testbed::api::object::wall_second;
 use orb8_testbed::cluster::Cluster;
@@ -211,8 +211,12 @@ impl Scene {
     }
 
     pub fn query(&self, node: u8, request: &QueryFlowsRequest) -> Vec<NetworkFlow> {
+        self.answer(node, request).flows
+    }
+
+    pub fn answer(&self, node: u8, request: &QueryFlowsRequest) -> QueryFlowsResponse {
         ask(&self.node(node).netns, async |mut client| {
-            client.query_flows(request.clone()).await.expect("an answer").into_inner().flows
+            client.query_flows(request.clone()).await.expect("an answer").into_inner()
         })
     }
 
