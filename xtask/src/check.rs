@@ -22,6 +22,7 @@ const CLUSTER_TESTS: [&str; 9] = [
     "cluster_churn",
     "cluster_identity",
     "cluster_node_ports",
+    "cluster_reuse",
     "cluster_outages",
     "cluster_packets",
     "cluster_pods",
