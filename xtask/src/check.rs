@@ -17,7 +17,7 @@ const SMOKE_TESTS: [&str; 5] =
     ["kernel_exact", "kernel_lifecycle", "kernel_capture", "kernel_socket", "kernel_supplement"];
 
 /// Tests of the simulated cluster: nodes, pods, Services and an API server, an agent a node.
-const CLUSTER_TESTS: [&str; 9] = [
+const CLUSTER_TESTS: [&str; 10] = [
     "cluster_api",
     "cluster_churn",
     "cluster_identity",
