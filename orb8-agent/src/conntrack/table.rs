@@ -13,8 +13,42 @@ use super::{State, Status, Translation, Tuple};
 
 /// Few entries for each lock, so that growing a shard's table takes microseconds.
 const SHARDS: usize = 64;
-/// The kernel tells of a connection after its first packet has passed, and we read it later.
-const TOLD_LATE_NS: u64 = 1_000_000_000;
+/// Which connection packets belong to.
+#[derive(Debug, Clone, Default)]
+pub enum Match {
+    /// None that is translated.
+    #[default]
+    None,
+    /// This one, or one that is translated alike.
+    One(Arc<Translation>),
+    /// One of several that are not translated alike.
+    Several,
+}
+
+impl Match {
+    /// It, where it is known.
+    #[must_use]
+    pub fn into_one(self) -> Option<Arc<Translation>> {
+        match self {
+            Self::One(one) => Some(one),
+            Self::None | Self::Several => None,
+        }
+    }
+
+    /// One more that it may be; of those that are alike, the one that ends last.
+    fn add(&mut self, one: &Arc<Translation>) {
+        match self {
+            Self::None => *self = Self::One(Arc::clone(one)),
+            Self::One(held) if !held.is_like(one) => *self = Self::Several,
+            Self::One(held) if end_of(held) < end_of(one) => *held = Arc::clone(one),
+            Self::One(_) | Self::Several => {}
+        }
+    }
+}
+
+fn end_of(one: &Translation) -> u64 {
+    one.until_ns.load(Ordering::Acquire)
+}
 
 type Shard = HashTable<(u64, Arc<Translation>)>;
 
@@ -62,7 +96,13 @@ impl Translations {
     /// Nothing if several could be meant, as with pings, whose identifiers are not kept.
     #[must_use]
     pub fn find(&self, tuple: &Tuple) -> Option<Arc<Translation>> {
-        self.best(tuple, |one| Some(one.until_ns().unwrap_or(u64::MAX)))
+        let (mut last, mut end) = (Match::None, 0);
+        self.each(tuple, |one| match end_of(one).cmp(&end) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal => last.add(one),
+            std::cmp::Ordering::Greater => (last, end) = (Match::One(Arc::clone(one)), end_of(one)),
+        });
+        last.into_one()
     }
 
     /// The connection that a packet of this form belonged to then (CLOCK_MONOTONIC nanoseconds).
@@ -70,14 +110,28 @@ impl Translations {
     /// Nothing if several could be meant.
     #[must_use]
     pub fn find_at(&self, tuple: &Tuple, at_ns: u64) -> Option<Arc<Translation>> {
-        self.best(tuple, |one| {
-            if one.until_ns().is_some_and(|until_ns| until_ns < at_ns) {
-                return None;
+        self.find_over(tuple, at_ns, at_ns).into_one()
+    }
+
+    /// The connection that packets of this form belonged to, the first at `since_ns`, the last at
+    /// `until_ns` (CLOCK_MONOTONIC nanoseconds): one that both may belong to, else that of the last.
+    ///
+    /// Beginnings and ends are told late. Of two that follow closely upon each other nobody knows
+    /// which one a packet between them was of: the kernel ends the first for the very packet that
+    /// begins the second.
+    #[must_use]
+    pub fn find_over(&self, tuple: &Tuple, since_ns: u64, until_ns: u64) -> Match {
+        let mut whole = Match::None;
+        let mut last = Match::None;
+        self.each(tuple, |one| {
+            if one.may_hold_at(until_ns) {
+                last.add(one);
+                if one.may_hold_at(since_ns) {
+                    whole.add(one);
+                }
             }
-            // Best one that was told before; else the next to be told, if it was told soon.
-            let told_late = one.from_ns.saturating_sub(at_ns);
-            (told_late <= TOLD_LATE_NS).then(|| u64::MAX - told_late)
-        })
+        });
+        if matches!(whole, Match::None) { last } else { whole }
     }
 
     /// A number that moves with every change of the table.
@@ -107,33 +161,6 @@ impl Translations {
         let translation = Arc::new(translation);
         self.put(&translation);
         translation
-    }
-
-    /// The one that ranks highest; none if two that differ do.
-    fn best<R: Ord>(
-        &self,
-        tuple: &Tuple,
-        rank: impl Fn(&Translation) -> Option<R>,
-    ) -> Option<Arc<Translation>> {
-        let hash = self.hash(tuple);
-        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
-        let mut best: Option<(R, &Arc<Translation>)> = None;
-        let mut doubtful = false;
-        for (_, one) in shard.iter_hash(hash).filter(|(of, one)| *of == hash && one.covers(tuple)) {
-            let Some(rank) = rank(one) else { continue };
-            let order = best.as_ref().map(|(held, _)| rank.cmp(held));
-            match order {
-                Some(std::cmp::Ordering::Less) => {}
-                Some(std::cmp::Ordering::Equal) => {
-                    doubtful |= best.as_ref().is_some_and(|(_, held)| !held.is_like(one));
-                }
-                Some(std::cmp::Ordering::Greater) | None => {
-                    best = Some((rank, one));
-                    doubtful = false;
-                }
-            }
-        }
-        best.filter(|_| !doubtful).map(|(_, one)| Arc::clone(one))
     }
 
     /// All of this tuple, in either direction.

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cgroup::{Cgroups, Membership};
-use crate::conntrack::{Translation, Translations, Tuple};
+use crate::conntrack::{Match, Translation, Translations, Tuple};
 use crate::event::{Attribution, End, Ends, How, Reason, Scope};
 use crate::host::{Facts, HostFacts, HostReader};
 use crate::k8s::model::Node;
@@ -140,6 +140,8 @@ pub struct Answer {
     pub ends: Ends,
     /// The addresses hide that it only passes through this host.
     pub forwarded: bool,
+    /// Several translations could be meant; none is told, also where one was known before.
+    pub doubtful: bool,
     /// An answer is on its way that changes nothing else: ask again.
     pub pending: bool,
 }
@@ -204,39 +206,56 @@ impl Batch<'_> {
         u32::try_from(sum & u64::from(u32::MAX >> 1)).unwrap_or(0) + 1
     }
 
-    /// The translation of a connection that the kernel may have told since: that of the first
-    /// packet if it held for the last one too, else that of the last one.
+    /// The translation of a connection that the kernel may have told since: one that all packets
+    /// may be of, else that of the last.
     #[must_use]
-    pub fn translation(&self, question: &Question<'_>, span: Span) -> Option<Arc<Translation>> {
+    pub fn translation(&self, question: &Question<'_>, span: Span) -> Match {
         let tuple = question.tuple();
-        let find = |at_ns| self.known.translations.find_at(&tuple, at_ns);
-        find(span.since_ns)
-            .filter(|found| holds_at(found, span.until_ns))
-            .or_else(|| find(span.until_ns))
+        self.known.translations.find_over(&tuple, span.since_ns, span.until_ns)
+    }
+
+    /// Whether a flow's translation, as far as it is known, had not ended before a time.
+    #[must_use]
+    pub fn holds_at(&self, question: &Question<'_>, at_ns: u64) -> bool {
+        question.translation.is_none_or(|held| {
+            held.until_ns().is_none_or(|until_ns| until_ns >= at_ns)
+                && !self.is_doubtful_at(question, at_ns)
+        })
+    }
+
+    /// Whether a flow's translation may have been over at a time, and another one have begun.
+    #[must_use]
+    pub fn is_doubtful_at(&self, question: &Question<'_>, at_ns: u64) -> bool {
+        let then = Span { since_ns: at_ns, until_ns: at_ns };
+        question.translation.is_some_and(|held| held.may_be_over_at(at_ns))
+            && matches!(self.translation(question, then), Match::Several)
     }
 
     /// Who the ends of a flow were for the whole of a time.
     pub fn resolve(&mut self, question: &Question<'_>, span: Span) -> Answer {
-        let kept = question.translation.filter(|held| holds_at(held, span.until_ns));
-        let translation = kept.cloned().or_else(|| self.translation(question, span));
+        let kept = question.translation.filter(|_| self.holds_at(question, span.until_ns));
+        let found = kept
+            .map_or_else(|| self.translation(question, span), |kept| Match::One(Arc::clone(kept)));
+        let is_doubtful = matches!(found, Match::Several);
+        let translation = found.into_one();
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
         self.learn(question, span);
         let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
         let peer = over(span, |at_ns| self.peer(question, sides.as_ref(), &owner, at_ns));
         let asked = self.asked(question, &peer, translation.as_deref(), span);
+        let (owner, peer) = if is_doubtful {
+            (self.unless_masked_owner(question, owner), self.unless_masked_peer(question, peer))
+        } else {
+            (owner, peer)
+        };
         let waits = |found: &&Arc<Membership>| found.cgroup().is_none() && !found.is_gone();
         Answer {
             forwarded: self.passes_through(question, sides.as_ref()),
+            doubtful: is_doubtful,
             pending: question.membership.as_ref().is_some_and(waits),
             ends: Ends { owner, peer, asked, translation },
         }
     }
-}
-
-/// Whether a connection had not ended before a time.
-#[must_use]
-pub fn holds_at(translation: &Translation, at_ns: u64) -> bool {
-    translation.until_ns().is_none_or(|until_ns| until_ns >= at_ns)
 }
 
 /// Looks addresses up.
@@ -248,9 +267,9 @@ struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    /// Whether an address is one of this host's.
+    /// Whether an address is one of this host's, and not a Service's that it answers for.
     fn is_local(&self, address: IpAddr) -> bool {
-        self.facts.is_local(address) == Some(true)
+        self.facts.is_own(address)
     }
 
     /// By an address as the API told of it: others may have taken it while the API is not heard.
