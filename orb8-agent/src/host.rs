@@ -8,9 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Cookies of the agent's own sockets that are remembered. Counts of a closed connection arrive
+/// Cookies of each kind of the agent's own sockets that are remembered. Counts of a closed connection arrive
 /// at the next drain, so the latest ones matter; older ones are forgotten.
 const OWN_COOKIES: usize = 1024;
+
+/// For tables whose keys this host chooses, which are asked for each count: several times faster than
+/// the standard one, and nobody elsewhere can fill them.
+pub type OwnHasher = hashbrown::DefaultHashBuilder;
 
 /// An interface as it was called when a flow began there.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,15 +57,36 @@ pub struct KnownLink {
 /// A snapshot of what is known.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
-    interfaces: HashMap<u32, Arc<InterfaceName>>,
-    pod_links: Arc<HashMap<u32, KnownLink>>,
-    addresses: HashSet<IpAddr>,
+    interfaces: HashMap<u32, Arc<InterfaceName>, OwnHasher>,
+    pod_links: Arc<HashMap<u32, KnownLink, OwnHasher>>,
+    addresses: HashSet<IpAddr, OwnHasher>,
     /// Those of [`Self::addresses`] at which the kernel answers for Services.
-    service_addresses: HashSet<IpAddr>,
+    service_addresses: HashSet<IpAddr, OwnHasher>,
     listening: Vec<SocketAddr>,
-    own_addresses: HashSet<IpAddr>,
-    cookies: HashSet<u64>,
-    cookie_order: VecDeque<u64>,
+    own_addresses: HashSet<IpAddr, OwnHasher>,
+    served: Cookies,
+    asked: Cookies,
+}
+
+/// The latest cookies of one kind of socket.
+#[derive(Debug, Clone, Default)]
+struct Cookies {
+    known: HashSet<u64, OwnHasher>,
+    order: VecDeque<u64>,
+}
+
+impl Cookies {
+    fn add(&mut self, cookie: u64) {
+        if cookie == 0 || !self.known.insert(cookie) {
+            return;
+        }
+        self.order.push_back(cookie);
+        if self.order.len() > OWN_COOKIES
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
 }
 
 impl Facts {
@@ -104,7 +129,11 @@ impl Facts {
 
     /// The links that are gone, the latest ones of the last minutes. An interface that is there and
     /// is no link to a pod any more is what it is now.
-    fn gone_links(&self, links: &HashMap<u32, PodLink>, now_ns: u64) -> HashMap<u32, KnownLink> {
+    fn gone_links(
+        &self,
+        links: &HashMap<u32, PodLink>,
+        now_ns: u64,
+    ) -> HashMap<u32, KnownLink, OwnHasher> {
         let is_gone =
             |index: &u32| !links.contains_key(index) && !self.interfaces.contains_key(index);
         let mut gone: Vec<(u64, u32)> = self
@@ -144,7 +173,7 @@ impl Facts {
 
     /// Replaces the addresses of this host; true if that is news.
     pub fn set_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
-        let now: HashSet<IpAddr> = addresses.into_iter().collect();
+        let now: HashSet<IpAddr, _> = addresses.into_iter().collect();
         let changed = now != self.addresses;
         self.addresses = now;
         changed
@@ -153,7 +182,7 @@ impl Facts {
     /// Replaces those addresses of this host that a Service proxy has put here, so that the kernel
     /// takes what is sent to Services; nobody of this host listens there. True if that is news.
     pub fn set_service_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
-        let now: HashSet<IpAddr> = addresses.into_iter().collect();
+        let now: HashSet<IpAddr, OwnHasher> = addresses.into_iter().collect();
         let changed = now != self.service_addresses;
         self.service_addresses = now;
         changed
@@ -179,17 +208,15 @@ impl Facts {
         self.own_addresses.insert(address.to_canonical());
     }
 
-    /// Notes a socket of the agent by its cookie.
+    /// Notes a socket of the agent's server by its cookie.
     pub fn add_own_cookie(&mut self, cookie: u64) {
-        if cookie == 0 || !self.cookies.insert(cookie) {
-            return;
-        }
-        self.cookie_order.push_back(cookie);
-        if self.cookie_order.len() > OWN_COOKIES
-            && let Some(oldest) = self.cookie_order.pop_front()
-        {
-            self.cookies.remove(&oldest);
-        }
+        self.served.add(cookie);
+    }
+
+    /// Notes a socket with which the agent asks the API server. They are few and live long, and
+    /// however many come to ask the agent, these are not forgotten for them.
+    pub fn add_api_cookie(&mut self, cookie: u64) {
+        self.asked.add(cookie);
     }
 
     /// The name of an interface.
@@ -217,7 +244,13 @@ impl Facts {
     /// Whether the agent owns the socket with this cookie.
     #[must_use]
     pub fn is_own_cookie(&self, cookie: u64) -> bool {
-        cookie != 0 && self.cookies.contains(&cookie)
+        self.served.known.contains(&cookie) || self.is_api_cookie(cookie)
+    }
+
+    /// Whether the agent asks the API server through the socket with this cookie.
+    #[must_use]
+    pub fn is_api_cookie(&self, cookie: u64) -> bool {
+        self.asked.known.contains(&cookie)
     }
 
     /// Whether the agent listens at this address and port, both together.
@@ -245,6 +278,8 @@ fn is_same_interface(a: &Option<Arc<InterfaceName>>, b: &Option<Arc<InterfaceNam
 #[derive(Debug, Default)]
 pub struct HostFacts {
     generation: AtomicU64,
+    /// Moves with the agent's own sockets, which tell nothing of who is who.
+    sockets: AtomicU64,
     facts: Mutex<Arc<Facts>>,
 }
 
@@ -262,6 +297,14 @@ impl HostFacts {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// Notes sockets of the agent; readers see them with their next look, and whoever follows who is
+    /// who has nothing to ask anew.
+    pub fn update_sockets(&self, change: impl FnOnce(&mut Facts)) {
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut facts));
+        self.sockets.fetch_add(1, Ordering::Release);
+    }
+
     /// Changes the facts, if there is news at all: whoever follows them asks anew after a change.
     pub fn update_if(&self, change: impl FnOnce(&mut Facts) -> bool) {
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -270,10 +313,14 @@ impl HostFacts {
         }
     }
 
-    /// A number that moves with every change.
+    /// A number that moves with every change but those of the agent's own sockets.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    fn versions(&self) -> (u64, u64) {
+        (self.generation(), self.sockets.load(Ordering::Acquire))
     }
 
     /// The facts as of now.
@@ -287,7 +334,7 @@ impl HostFacts {
 #[derive(Debug)]
 pub struct HostReader {
     source: Arc<HostFacts>,
-    generation: u64,
+    seen: (u64, u64),
     facts: Arc<Facts>,
 }
 
@@ -295,17 +342,17 @@ impl HostReader {
     /// A reader of these facts.
     #[must_use]
     pub fn new(source: Arc<HostFacts>) -> Self {
-        let generation = source.generation.load(Ordering::Acquire);
+        let seen = source.versions();
         let facts = source.snapshot();
-        Self { source, generation, facts }
+        Self { source, seen, facts }
     }
 
     /// The facts, fresh.
     pub fn get(&mut self) -> &Facts {
-        let generation = self.source.generation.load(Ordering::Acquire);
-        if generation != self.generation {
+        let now = self.source.versions();
+        if now != self.seen {
             self.facts = self.source.snapshot();
-            self.generation = generation;
+            self.seen = now;
         }
         &self.facts
     }
@@ -330,6 +377,16 @@ mod tests {
         assert_eq!(&*reader.get().interface(3).unwrap().name, "eth1");
         facts.update(|facts| facts.remove_interface(3));
         assert!(reader.get().interface(3).is_none());
+    }
+
+    #[test]
+    fn a_reader_sees_the_agents_sockets_and_nobody_has_to_ask_who_is_who_for_them() {
+        let facts = HostFacts::shared();
+        let mut reader = HostReader::new(Arc::clone(&facts));
+        let generation = facts.generation();
+        facts.update_sockets(|facts| facts.add_own_cookie(7));
+        assert!(reader.get().is_own_cookie(7));
+        assert_eq!(facts.generation(), generation);
     }
 
     #[test]
@@ -428,6 +485,7 @@ mod tests {
     #[test]
     fn own_cookies_are_bounded_and_the_latest_are_kept() {
         let mut facts = Facts::default();
+        facts.add_api_cookie(1_000_000);
         for cookie in 1..=(OWN_COOKIES as u64 + 10) {
             facts.add_own_cookie(cookie);
         }
@@ -435,7 +493,8 @@ mod tests {
         assert!(facts.is_own_cookie(11));
         assert!(facts.is_own_cookie(OWN_COOKIES as u64 + 10));
         assert!(!facts.is_own_cookie(0));
-        assert_eq!(facts.cookies.len(), OWN_COOKIES);
+        assert!(facts.is_own_cookie(1_000_000), "who asks us does not displace whom we ask");
+        assert_eq!(facts.served.known.len(), OWN_COOKIES);
     }
 
     #[test]

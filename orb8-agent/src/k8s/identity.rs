@@ -11,6 +11,7 @@ mod owner;
 mod peer;
 mod service;
 mod sides;
+mod uses;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::k8s::status::Resource;
 pub use enricher::OwnerEnricher;
 use links::Links;
 use sides::Sides;
+use uses::Uses;
 
 /// What can hold an address.
 const HOLDERS: &[Resource] = &[Resource::Pods, Resource::Nodes, Resource::Services];
@@ -72,6 +74,7 @@ impl Knowledge {
             facts: &facts,
             kubernetes: self.kubernetes,
             own_node: &own_node,
+            uses: &mut Uses::default(),
         };
         over(span, |at_ns| lookup.holder(address, at_ns))
     }
@@ -152,6 +155,7 @@ pub struct Resolver {
     known: Knowledge,
     facts: HostReader,
     links: Links,
+    uses: Uses,
     own_node: Arc<Node>,
 }
 
@@ -161,7 +165,7 @@ impl Resolver {
     pub fn new(known: Knowledge) -> Self {
         let facts = HostReader::new(Arc::clone(&known.facts));
         let own_node = known.registry.own_node();
-        Self { known, facts, links: Links::default(), own_node }
+        Self { known, facts, links: Links::default(), uses: Uses::default(), own_node }
     }
 
     /// Questions of one batch, under one lock; changes of the registry wait for its end.
@@ -173,6 +177,7 @@ impl Resolver {
             facts,
             kubernetes: self.known.kubernetes,
             own_node: &self.own_node,
+            uses: &mut self.uses,
         };
         Batch { lookup, known: &self.known, links: &mut self.links }
     }
@@ -201,26 +206,36 @@ impl Batch<'_> {
             .generation()
             .wrapping_add(self.known.cgroups.generation())
             .wrapping_add(self.known.facts.generation())
-            .wrapping_add(self.links.generation());
+            .wrapping_add(self.links.generation())
+            .wrapping_add(self.lookup.uses.generation());
         // Its low bits are enough to see that it has moved.
         u32::try_from(sum & u64::from(u32::MAX >> 1)).unwrap_or(0) + 1
+    }
+
+    /// Whether the kernel translates anything at all.
+    #[must_use]
+    pub fn has_translations(&self) -> bool {
+        !self.known.translations.is_empty()
     }
 
     /// The translation of a connection that the kernel may have told since: one that all packets
     /// may be of, else that of the last.
     #[must_use]
     pub fn translation(&self, question: &Question<'_>, span: Span) -> Match {
-        let tuple = question.tuple();
-        self.known.translations.find_over(&tuple, span.since_ns, span.until_ns)
+        let by_loopback = question.owner.is_loopback() || question.peer.is_loopback();
+        if by_loopback && !owner::is_of_host(question) {
+            // The kernel notes that of the host's own network, and each network has such addresses.
+            return Match::None;
+        }
+        self.known.translations.find_over(&question.tuple(), span.since_ns, span.until_ns)
     }
 
     /// Whether a flow's translation, as far as it is known, had not ended before a time.
     #[must_use]
     pub fn holds_at(&self, question: &Question<'_>, at_ns: u64) -> bool {
-        question.translation.is_none_or(|held| {
-            held.until_ns().is_none_or(|until_ns| until_ns >= at_ns)
-                && !self.is_doubtful_at(question, at_ns)
-        })
+        question
+            .translation
+            .is_none_or(|held| held.holds_at(at_ns) && !self.is_doubtful_at(question, at_ns))
     }
 
     /// Whether a flow's translation may have been over at a time, and another one have begun.
@@ -241,6 +256,7 @@ impl Batch<'_> {
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
         self.learn(question, span);
         let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
+        self.note_use(question, &owner, span);
         let peer = over(span, |at_ns| self.peer(question, sides.as_ref(), &owner, at_ns));
         let asked = self.asked(question, &peer, translation.as_deref(), span);
         let (owner, peer) = if is_doubtful {
@@ -264,6 +280,7 @@ struct Lookup<'a> {
     facts: &'a Facts,
     kubernetes: bool,
     own_node: &'a Arc<Node>,
+    uses: &'a mut Uses,
 }
 
 impl Lookup<'_> {
@@ -283,21 +300,23 @@ impl Lookup<'_> {
     fn holder(&self, address: IpAddr, at_ns: u64) -> End {
         let own = || End::Node(How::by(Attribution::Address), Arc::clone(self.own_node));
         let told = |resources: &[Resource]| self.by_address(resources, at_ns);
+        let held = |resources: &[Resource], current: bool| {
+            let reused = How { attribution: Attribution::AddressReused, ..told(resources) };
+            if current { told(resources) } else { reused }
+        };
         match self.view.holder(address, at_ns) {
-            Holder::Pod { pod, current: true } => End::Pod(told(PODS), Arc::clone(pod)),
-            Holder::Pod { pod, current: false } => {
-                let how = How { attribution: Attribution::AddressReused, ..told(PODS) };
-                End::Pod(how, Arc::clone(pod))
+            Holder::Pod { pod, current } => End::Pod(held(PODS, current), Arc::clone(pod)),
+            Holder::Service { service, current } => {
+                End::Service(held(SERVICES, current), Arc::clone(service))
             }
-            Holder::Service(service) => End::Service(told(SERVICES), Arc::clone(service)),
-            Holder::Node(node) if node.name == self.own_node.name => own(),
-            Holder::Node(node) => End::Node(told(NODES), Arc::clone(node)),
+            Holder::Node { node, current } if current && node.name == self.own_node.name => own(),
+            Holder::Node { node, current } => End::Node(held(NODES, current), Arc::clone(node)),
             Holder::Ambiguous | Holder::InCluster | Holder::Outside | Holder::NotSynced
                 if self.is_local(address) =>
             {
                 own()
             }
-            Holder::Ambiguous => End::unknown(Reason::AddressAmbiguous),
+            Holder::Ambiguous => self.user(address, at_ns),
             Holder::InCluster => End::unknown(Reason::AddressUnknown),
             Holder::Outside | Holder::NotSynced if is_shared(address) => {
                 End::unknown(Reason::AddressUnknown)
@@ -310,6 +329,15 @@ impl Lookup<'_> {
             }
             Holder::NotSynced => End::External(How::not(Reason::NoKubernetes)),
         }
+    }
+
+    /// Of those who may have held an address at a time, the only one that was seen to use it.
+    fn user(&self, address: IpAddr, at_ns: u64) -> End {
+        let Some((pod, current)) = self.uses.find(address, at_ns, &self.view) else {
+            return End::unknown(Reason::AddressAmbiguous);
+        };
+        let attribution = if current { Attribution::Address } else { Attribution::AddressReused };
+        End::Pod(How::by(attribution), Arc::clone(pod))
     }
 }
 

@@ -1,12 +1,15 @@
 //! Leaves out what the agent itself sends and receives, so that watching does not feed itself; and
 //! what is counted elsewhere under a better name.
 //!
-//! Own are the sockets whose cookie is known, and else what has an own local address and the own
-//! listening port together. A port alone proves nothing: others serve on 9090 too. Neither does a
+//! Own are the sockets whose cookie is known, the answers to what they sent where the kernel shows no
+//! socket, and else what has an own local address and the own listening port together. A port alone proves nothing: others serve on 9090 too. Neither does a
 //! loopback address at a socket: every network namespace has its own.
 
+use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use orb8_common::network::{FlowKey, flag};
 
 use crate::capture::SocketRoot;
 use crate::cgroup::Cgroups;
@@ -18,6 +21,9 @@ use crate::pipeline::filter::{EventFilter, Verdict};
 /// The reason that the ledger shows.
 pub const SELF_TRAFFIC: &str = "self_traffic";
 
+/// Conversations with the API server that are remembered; those to come displace the oldest.
+const CONVERSATIONS: usize = 256;
+
 /// Drops the agent's own traffic.
 #[derive(Debug)]
 pub struct SelfTraffic {
@@ -25,6 +31,7 @@ pub struct SelfTraffic {
     cgroups: Cgroups,
     /// The cgroup of the agent's sockets, as the first of them showed; 0: none was seen.
     own_cgroup: u64,
+    asked: Conversations,
 }
 
 impl SelfTraffic {
@@ -32,7 +39,12 @@ impl SelfTraffic {
     /// else may be at a loopback address.
     #[must_use]
     pub fn new(facts: Arc<HostFacts>, cgroups: Cgroups) -> Self {
-        Self { facts: HostReader::new(facts), cgroups, own_cgroup: 0 }
+        Self {
+            facts: HostReader::new(facts),
+            cgroups,
+            own_cgroup: 0,
+            asked: Conversations::default(),
+        }
     }
 
     fn is_own(&mut self, id: &FlowId, cookie: u64) -> bool {
@@ -42,6 +54,14 @@ impl SelfTraffic {
             if at_socket {
                 self.own_cgroup = id.owner;
             }
+            if facts.is_api_cookie(cookie) {
+                self.asked.note(&id.key);
+            }
+            return true;
+        }
+        // The kernel tells no cookie of what arrives at an interface, and none once it has closed
+        // the socket. Another socket is somebody else's, the API server's own if it is on this host.
+        if cookie == 0 && self.asked.knows(&id.key) {
             return true;
         }
         is_own_listener(facts, id)
@@ -62,6 +82,48 @@ impl SelfTraffic {
     }
 }
 
+/// Addresses and ports between which the agent asks, in both directions and on every plane, as the
+/// packets bear them: after a translation, and not as the agent dials them.
+#[derive(Debug, Default)]
+struct Conversations {
+    known: HashSet<FlowKey>,
+    order: VecDeque<FlowKey>,
+}
+
+impl Conversations {
+    fn note(&mut self, key: &FlowKey) {
+        // Every network namespace has its own loopback.
+        if keys::owner(key).is_loopback() || !self.known.insert(sides(key)) {
+            return;
+        }
+        self.order.push_back(sides(key));
+        if self.order.len() > CONVERSATIONS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn knows(&self, key: &FlowKey) -> bool {
+        !self.known.is_empty() && self.known.contains(&sides(key))
+    }
+}
+
+/// The same key for both directions, wherever they are counted.
+fn sides(key: &FlowKey) -> FlowKey {
+    let (source, destination) = ((key.src, key.src_port), (key.dst, key.dst_port));
+    let (low, high) = (source.min(destination), source.max(destination));
+    FlowKey {
+        src: low.0,
+        dst: high.0,
+        src_port: low.1,
+        dst_port: high.1,
+        protocol: key.protocol,
+        flags: key.flags & flag::IPV6,
+        tag: 0,
+    }
+}
+
 impl EventFilter for SelfTraffic {
     fn filter(&mut self, event: &Event) -> Verdict {
         let is_own = match event {
@@ -78,10 +140,13 @@ impl EventFilter for SelfTraffic {
 /// The reason that the ledger shows.
 pub const ROOT_CGROUP: &str = "root_cgroup";
 
-/// Drops what the socket plane counted for sockets of its own cgroup in other network namespaces:
-/// replies of the kernel there. The pod's own link shows them, with the pod's name; the program
-/// there passes on what has a socket below that cgroup, and nothing else. An address that stands
-/// for many does not tell the namespace: what uses one stays.
+/// Drops what the socket plane counted for sockets of its own cgroup in other network namespaces,
+/// as far as the pod's own link shows it, with the pod's name: what they send, which may be a reply
+/// of the kernel, since the program there leaves out only what comes from below that cgroup; and
+/// what they take of protocols that cannot be looked up, since only a sender below that cgroup
+/// vouches for its answers. TCP and UDP that they take stays: a look-up at the link finds the
+/// socket, and does not tell its cgroup. An address that stands for many does not tell the
+/// namespace: what uses one stays.
 #[derive(Debug)]
 pub struct RootCgroup {
     facts: HostReader,
@@ -109,12 +174,22 @@ impl EventFilter for RootCgroup {
         };
         let is_of_root = keys::ifindex(id).is_none() && self.id != 0 && id.owner == self.id;
         let owner = keys::owner(&id.key);
-        if is_of_root && !is_nobodys(owner) && self.facts.get().is_local(owner) == Some(false) {
+        let is_at_link = id.key.flags & flag::EGRESS != 0 || !is_looked_up(&id.key);
+        if is_of_root
+            && is_at_link
+            && !is_nobodys(owner)
+            && self.facts.get().is_local(owner) == Some(false)
+        {
             Verdict::Drop(ROOT_CGROUP)
         } else {
             Verdict::Keep
         }
     }
+}
+
+/// Whether programs at interfaces look up who takes such a packet.
+const fn is_looked_up(key: &FlowKey) -> bool {
+    matches!(key.protocol, keys::TCP | keys::UDP)
 }
 
 /// Addresses that no host has as its own, so that they do not say which host it is.
@@ -135,8 +210,6 @@ fn is_own_listener(facts: &Facts, id: &FlowId) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use orb8_common::network::{FlowKey, flag};
-
     use super::*;
     use crate::event::{FlowCount, FlowFacts};
     use crate::testing::{World, cgroup_of};
@@ -157,6 +230,7 @@ mod tests {
         let key = FlowKey { src, dst, src_port, dst_port, protocol: keys::TCP, flags, tag: 0 };
         let event = Event::Count(FlowCount {
             id: FlowId { key, owner: 2 },
+            line: 0,
             new_line: false,
             packets: 1,
             bytes: 60,
@@ -169,27 +243,37 @@ mod tests {
     }
 
     #[test]
-    fn replies_of_the_kernel_in_other_namespaces_are_left_to_the_pods_link() {
+    fn what_the_root_cgroup_sends_in_other_namespaces_is_left_to_the_pods_link() {
         let facts = HostFacts::shared();
         facts.update(|facts| facts.set_addresses([IpAddr::from([10, 0, 0, 1])]));
         let root = SocketRoot { path: "/sys/fs/cgroup".into(), id: 77, level: 0 };
-        let check = |root: Option<&SocketRoot>, source: [u8; 4], owner, flags, expected| {
-            let end = |address: [u8; 4]| (IpAddr::from(address), 80);
-            let mut id = crate::testing::flow(6, end(source), end([10, 0, 0, 9]), true);
-            (id.owner, id.key.flags) = (owner, id.key.flags | flags);
+        let at = |root: Option<&SocketRoot>, own: [u8; 4], owner, plane, protocol, egress| {
+            let (own, other) = ((IpAddr::from(own), 80), (IpAddr::from([10, 0, 0, 9]), 81));
+            let (source, destination) = if egress { (own, other) } else { (other, own) };
+            let mut id = crate::testing::flow(protocol, source, destination, egress);
+            (id.owner, id.key.flags) = (owner, id.key.flags | plane);
             let event = crate::testing::count(id, 1, 60, 1);
-            let verdict = RootCgroup::new(Arc::clone(&facts), root).filter(&event);
-            assert_eq!(verdict, expected, "{source:?} {owner} {flags:#x}");
+            RootCgroup::new(Arc::clone(&facts), root).filter(&event)
+        };
+        let sent = |root: Option<&SocketRoot>, own, owner, plane, expected| {
+            let verdict = at(root, own, owner, plane, keys::TCP, true);
+            assert_eq!(verdict, expected, "{own:?} {owner} {plane:#x}");
         };
         let (pod, host) = ([10, 244, 1, 5], [10, 0, 0, 1]);
         let drop = Verdict::Drop(ROOT_CGROUP);
-        check(Some(&root), pod, 77, flag::SOCKET_PLANE, drop);
-        check(Some(&root), pod, 78, flag::SOCKET_PLANE, Verdict::Keep);
-        check(Some(&root), pod, 77, 0, Verdict::Keep);
-        check(Some(&root), host, 77, flag::SOCKET_PLANE, Verdict::Keep);
-        check(None, pod, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        sent(Some(&root), pod, 77, flag::SOCKET_PLANE, drop);
+        sent(Some(&root), pod, 78, flag::SOCKET_PLANE, Verdict::Keep);
+        sent(Some(&root), pod, 77, 0, Verdict::Keep);
+        sent(Some(&root), host, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        sent(None, pod, 77, flag::SOCKET_PLANE, Verdict::Keep);
         for shared in [[224, 0, 0, 251], [255, 255, 255, 255], [0, 0, 0, 0]] {
-            check(Some(&root), shared, 77, flag::SOCKET_PLANE, Verdict::Keep);
+            sent(Some(&root), shared, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        }
+        for (protocol, expected) in
+            [(keys::TCP, Verdict::Keep), (keys::UDP, Verdict::Keep), (1, drop), (132, drop)]
+        {
+            let verdict = at(Some(&root), pod, 77, flag::SOCKET_PLANE, protocol, false);
+            assert_eq!(verdict, expected, "taken: protocol {protocol}");
         }
     }
 
@@ -232,6 +316,46 @@ mod tests {
         check(flag::SOCKET_PLANE, 7, 77, own);
         check(flag::SOCKET_PLANE, 7, 0, own);
         check(flag::SOCKET_PLANE, 5, 0, Verdict::Keep);
+    }
+
+    #[test]
+    fn answers_to_what_the_agent_asked_are_its_own_where_no_other_socket_is_seen() {
+        let facts = HostFacts::shared();
+        facts.update(|facts| {
+            facts.add_api_cookie(77);
+            facts.add_own_cookie(78);
+        });
+        let mut filter = SelfTraffic::new(facts, Cgroups::default());
+        let node = |port| (IpAddr::from([10, 0, 0, 1]), port);
+        let (api, loopback) = ((IpAddr::from([10, 0, 0, 7]), 6443), IpAddr::from([127, 0, 0, 1]));
+        let mut check = |src, dst, flags, cookie, expected| {
+            let mut id = crate::testing::flow(6, src, dst, true);
+            id.key.flags = flags;
+            let Event::Count(mut count) = crate::testing::count(id, 1, 60, 1) else {
+                unreachable!("it is a count")
+            };
+            count.facts.cookie = cookie;
+            let verdict = filter.filter(&Event::Count(count));
+            assert_eq!(verdict, expected, "{src:?} > {dst:?}, {flags:#x}, cookie {cookie}");
+        };
+        let (own, keep) = (Verdict::Drop(SELF_TRAFFIC), Verdict::Keep);
+        check(api, node(40_000), 0, 0, keep);
+        check(node(40_000), api, flag::EGRESS, 77, own);
+        check(api, node(40_000), 0, 0, own);
+        check(node(40_000), api, flag::EGRESS | flag::SUPPLEMENT, 0, own);
+        check(api, node(40_001), 0, 0, keep);
+        // The API server's own socket, if it is on this host.
+        check(node(40_000), api, flag::SOCKET_PLANE, 5, keep);
+        // Who asks the agent is known by the agent's address and port.
+        check(node(41_000), api, flag::EGRESS, 78, own);
+        check(api, node(41_000), 0, 0, keep);
+        check((loopback, 1), (loopback, 6443), flag::EGRESS, 77, own);
+        check((loopback, 6443), (loopback, 1), 0, 0, keep);
+        for port in 1..=u16::try_from(CONVERSATIONS).unwrap() {
+            check(node(port), api, flag::EGRESS, 77, own);
+        }
+        check(api, node(40_000), 0, 0, keep);
+        check(api, node(1), 0, 0, own);
     }
 
     #[test]

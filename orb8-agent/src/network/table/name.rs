@@ -8,8 +8,8 @@ use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
 use crate::conntrack::Match;
 use crate::event::{
-    Asked, Attribution, End, EndReason, Ends, FlowId, FlowRecord, Reason, Scope, Told, Volume,
-    tcp_bit,
+    Asked, Attribution, End, EndReason, Ends, FlowId, FlowRecord, FlowState, Reason, Scope, Told,
+    Volume, tcp_bit,
 };
 use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
 use crate::k8s::services::Verdict;
@@ -109,6 +109,7 @@ impl FlowTable {
     fn may_be_translated(&self, slot: u32, batch: &Batch<'_>) -> bool {
         let flow = &self.rows[slot as usize].flow;
         flow.ends.translation.is_none()
+            && batch.has_translations()
             && self.is_young(flow)
             && !matches!(
                 batch.translation(&question(flow, Began::Unknown), self.span(slot)),
@@ -156,7 +157,7 @@ impl FlowTable {
         let is_same = known.service.namespace == asked.service.namespace
             && known.service.name == asked.service.name
             && known.port == asked.port;
-        let proven = now.translation.is_some() && (is_young || is_same);
+        let proven = now.translation.is_some() && is_same;
         let first = is_same && is_young && known.verdict == Verdict::Unknown;
         Some(if proven || first { asked } else { known }.clone())
     }
@@ -193,6 +194,8 @@ impl FlowTable {
         let old = self.rows[slot as usize].flow.clone();
         self.end(slot, EndReason::PeerChanged, output);
         let slot = self.insert(old.id, since.since_ns, output)?;
+        // A scope that a translation told ends with it; what is counted next tells it anew.
+        let was_told = old.scope == Scope::Forwarded && !now.forwarded;
         let row = &mut self.rows[slot as usize];
         row.lines_or_end_s = lines;
         row.set(mark::CONTINUES, true);
@@ -206,6 +209,7 @@ impl FlowTable {
             packet_rate: 0.0,
             changed_epoch: 0,
             ends: Ends::default(),
+            scope: if was_told { Scope::Unknown } else { old.scope },
             ..old
         };
         self.keep_young(slot);
@@ -261,8 +265,17 @@ impl FlowTable {
         }
         let answer = self.ask(slot, span, batch).or_kept(&self.rows[slot as usize].flow.ends);
         let current = self.epoch.wrapping_add(1);
+        let before = self.rows[slot as usize].identified();
         if self.adopt(slot, answer, span, batch) {
-            let flow = &mut self.rows[slot as usize].flow;
+            let row = &mut self.rows[slot as usize];
+            if row.flow.state != FlowState::Active {
+                // Its end was told. Only who was not known then is news.
+                if row.identified() <= before {
+                    return;
+                }
+                row.set(mark::NAMED_LATE, true);
+            }
+            let flow = &mut row.flow;
             if flow.changed_epoch != current {
                 flow.changed_epoch = current;
                 (flow.byte_rate, flow.packet_rate) = (0.0, 0.0);
@@ -360,14 +373,21 @@ impl FlowTable {
     }
 }
 
-/// Whether a row's owner is a pod that has no name yet, or its cgroup is being looked for.
+/// Whether a row's owner is a pod that has no name yet, or its cgroup is being looked for, or it has
+/// the host's address where the kernel may be about to tell that a pod is behind it.
 fn awaits_name(row: &Row) -> bool {
     let owner = &row.flow.ends.owner;
     let is_asked = |reason| reason == Reason::CgroupUnknown && row.generation == 0;
     match owner {
         End::Pod(..) => owner.how().reason == Reason::PodUnknown,
         End::Unknown(how) => is_asked(how.reason),
-        End::External(_) | End::Process(_) | End::Node(..) | End::Service(..) => false,
+        // What has no socket here may be a pod's that is translated.
+        End::Node(..) => {
+            row.flow.scope == Scope::Unclaimed
+                && row.flow.ends.translation.is_none()
+                && keys::ifindex(&row.flow.id).is_some()
+        }
+        End::External(_) | End::Process(_) | End::Service(..) => false,
     }
 }
 
@@ -421,11 +441,9 @@ impl Ends {
 
     /// Whether both are shown alike.
     fn looks_like(&self, other: &Self) -> bool {
-        let attribution = |ends: &Self| -> (Attribution, Attribution) {
-            (ends.owner.how().attribution, ends.peer.how().attribution)
-        };
+        let how = |ends: &Self| (ends.owner.how(), ends.peer.how());
         self.is_same(other)
-            && attribution(self) == attribution(other)
+            && how(self) == how(other)
             && self.asked.as_ref().map(|asked| asked.verdict)
                 == other.asked.as_ref().map(|asked| asked.verdict)
             && self.translation.as_ref().map(|it| it.reply)
@@ -439,7 +457,12 @@ impl Answer {
         let either = |now: End, known: &End| {
             let forgotten = match &now {
                 End::Unknown(how) => how.reason != Reason::AddressAmbiguous,
-                End::External(_) => known.pod().is_some(),
+                End::External(how) => match known {
+                    End::Pod(..) => true,
+                    // What was hidden behind it is no forgotten holder.
+                    End::Node(..) | End::Service(..) => how.attribution != Attribution::Masqueraded,
+                    End::External(_) | End::Unknown(_) | End::Process(_) => false,
+                },
                 End::Process(_) | End::Node(..) | End::Pod(..) | End::Service(..) => false,
             };
             if forgotten && !known.is_unknown() { known.clone() } else { now }
