@@ -5,7 +5,8 @@ use super::rows::{Row, mark};
 use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
 use crate::event::{
-    Asked, End, EndReason, Ends, FlowRecord, FlowState, Reason, Scope, Told, Volume, tcp_bit,
+    Asked, Attribution, End, EndReason, Ends, FlowRecord, FlowState, Reason, Scope, Told, Volume,
+    tcp_bit,
 };
 use crate::k8s::identity::{Answer, Batch, Began, Question, Span, holds_at};
 use crate::k8s::services::Verdict;
