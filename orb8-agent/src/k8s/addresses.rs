@@ -336,7 +336,27 @@ impl Addresses {
     /// Who held `address` at `at_ns`, as far as it can be told. `blind`: others may have come and
     /// gone at that time without being told of.
     pub(crate) fn find(&self, address: IpAddr, at_ns: u64, blind: bool) -> Found<'_> {
-        let Some(tenures) = self.tenures.get(&address) else { return Found::Nobody };
+        self.tenures.get(&address).map_or(Found::Nobody, |held| self.among(held, at_ns, blind))
+    }
+
+    /// Whether it is in doubt who held `address` at each of these times, with which comes whether
+    /// others may have come and gone untold.
+    pub(crate) fn are_doubtful(&self, address: IpAddr, times: [(u64, bool); 2]) -> [bool; 2] {
+        let Some(tenures) = self.tenures.get(&address) else { return [false; 2] };
+        times.map(|(at_ns, blind)| matches!(self.among(tenures, at_ns, blind), Found::Ambiguous))
+    }
+
+    /// Whether `pod` may have held `address` at `at_ns`; if so, whether nobody else has it now.
+    pub(crate) fn may_hold(&self, address: IpAddr, pod: &Arc<Pod>, at_ns: u64) -> Option<bool> {
+        let tenures = self.tenures.get(&address)?;
+        let is_pod =
+            |tenure: &&Tenure| matches!(&tenure.who, Who::Pod(held) if Arc::ptr_eq(held, pod));
+        let mut its = tenures.iter().filter(is_pod);
+        its.any(|tenure| tenure.is_possible(at_ns))
+            .then(|| !tenures.iter().any(|tenure| tenure.is_live() && !is_pod(&tenure)))
+    }
+
+    fn among<'a>(&self, tenures: &'a [Tenure], at_ns: u64, blind: bool) -> Found<'a> {
         let possible = || tenures.iter().filter(|t| t.is_possible(at_ns));
         let sure = || possible().filter(|t| t.is_sure(at_ns));
         let only = match (sure().count(), possible().count()) {

@@ -9,6 +9,7 @@ use crate::k8s::services::{ServiceKind, Verdict};
 use crate::testing::{World, cgroup_of};
 
 const SECOND: u64 = 1_000_000_000;
+const MILLI: u64 = 1_000_000;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -359,6 +360,98 @@ fn the_other_end_is_who_held_the_address_then() {
     check(20, "pod shop/new address");
     let both = Span { since_ns: 5 * SECOND, until_ns: 20 * SECOND };
     assert_eq!(ends(&world, &question, both).1, "unknown none address_ambiguous");
+}
+
+#[test]
+fn the_address_of_a_service_is_that_of_who_had_it_then() {
+    let world = World::synced();
+    world.service("shop/old", "10.96.0.10", 0, 1, 2 * SECOND);
+    world.service("shop/other", "10.96.0.11", 0, 1, 2 * SECOND);
+    world.remove_service("shop/old", 10 * SECOND);
+    world.remove_service("shop/other", 10 * SECOND);
+    world.service("shop/new", "10.96.0.10", 0, 1, 20 * SECOND);
+    let check = |address: &str, at_s: u64, expected: &str| {
+        let question = asking("10.0.0.1:4", address);
+        assert_eq!(peer(&world, &question, at_s * SECOND), expected, "{address} at {at_s} s");
+    };
+    check("10.96.0.10:80", 5, "service shop/old address_reused");
+    check("10.96.0.10:80", 25, "service shop/new address");
+    check("10.96.0.11:80", 5, "service shop/other address");
+}
+
+/// Two pods of this node that the API tells of late: either may have had the address from 10.5 s to
+/// 11 s. Membership of each.
+fn handed_over() -> (World, [Arc<Membership>; 2]) {
+    let mut world = World::synced();
+    world.pod("shop/old", "n1", "10.244.1.5", 2 * SECOND);
+    let second = |pod: &mut serde_json::Value| {
+        pod["metadata"]["creationTimestamp"] = "1970-01-01T00:00:10Z".into();
+    };
+    world.delete("shop/old", 11 * SECOND);
+    world.pod_with("shop/new", "n1", "10.244.1.5", 11 * SECOND, second);
+    let memberships =
+        [(7, "shop/old"), (8, "shop/new")].map(|(id, name)| world.cgroup(id, &cgroup_of(name)));
+    (world, memberships)
+}
+
+#[test]
+fn an_address_in_doubt_is_that_of_the_pod_of_this_node_that_was_seen_to_use_it() {
+    let (world, [old, new]) = handed_over();
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut ask = |question: &Question<'_>, since_ms: u64, until_ms: u64| {
+        let span = Span { since_ns: since_ms * MILLI, until_ns: until_ms * MILLI };
+        word(&resolver.batch().resolve(question, span).ends.peer)
+    };
+    let peer = asking("10.0.0.1:4", "10.244.1.5:80");
+    let doubt = "unknown none address_ambiguous";
+    assert_eq!(ask(&peer, 10_300, 10_400), doubt);
+    let own = |membership| Question {
+        membership: Some(membership),
+        ..asking("10.244.1.5:80", "10.0.0.1:4")
+    };
+    ask(&own(&old), 9_000, 10_400);
+    ask(&own(&new), 10_700, 12_000);
+    assert_eq!(ask(&peer, 10_300, 10_410), "pod shop/old address_reused");
+    assert_eq!(ask(&peer, 10_300, 10_450), doubt, "long after it was last seen");
+    assert_eq!(ask(&peer, 10_700, 10_900), "pod shop/new address");
+    assert_eq!(ask(&peer, 10_300, 10_900), doubt, "both had it");
+    ask(&own(&old), 9_000, 10_800);
+    assert_eq!(ask(&peer, 10_750, 10_750), doubt, "both used it");
+}
+
+#[test]
+fn a_process_that_entered_a_pods_network_does_not_prove_who_had_the_address() {
+    let (mut world, _) = handed_over();
+    world.pod("shop/other", "n1", "10.244.1.9", 2 * SECOND);
+    let other = world.cgroup(9, &cgroup_of("shop/other"));
+    let mut resolver = Resolver::new(world.known.clone());
+    let own = Question { membership: Some(&other), ..asking("10.244.1.5:80", "10.0.0.1:4") };
+    let span = Span { since_ns: 10_300 * MILLI, until_ns: 10_400 * MILLI };
+    let answer = resolver.batch().resolve(&own, span);
+    assert_eq!(word(&answer.ends.owner), "pod shop/other cgroup");
+    let peer = asking("10.0.0.1:4", "10.244.1.5:80");
+    let answer = resolver.batch().resolve(&peer, span);
+    assert_eq!(word(&answer.ends.peer), "unknown none address_ambiguous");
+}
+
+#[test]
+fn a_use_is_noted_once_and_only_where_there_is_doubt() {
+    let (world, [old, new]) = handed_over();
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut generation_after = |membership, since_ms: u64, until_ms: u64| {
+        let own =
+            Question { membership: Some(membership), ..asking("10.244.1.5:80", "10.0.0.1:4") };
+        let span = Span { since_ns: since_ms * MILLI, until_ns: until_ms * MILLI };
+        let mut batch = resolver.batch();
+        batch.resolve(&own, span);
+        batch.generation()
+    };
+    let first = generation_after(&old, 3_000, 4_000);
+    assert_eq!(generation_after(&new, 15_000, 16_000), first, "nobody doubts it");
+    let noted = generation_after(&new, 10_700, 16_000);
+    assert_ne!(noted, first);
+    // A row that began in doubt and goes on is asked about again with each count.
+    assert_eq!(generation_after(&new, 10_700, 17_000), noted);
 }
 
 #[test]

@@ -108,6 +108,20 @@ impl<'r> View<'r> {
         self.tables.addresses.may_be_taken(tenure, at_ns, is_nodes)
     }
 
+    /// Whether the API leaves it in doubt who had `address` at each of these times (monotonic).
+    #[must_use]
+    pub fn are_doubtful(&self, address: IpAddr, times: [u64; 2]) -> [bool; 2] {
+        let times = times.map(|at_ns| (at_ns, self.tables.is_blind(at_ns)));
+        self.tables.addresses.are_doubtful(address, times)
+    }
+
+    /// Whether `pod` may have had `address` at `at_ns` (monotonic), as far as the API tells; if so,
+    /// whether nobody else has it now.
+    #[must_use]
+    pub fn may_have_had(&self, address: IpAddr, pod: &Arc<Pod>, at_ns: u64) -> Option<bool> {
+        self.tables.addresses.may_hold(address, pod, at_ns)
+    }
+
     /// Whether the API tells what was so at `at_ns`; after a cut, a name may be another's by then.
     /// What it told before stays the best that there is.
     #[must_use]

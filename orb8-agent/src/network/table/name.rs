@@ -8,7 +8,7 @@ use crate::event::{
     Asked, Attribution, End, EndReason, Ends, FlowRecord, FlowState, Reason, Scope, Told, Volume,
     tcp_bit,
 };
-use crate::k8s::identity::{Answer, Batch, Began, Question, Span, holds_at};
+use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
 use crate::k8s::services::Verdict;
 use crate::network::keys;
 use crate::pipeline::processor::Output;
@@ -68,7 +68,7 @@ impl FlowTable {
         output: &mut Output,
     ) -> Option<(u32, bool)> {
         let row = &self.rows[slot as usize];
-        let held = row.flow.ends.translation.as_ref().is_none_or(|it| holds_at(it, until_ns));
+        let held = row.flow.ends.translation.as_ref().is_none_or(|it| it.holds_at(until_ns));
         if held && row.is(mark::LASTING) && self.is_current(slot, batch) {
             return Some((slot, false));
         }
@@ -102,6 +102,7 @@ impl FlowTable {
     fn may_be_translated(&self, slot: u32, batch: &Batch<'_>) -> bool {
         let flow = &self.rows[slot as usize].flow;
         flow.ends.translation.is_none()
+            && batch.has_translations()
             && self.is_young(flow)
             && batch.translation(&question(flow, Began::Unknown), self.span(slot)).is_some()
     }

@@ -123,6 +123,7 @@ fn counted(id: FlowId, packets: u64, first_seen_ns: u64, last_seen_ns: u64) -> E
     let bytes = 100 * packets;
     Event::Count(FlowCount {
         id,
+        line: 0,
         new_line: false,
         packets,
         bytes,
