@@ -210,20 +210,27 @@ impl Batch<'_> {
         u32::try_from(sum & u64::from(u32::MAX >> 1)).unwrap_or(0) + 1
     }
 
+    /// Whether the kernel translates anything at all.
+    #[must_use]
+    pub fn has_translations(&self) -> bool {
+        !self.known.translations.is_empty()
+    }
+
     /// The translation of a connection that the kernel may have told since: that of the first
     /// packet if it held for the last one too, else that of the last one.
     #[must_use]
     pub fn translation(&self, question: &Question<'_>, span: Span) -> Option<Arc<Translation>> {
-        let tuple = question.tuple();
-        let find = |at_ns| self.known.translations.find_at(&tuple, at_ns);
-        find(span.since_ns)
-            .filter(|found| holds_at(found, span.until_ns))
-            .or_else(|| find(span.until_ns))
+        let by_loopback = question.owner.is_loopback() || question.peer.is_loopback();
+        if by_loopback && !owner::is_of_host(question) {
+            // The kernel notes that of the host's own network, and each network has such addresses.
+            return None;
+        }
+        self.known.translations.find_over(&question.tuple(), span.since_ns, span.until_ns)
     }
 
     /// Who the ends of a flow were for the whole of a time.
     pub fn resolve(&mut self, question: &Question<'_>, span: Span) -> Answer {
-        let kept = question.translation.filter(|held| holds_at(held, span.until_ns));
+        let kept = question.translation.filter(|held| held.holds_at(span.until_ns));
         let translation = kept.cloned().or_else(|| self.translation(question, span));
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
         self.learn(question, span);
@@ -238,12 +245,6 @@ impl Batch<'_> {
             ends: Ends { owner, peer, asked, translation },
         }
     }
-}
-
-/// Whether a connection had not ended before a time.
-#[must_use]
-pub fn holds_at(translation: &Translation, at_ns: u64) -> bool {
-    translation.until_ns().is_none_or(|until_ns| until_ns >= at_ns)
 }
 
 /// Looks addresses up.

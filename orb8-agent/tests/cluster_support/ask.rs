@@ -10,11 +10,8 @@ use orb8_proto::v1::{
     StreamEventsRequest,
 };
 use orb8_testbed::agent::LISTEN;
-use orb8_testbed::cluster::plan::Cni;
 use orb8_testbed::netns::Netns;
 use tonic::transport::{Channel, Endpoint};
-
-use super::rows::line;
 
 /// Calls an agent from inside its namespace.
 pub fn ask<T: Send>(
@@ -54,7 +51,6 @@ pub struct Trace {
 /// What was told of a flow.
 #[derive(Clone, Debug)]
 pub struct Latest {
-    pub line: String,
     pub flow: NetworkFlow,
     /// When its owner's pod was named first, Unix nanoseconds; 0 if it was not.
     pub named_ns: i64,
@@ -64,7 +60,7 @@ pub struct Latest {
 
 impl Trace {
     /// Follows until the agent ends; subscribed when this returns.
-    pub fn follow(netns: &Netns, cni: Cni) -> Self {
+    pub fn follow(netns: &Netns) -> Self {
         let latest: Arc<Mutex<HashMap<u64, Latest>>> = Arc::default();
         let sink = Arc::clone(&latest);
         let request = StreamEventsRequest { update_interval_ms: 200, ..Default::default() };
@@ -72,15 +68,24 @@ impl Trace {
             if let Some(Payload::Flow(told)) = event.payload
                 && let Some(flow) = told.flow
             {
-                note(&mut held(&sink), flow, event.time_ns, cni);
+                note(&mut held(&sink), flow, event.time_ns);
             }
         });
         Self { latest }
     }
 
-    /// The latest line of every flow.
-    pub fn lines(&self) -> Vec<String> {
-        held(&self.latest).values().map(|latest| latest.line.clone()).collect()
+    /// The latest word on every flow.
+    pub fn flows(&self) -> Vec<NetworkFlow> {
+        held(&self.latest).values().map(|latest| latest.flow.clone()).collect()
+    }
+
+    /// Every word on who the ends of a flow are that another one replaced, with the latest one.
+    pub fn replaced(&self) -> Vec<(NetworkFlow, NetworkFlow)> {
+        let all = held(&self.latest);
+        let pairs = all
+            .values()
+            .flat_map(|latest| latest.said.iter().map(|said| (said.clone(), latest.flow.clone())));
+        pairs.collect()
     }
 
     /// Every word on who the ends of a flow are, those that were replaced included.
@@ -139,7 +144,7 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn note(all: &mut HashMap<u64, Latest>, flow: NetworkFlow, time_ns: i64, cni: Cni) {
+fn note(all: &mut HashMap<u64, Latest>, flow: NetworkFlow, time_ns: i64) {
     let (before, mut said) = all
         .remove(&flow.flow_id)
         .map_or_else(Default::default, |latest| (latest.named_ns, latest.said));
@@ -149,5 +154,5 @@ fn note(all: &mut HashMap<u64, Latest>, flow: NetworkFlow, time_ns: i64, cni: Cn
     if !said.last().is_some_and(same) {
         said.push(flow.clone());
     }
-    all.insert(flow.flow_id, Latest { line: line(&flow, cni), flow, named_ns, said });
+    all.insert(flow.flow_id, Latest { flow, named_ns, said });
 }

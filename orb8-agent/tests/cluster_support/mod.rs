@@ -4,23 +4,28 @@
 
 pub mod ask;
 pub mod rows;
+pub mod truth;
 
+use std::cell::RefCell;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use orb8_proto::v1::{AgentStatus, NetworkFlow, QueryFlowsRequest, QueryFlowsResponse};
-use orb8_testbed::agent::AgentProcess;
+use orb8_testbed::agent::{AgentProcess, LISTEN};
 use orb8_testbed::api::object::wall_second;
 use orb8_testbed::cluster::Cluster;
 use orb8_testbed::cluster::node::Node;
-use orb8_testbed::cluster::plan::Plan;
+use orb8_testbed::cluster::plan::{API, Cni, Plan};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::talk::{Talk, UdpTalk};
+use orb8_testbed::flow::{Flow, L4, Total};
 use orb8_testbed::link::Family::V4;
 use orb8_testbed::wait::{wait_for, wait_until};
 
 use ask::{Trace, ask};
-use rows::{Row, line};
+use rows::{Row, ends, key};
+use truth::checked_line;
 
 /// How long what happened may take to be answered, with every core busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(40);
@@ -67,6 +72,40 @@ pub struct Scene {
     pub cluster: Cluster,
     pub capture: Capture,
     settings: Vec<(String, String)>,
+    /// What was expected and found, and is to stay so until the scene is over.
+    expected: RefCell<Vec<Expected>>,
+    /// Flows that a test looks at by itself.
+    mentioned: RefCell<Vec<Flow>>,
+}
+
+/// Rows that agents are to answer.
+struct Expected {
+    rows: Vec<Row>,
+    /// Only rows of the owners that are expected count.
+    own: bool,
+}
+
+impl Expected {
+    /// Whether a row is about what is expected.
+    fn counts(&self, flow: &NetworkFlow, cni: Cni) -> bool {
+        let key = key(flow);
+        let about = self.rows.iter().any(|row| row.flow == key) && rows::is_owned(flow);
+        about && (!self.own || self.rows.iter().any(|row| row.owner(cni) == rows::owner(flow, cni)))
+    }
+
+    /// The lines of a node.
+    fn lines(&self, node: u8, cni: Cni) -> Vec<String> {
+        let here = self.rows.iter().filter(|row| row.node == node);
+        let mut lines: Vec<String> = here.map(|row| row.line(cni)).collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    /// Whether it is about rows that another one is about, too.
+    fn meets(&self, other: &Self) -> bool {
+        let place = |row: &Row| (row.node, row.egress, row.supplement, row.flow);
+        self.rows.iter().any(|row| other.rows.iter().any(|one| place(one) == place(row)))
+    }
 }
 
 impl Scene {
@@ -80,7 +119,15 @@ impl Scene {
     /// The cluster alone, for what is to be there before the agents.
     pub fn without_agents(plan: Plan, capture: Capture) -> Self {
         let cluster = Cluster::new(plan);
-        Self { agents: Vec::new(), traces: Vec::new(), cluster, capture, settings: Vec::new() }
+        Self {
+            agents: Vec::new(),
+            traces: Vec::new(),
+            cluster,
+            capture,
+            settings: Vec::new(),
+            expected: RefCell::default(),
+            mentioned: RefCell::default(),
+        }
     }
 
     /// A setting of the agents that are yet to start.
@@ -94,11 +141,10 @@ impl Scene {
         self.start_agents_unready();
         for node in self.cluster.nodes() {
             self.wait_ready(node.number);
-            self.traces.push(Trace::follow(&node.netns, self.cluster.plan.cni));
         }
     }
 
-    /// Starts an agent on every node and waits for their ports only.
+    /// Starts an agent on every node, waits for their ports only, and follows what they tell.
     pub fn start_agents_unready(&mut self) {
         for node in self.cluster.nodes() {
             let program = Path::new(env!("CARGO_BIN_EXE_orb8-agent"));
@@ -111,6 +157,7 @@ impl Scene {
                 options = options.env(name, value);
             }
             self.agents.push(Some(options.start(&node.netns)));
+            self.traces.push(Trace::follow(&node.netns));
         }
     }
 
@@ -221,47 +268,87 @@ impl Scene {
     }
 
     /// Waits until the agents answer exactly these rows for these flows, whoever owns them, and
-    /// the live trace says the same of each.
+    /// the live trace says the same of each. Both are to stay so; [`Self::assert_complete`] looks.
     #[track_caller]
     pub fn expect(&self, rows: &[Row]) {
-        self.expect_among(rows, |_| true);
+        self.expect_all(Expected { rows: rows.to_vec(), own: false });
     }
 
     /// As [`Self::expect`], but only rows of the owners that are expected count: the other end has
     /// rows of its own.
     #[track_caller]
     pub fn expect_own(&self, rows: &[Row]) {
-        let cni = self.cluster.plan.cni;
-        self.expect_among(rows, |flow| {
-            let owner = rows::owner(flow, cni);
-            rows.iter().any(|row| row.owner(cni) == owner)
-        });
+        self.expect_all(Expected { rows: rows.to_vec(), own: true });
+    }
+
+    /// What was expected so far is over: the same flows are about to change.
+    pub fn begin_anew(&self) {
+        for old in self.expected.take() {
+            self.mention(&old.rows.iter().map(|row| row.flow).collect::<Vec<_>>());
+        }
+    }
+
+    /// Flows that the test looks at by itself.
+    pub fn mention(&self, flows: &[Flow]) {
+        self.mentioned.borrow_mut().extend_from_slice(flows);
     }
 
     #[track_caller]
-    fn expect_among(&self, rows: &[Row], counts: impl Fn(&NetworkFlow) -> bool) {
-        let cni = self.cluster.plan.cni;
-        let about: Vec<_> = rows.iter().map(|row| row.flow).collect();
+    fn expect_all(&self, expected: Expected) {
         for node in self.cluster.nodes() {
             let number = node.number;
-            let mut wanted: Vec<String> =
-                rows.iter().filter(|row| row.node == number).map(|row| row.line(cni)).collect();
-            wanted.sort_unstable();
             let end = Instant::now() + DEADLINE;
-            loop {
-                let flows = self.flows(number);
-                let about = flows.iter().filter(|flow| about.contains(&rows::key(flow)));
-                let owned = about.filter(|flow| rows::is_owned(flow) && counts(flow));
-                let mut lines: Vec<String> = owned.map(|flow| line(flow, cni)).collect();
-                lines.sort_unstable();
-                if lines == wanted {
-                    break;
-                }
-                let wrong = difference(&lines, &wanted);
+            while let Some(wrong) = self.wrong(number, &expected) {
                 assert!(Instant::now() < end, "node{number}, {:?}:\n{wrong}", self.capture);
                 std::thread::park_timeout(PAUSE);
             }
-            self.expect_traced(number, &wanted);
+            self.check_said(number, &expected);
+        }
+        let mut all = self.expected.borrow_mut();
+        all.retain(|old| !old.meets(&expected));
+        all.push(expected);
+    }
+
+    /// How what a node answers and traces differs from what is expected.
+    fn wrong(&self, node: u8, expected: &Expected) -> Option<String> {
+        let answered = self.differs("answered", node, &self.flows(node), expected);
+        answered.or_else(|| self.differs("traced", node, &self.trace(node).flows(), expected))
+    }
+
+    fn differs(
+        &self,
+        how: &str,
+        node: u8,
+        flows: &[NetworkFlow],
+        expected: &Expected,
+    ) -> Option<String> {
+        let (cni, store) = (self.cluster.plan.cni, self.cluster.api.store());
+        let wanted = expected.lines(node, cni);
+        let about = flows.iter().filter(|flow| expected.counts(flow, cni));
+        let mut lines: Vec<String> = about.map(|flow| checked_line(store, flow, cni)).collect();
+        lines.sort_unstable();
+        (lines != wanted).then(|| format!("{how}:\n{}", difference(&lines, &wanted)))
+    }
+
+    /// No word of the trace on an expected flow names another pod than the last one, or calls a pod
+    /// somebody outside of the cluster.
+    #[track_caller]
+    fn check_said(&self, node: u8, expected: &Expected) {
+        let cni = self.cluster.plan.cni;
+        for (said, last) in self.trace(node).replaced() {
+            if !expected.counts(&last, cni) {
+                continue;
+            }
+            let ends = ends(&last);
+            for (word, end) in [(rows::ends(&said).0, ends.0), (rows::ends(&said).1, ends.1)] {
+                let other = !word.pod.is_empty() && word.pod_uid != end.pod_uid;
+                let outside = word.kind == "external" && word.kind != end.kind;
+                let masqueraded = end.attribution == "masqueraded";
+                assert!(
+                    !other && (!outside || masqueraded),
+                    "node{node} said {word:?} before {end:?}"
+                );
+            }
         }
     }
 
@@ -270,26 +357,8 @@ impl Scene {
         &self.traces[usize::from(node) - 1]
     }
 
-    /// The live trace of a node comes to say each of these lines.
-    #[track_caller]
-    fn expect_traced(&self, node: u8, wanted: &[String]) {
-        let Some(trace) = self.traces.get(usize::from(node) - 1) else { return };
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let traced = trace.lines();
-            let missing: Vec<&String> =
-                wanted.iter().filter(|line| !traced.contains(*line)).collect();
-            if missing.is_empty() {
-                return;
-            }
-            if Instant::now() > end {
-                panic!("the trace of node{node} does not say\n{missing:#?}\nbut\n{traced:#?}");
-            }
-            std::thread::park_timeout(PAUSE);
-        }
-    }
-
-    /// Nothing was lost on any node, and every ledger is balanced, once traffic has paused.
+    /// Once traffic has paused: nothing was lost on any node, every ledger is balanced, all that was
+    /// expected is still so, and nothing of what was said was counted a second time.
     #[track_caller]
     pub fn assert_complete(&self) {
         for node in self.cluster.nodes() {
@@ -302,7 +371,54 @@ impl Scene {
             let lost = ledger.lost.iter().filter(|loss| loss.stage != "unattached");
             let lost: Vec<_> = lost.filter(|loss| loss.packets > 0).collect();
             assert!(lost.is_empty(), "node{}: {lost:#?}", node.number);
+            for expected in self.expected.borrow().iter() {
+                let wrong = self.differs("later", node.number, &self.flows(node.number), expected);
+                assert_eq!(wrong, None, "node{}, {:?}", node.number, self.capture);
+                self.check_said(node.number, expected);
+            }
+            self.check_rest(node.number);
         }
+    }
+
+    /// Every row beside those that were looked at: pods and processes own nothing that nobody said,
+    /// and what passes through is what was said, once.
+    #[track_caller]
+    fn check_rest(&self, node: u8) {
+        let (expected, mentioned) = (self.expected.borrow(), self.mentioned.borrow());
+        let rows: Vec<&Row> = expected.iter().flat_map(|expected| &expected.rows).collect();
+        let known = |flow: Flow| {
+            let either = [flow, flow.reply()];
+            rows.iter().any(|row| either.contains(&row.flow))
+                || mentioned.iter().any(|one| either.contains(one))
+        };
+        let flows = self.flows(node);
+        for flow in flows.iter().filter(|flow| !is_of_the_agents(flow)) {
+            let total = Total { packets: flow.packets, bytes: flow.bytes };
+            if rows::is_owned(flow) {
+                assert!(known(key(flow)), "node{node}, {:?}: nobody said {flow:#?}", self.capture);
+            } else if let Some(row) = rows.iter().find(|row| row.flow == key(flow)) {
+                assert_eq!(total, row.total, "node{node}, {:?}: {flow:#?}", self.capture);
+            }
+        }
+    }
+}
+
+/// Whether it is the talk of agents with the API and with the test, or of kernels that look for
+/// their neighbours.
+fn is_of_the_agents(flow: &NetworkFlow) -> bool {
+    let flow = key(flow);
+    let api = IpAddr::from(API);
+    let listen: std::net::SocketAddr = LISTEN.parse().expect("an address");
+    let asked = |address: IpAddr, port: u16| (address, port) == (listen.ip(), listen.port());
+    match flow.l4 {
+        L4::Ports { src, dst } => {
+            [flow.src, flow.dst].contains(&api) || asked(flow.src, src) || asked(flow.dst, dst)
+        }
+        // Multicast listeners and neighbour discovery.
+        L4::Icmp { kind, .. } => {
+            (130..=143).contains(&kind) && flow.protocol == orb8_testbed::flow::ICMPV6
+        }
+        L4::Fragment | L4::Plain => false,
     }
 }
 

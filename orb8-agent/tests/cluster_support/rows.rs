@@ -57,7 +57,12 @@ pub fn who(end: &Endpoint) -> String {
         "process" => end.unit.clone(),
         _ => end.reason.clone(),
     };
-    [end.kind.as_str(), &name, &end.attribution].join(" ").replace("  ", " ")
+    let known = !matches!(end.kind.as_str(), "external" | "unknown");
+    // The best there is, though not all is known: the reason says what is missing.
+    let doubt =
+        if known && !end.reason.is_empty() { format!("({})", end.reason) } else { String::new() };
+    let words = [end.kind.as_str(), &name, &end.attribution, &doubt];
+    words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// The owner of a row as a person would name it. A bridge does not tell the node which address is

@@ -1,7 +1,7 @@
 //! Objects and their history: every change has a resource version, which is the next number for
 //! all resources together, as in etcd. What is compacted can no longer be watched from.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value, json};
@@ -151,6 +151,8 @@ struct State {
     version: u64,
     compacted: u64,
     tables: BTreeMap<&'static str, BTreeMap<String, Arc<Object>>>,
+    /// The last word on every object that ever was, by its uid.
+    ever: HashMap<String, Arc<Object>>,
     log: VecDeque<Change>,
     snapshots: VecDeque<(&'static str, Snapshot)>,
 }
@@ -165,6 +167,7 @@ impl Default for Store {
             version: 300,
             compacted: 0,
             tables: BTreeMap::new(),
+            ever: HashMap::new(),
             log: VecDeque::new(),
             snapshots: VecDeque::new(),
         };
@@ -231,6 +234,9 @@ impl Store {
         if let Some(mut change) = change(&mut state) {
             state.version += 1;
             change.version = state.version;
+            if let Some(uid) = change.object.value["metadata"]["uid"].as_str() {
+                state.ever.insert(uid.to_owned(), Arc::clone(&change.object));
+            }
             state.log.push_back(change);
             if state.log.len() > HISTORY
                 && let Some(oldest) = state.log.pop_front()
@@ -253,6 +259,18 @@ impl Store {
         value["kind"] = json!(resource.kind);
         value["apiVersion"] = json!(resource.api_version());
         Some(value)
+    }
+
+    /// The last word on an object, also on one that is gone, by its uid or by the config hash of its
+    /// static pod.
+    #[must_use]
+    pub fn ever(&self, uid: &str) -> Option<Value> {
+        let state = self.state();
+        let hashed = |object: &&Arc<Object>| {
+            object.value["metadata"]["annotations"]["kubernetes.io/config.hash"] == uid
+        };
+        let found = state.ever.get(uid).or_else(|| state.ever.values().find(hashed));
+        found.map(|object| object.value.clone())
     }
 
     /// Forgets all history: watches from before now, and pages of older lists, are gone.

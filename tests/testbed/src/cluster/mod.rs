@@ -157,10 +157,20 @@ impl Cluster {
         pod
     }
 
-    /// A pod with nothing special: `namespace/name` on a node.
+    /// A pod with nothing special: `namespace/name` on a node, of a Deployment by a name of its own.
     #[must_use]
     pub fn simple(&self, name: &str, node: u8) -> Pod {
-        self.pod(PodPlan::new(name, node))
+        let plan = PodPlan::new(name, node);
+        let deployment = Owner::new("Deployment", &format!("{}-app", plan.name));
+        let set = Owner::new("ReplicaSet", &format!("{}-app-7c9d8b6f5", plan.name));
+        self.api.put(object::owned(
+            "ReplicaSet",
+            &plan.namespace,
+            &set.name,
+            &set.uid,
+            Some(&deployment),
+        ));
+        self.pod(plan.owner(&set))
     }
 
     /// Tells the API at which stage a pod is. The mirror of a static pod has no other kind of
