@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use orb8_common::network::{PacketEvent, flag, scope};
+use orb8_common::network::{FlowKey, PacketEvent, flag, scope};
 use proptest::prelude::*;
 
 use super::super::*;
@@ -217,6 +217,38 @@ fn an_address_that_changes_hands_splits_the_row_and_the_time_between_is_nobodys(
     assert_eq!(states, [changed, changed, FlowState::Active]);
     let told = bench.told();
     assert_eq!(told.iter().filter(|it| it.starts_with("start")).count(), 3, "{told:?}");
+}
+
+#[test]
+fn what_a_pod_of_this_node_counted_proves_whom_others_talked_to_in_the_second_of_a_handover() {
+    let mut world = World::synced();
+    world.pod("shop/old", "n1", "10.244.1.5", SECOND);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, "/system.slice/sshd.service");
+    bench.world.cgroup(8, &cgroup_of("shop/old"));
+    let own = from_cgroup(8, "10.244.1.5:40000", "10.0.0.1:22");
+    let at_server =
+        |owner| FlowId { key: FlowKey { flags: own.key.flags ^ flag::EGRESS, ..own.key }, owner };
+    let (near, alone) = (at_server(7), from_cgroup(7, "10.0.0.1:23", "10.244.1.5:40001"));
+    let until_ns = 10 * SECOND + 300 * MS;
+    bench.feed([
+        counted(near, 5, 10 * SECOND + 100 * MS, until_ns),
+        counted(alone, 1, 2 * SECOND, until_ns + 100 * MS),
+        counted(own, 5, 2 * SECOND, until_ns),
+    ]);
+    bench.drain(10 * SECOND + 500 * MS);
+    bench.world.delete("shop/old", 10 * SECOND + 600 * MS);
+    // Made in the same second, so as far as the API tells it may have had the address all the time.
+    bench.world.pod_with("shop/new", "n1", "10.244.1.5", 10 * SECOND + 700 * MS, |pod| {
+        pod["metadata"]["creationTimestamp"] = "1970-01-01T00:00:10Z".into();
+    });
+    bench.drain(11 * SECOND).drain(12 * SECOND);
+    let expected = [
+        "process cgroup > old address_reused: 5",
+        "process cgroup > unknown (address_ambiguous): 1",
+        "old cgroup > n1 address: 5",
+    ];
+    assert_eq!(bench.named(), expected);
 }
 
 #[test]
