@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
@@ -190,6 +190,12 @@ impl Shared {
         }
     }
 
+    /// From now on everything is seen, or told as lost.
+    fn begin(&self) {
+        let now_ns = self.clock.monotonic_ns();
+        self.table.write().unwrap_or_else(PoisonError::into_inner).begin(now_ns);
+    }
+
     fn stages(&self, memberships: Memberships, planes: Option<&Planes>) -> Stages {
         let facts = || Arc::clone(&self.known.facts);
         let status =
@@ -283,7 +289,7 @@ impl Agent {
         let address = listener
             .local_addr()
             .map_err(|source| AgentError::Listen { address: settings.grpc_address(), source })?;
-        let Running { known, memberships, keepers } = match parts.known {
+        let Running { watchers, known, memberships, mut keepers } = match parts.known {
             Some(known) => known::given(known),
             None => known::start(settings, &parts.clock, &HostFacts::shared()).await?,
         };
@@ -299,6 +305,9 @@ impl Agent {
         let choice = capture::choose(settings.capture, &parts.cgroups);
         let Kernel { sources, datapath } =
             start_kernel(settings, parts.start, &parts.checks, &choice, &shared).await?;
+        shared.begin();
+        keepers.watchers =
+            watchers.and_then(|watchers| watchers.start(&shared.known.registry, &shared.clock));
         let (ended, pipeline_ended) = oneshot::channel();
         let planes = choice.as_ref().ok().map(|choice| &choice.planes);
         let mover = Mover::new(shared.stages(memberships, planes), Arc::clone(&shared.ledger));

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Cookies of the agent's own sockets that are remembered. Counts of a closed connection arrive
+/// Cookies of each kind of the agent's own sockets that are remembered. Counts of a closed connection arrive
 /// at the next drain, so the latest ones matter; older ones are forgotten.
 const OWN_COOKIES: usize = 1024;
 
@@ -62,8 +62,29 @@ pub struct Facts {
     addresses: HashSet<IpAddr, OwnHasher>,
     listening: Vec<SocketAddr>,
     own_addresses: HashSet<IpAddr, OwnHasher>,
-    cookies: HashSet<u64, OwnHasher>,
-    cookie_order: VecDeque<u64>,
+    served: Cookies,
+    asked: Cookies,
+}
+
+/// The latest cookies of one kind of socket.
+#[derive(Debug, Clone, Default)]
+struct Cookies {
+    known: HashSet<u64, OwnHasher>,
+    order: VecDeque<u64>,
+}
+
+impl Cookies {
+    fn add(&mut self, cookie: u64) {
+        if cookie == 0 || !self.known.insert(cookie) {
+            return;
+        }
+        self.order.push_back(cookie);
+        if self.order.len() > OWN_COOKIES
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
 }
 
 impl Facts {
@@ -176,17 +197,15 @@ impl Facts {
         self.own_addresses.insert(address.to_canonical());
     }
 
-    /// Notes a socket of the agent by its cookie.
+    /// Notes a socket of the agent's server by its cookie.
     pub fn add_own_cookie(&mut self, cookie: u64) {
-        if cookie == 0 || !self.cookies.insert(cookie) {
-            return;
-        }
-        self.cookie_order.push_back(cookie);
-        if self.cookie_order.len() > OWN_COOKIES
-            && let Some(oldest) = self.cookie_order.pop_front()
-        {
-            self.cookies.remove(&oldest);
-        }
+        self.served.add(cookie);
+    }
+
+    /// Notes a socket with which the agent asks the API server. They are few and live long, and
+    /// however many come to ask the agent, these are not forgotten for them.
+    pub fn add_api_cookie(&mut self, cookie: u64) {
+        self.asked.add(cookie);
     }
 
     /// The name of an interface.
@@ -207,7 +226,13 @@ impl Facts {
     /// Whether the agent owns the socket with this cookie.
     #[must_use]
     pub fn is_own_cookie(&self, cookie: u64) -> bool {
-        cookie != 0 && self.cookies.contains(&cookie)
+        self.served.known.contains(&cookie) || self.is_api_cookie(cookie)
+    }
+
+    /// Whether the agent asks the API server through the socket with this cookie.
+    #[must_use]
+    pub fn is_api_cookie(&self, cookie: u64) -> bool {
+        self.asked.known.contains(&cookie)
     }
 
     /// Whether the agent listens at this address and port, both together.
@@ -410,6 +435,7 @@ mod tests {
     #[test]
     fn own_cookies_are_bounded_and_the_latest_are_kept() {
         let mut facts = Facts::default();
+        facts.add_api_cookie(1_000_000);
         for cookie in 1..=(OWN_COOKIES as u64 + 10) {
             facts.add_own_cookie(cookie);
         }
@@ -417,7 +443,8 @@ mod tests {
         assert!(facts.is_own_cookie(11));
         assert!(facts.is_own_cookie(OWN_COOKIES as u64 + 10));
         assert!(!facts.is_own_cookie(0));
-        assert_eq!(facts.cookies.len(), OWN_COOKIES);
+        assert!(facts.is_own_cookie(1_000_000), "who asks us does not displace whom we ask");
+        assert_eq!(facts.served.known.len(), OWN_COOKIES);
     }
 
     #[test]

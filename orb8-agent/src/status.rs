@@ -143,12 +143,19 @@ impl Status {
         datapath.map_or_else(Vec::new, |datapath| datapath.interfaces())
     }
 
-    /// Interfaces at which programs run.
+    /// How many interfaces are in a state.
     #[must_use]
-    pub fn interfaces_attached(&self) -> u32 {
+    pub fn interfaces_in(&self, state: AttachState) -> u32 {
         let interfaces = self.interfaces();
-        let attached = interfaces.iter().filter(|found| found.state == AttachState::Attached);
-        u32::try_from(attached.count()).unwrap_or(u32::MAX)
+        let found = interfaces.iter().filter(|found| found.state == state);
+        u32::try_from(found.count()).unwrap_or(u32::MAX)
+    }
+
+    /// The state of the programs at sockets; none where nothing is counted there.
+    #[must_use]
+    pub fn socket_plane(&self) -> Option<AttachState> {
+        let datapath = held(&self.datapath).clone();
+        Some(datapath?.socket_plane()?.state)
     }
 
     fn map_bytes(&self) -> u64 {

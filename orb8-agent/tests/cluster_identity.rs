@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use cluster_support::rows::{End, by_address, ends, heard, key, said, who};
-use cluster_support::{Auto, Capture, DEADLINE, Scene, Socket, Tc, wait_flow};
+use cluster_support::{Auto, Capture, DEADLINE, Scene, Socket, Tc, in_a_later_second, wait_flow};
 use orb8_proto::v1::NetworkFlow;
-use orb8_testbed::api::object::{Owner, wall_second};
+use orb8_testbed::api::object::Owner;
 use orb8_testbed::api::pod::{Container, Qos, Role, Stage};
 use orb8_testbed::cluster::NEEDS;
 use orb8_testbed::cluster::path::{Driver, Layout, Runtime};
@@ -46,10 +46,7 @@ fn an_address_reused_within_a_second_names_each_holder() {
         let before = from_port(&first, &server, PORT, 5);
         let far = |peer: &str| End::pod(&server, capture, peer);
         scene.expect_own(&heard(capture, &before, &far(&by_address(&first))));
-        // The API's own times are whole seconds: what was said within the second of the handover
-        // could be either's.
-        let said_s = wall_second();
-        wait_until(DEADLINE, "the next second but one", || wall_second() > said_s + 1);
+        in_a_later_second();
         let given_up = Instant::now();
         scene.cluster.delete(first);
         let second = scene.cluster.pod(PodPlan::new("shop/second", 1).number(99));
@@ -62,13 +59,6 @@ fn an_address_reused_within_a_second_names_each_holder() {
         scene.expect_own(&rows);
         scene.assert_complete();
     }
-}
-
-/// The API writes times in whole seconds: packets of the second in which an address changes hands
-/// may be either holder's, and are told as nobody's.
-fn in_a_later_second() {
-    let now = wall_second();
-    wait_until(DEADLINE, "the next second but one", || wall_second() > now + 1);
 }
 
 #[test]

@@ -3,11 +3,13 @@
 
 mod cluster_support;
 
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cluster_support::rows::{End, by_address, ends, key, said};
-use cluster_support::{Auto, Scene, wait_flow};
-use orb8_proto::v1::{Endpoint, Kubernetes, NetworkFlow, WatchedResource};
+use cluster_support::{ALL, Auto, Capture, Scene, wait_flow};
+use orb8_proto::v1::{Endpoint, Kubernetes, NetworkFlow, QueryFlowsRequest, WatchedResource};
 use orb8_testbed::cluster::plan::{API, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::{NEEDS, talk};
@@ -252,4 +254,45 @@ fn switched_off_nothing_is_asked_and_addresses_stay_addresses() {
     let (_, peer) = ends(&row);
     assert_eq!((peer.kind.as_str(), peer.reason.as_str()), ("external", "no_kubernetes"));
     assert_eq!(scene.cluster.api.requests("node1", "").lists, 0);
+}
+
+#[test]
+fn the_first_answers_of_an_agent_are_whole_and_tell_nothing_of_its_own() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let mut scene = Scene::without_agents(one_node(), capture);
+        let netns = scene.node(1).netns.clone();
+        let busy = AtomicBool::new(true);
+        std::thread::scope(|threads| {
+            // Packets pass the uplink while programs are attached to it.
+            threads.spawn(|| {
+                netns.enter(|| {
+                    let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
+                    while busy.load(Ordering::Relaxed) {
+                        drop(socket.send_to(b"busy", (API, 9)));
+                        std::thread::park_timeout(Duration::from_millis(1));
+                    }
+                });
+            });
+            scene.start_agents_unready();
+            let first = scene.answer(1, &QueryFlowsRequest::default());
+            busy.store(false, Ordering::Relaxed);
+            assert!(first.nodes[0].complete, "{capture:?}: {:?}", first.nodes);
+            assert_eq!(first.loss, [], "{capture:?}");
+        });
+        scene.wait_ready(1);
+        scene.wait_status(1, "own packets to the API", |status| {
+            let filtered = status.packet_ledger.iter().flat_map(|ledger| &ledger.filtered);
+            filtered.filter(|one| one.reason == "self_traffic").any(|one| one.packets > 0)
+        });
+        let answer = scene.answer(1, &QueryFlowsRequest { limit: ALL, ..Default::default() });
+        let api = API.to_string();
+        let own = answer
+            .flows
+            .iter()
+            .filter(|flow| flow.protocol == "tcp" && (flow.src_ip == api || flow.dst_ip == api));
+        assert_eq!(own.collect::<Vec<_>>(), Vec::<&NetworkFlow>::new(), "{capture:?}");
+        assert!(answer.nodes[0].complete, "{capture:?}: {:?}", answer.nodes);
+        scene.assert_complete();
+    }
 }

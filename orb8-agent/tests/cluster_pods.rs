@@ -132,6 +132,27 @@ fn behind_a_masquerade_the_receiver_says_node_and_invents_no_pod() {
 }
 
 #[test]
+fn a_masqueraded_pod_that_calls_a_host_process_is_told_as_its_node_and_as_hidden() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let masquerade = Masquerade::Everything;
+        let scene = Scene::start(Plan { masquerade, ..plan() }, capture);
+        let pod = scene.cluster.simple("shop/a", 1);
+        let sshd = scene.cluster.host_process(2, "sshd.service");
+        scene.wait_links(1, 1);
+        let talk = talk::tcp(&pod.app, &sshd, SocketAddr::new(sshd.address(V4), 22), 500, 4_000);
+        assert_ne!(talk.client, talk.server, "the node hides the pod");
+        let client = End::pod(&pod, capture, "node node2 address");
+        let exact = "process sshd.service cgroup";
+        // The tc plane cannot see which cgroup takes a packet that arrives at an uplink.
+        let taker = if capture == Tc { "node node2 address" } else { exact };
+        let server = End::named(2, exact, taker, "node node1 masqueraded");
+        scene.expect(&said(capture, &talk, &client, Some(&server)));
+        scene.assert_complete();
+    }
+}
+
+#[test]
 fn a_pod_that_goes_out_through_masquerade_is_counted_once_and_never_as_its_node() {
     need!(@check NEEDS);
     for capture in Capture::ALL {

@@ -6,7 +6,7 @@ mod cluster_support;
 use std::net::SocketAddr;
 
 use cluster_support::rows::{End, by_address, heard, key, said};
-use cluster_support::{Auto, Capture, Scene, Socket, Tc};
+use cluster_support::{Auto, Capture, Scene, Socket, Tc, in_a_later_second};
 use orb8_testbed::cluster::plan::{Cni, Plan, node_addresses};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::{NEEDS, port, talk};
@@ -183,7 +183,7 @@ fn a_service_without_endpoints_is_a_verdict() {
         scene.wait_services(&[1], 1);
         scene.wait_links(1, 1);
         let dial = SocketAddr::new(service.ips[0], 80);
-        let (flow, total) = talk::refused_by_service(&client.app, dial);
+        let (flow, total, _) = talk::refused_by_service(&client.app, dial);
         let verdict = format!("cluster_ip shop/web {}:80 no_endpoints", dial.ip());
         let end = End::pod(&client, capture, "service shop/web address").service(&verdict);
         let talk = talk::Talk { client: flow, server: flow, there: total, back: total };
@@ -201,11 +201,72 @@ fn from_interfaces_alone_a_refusal_by_the_node_comes_from_its_address() {
     scene.wait_services(&[1], 1);
     scene.wait_links(1, 1);
     let dial = SocketAddr::new(service.ips[0], 80);
-    let (flow, _) = talk::refused_by_service(&client.app, dial);
+    let (flow, _, total) = talk::refused_by_service(&client.app, dial);
     let refusal = cluster_support::wait_flow(&scene, 1, "the ICMP message", |row| {
-        row.direction == "ingress" && matches!(key(row).l4, L4::Icmp { kind: 3, .. })
+        row.direction == "ingress"
+            && matches!(key(row).l4, L4::Icmp { kind: 3, .. })
+            && row.packets == total.packets
     });
+    assert_eq!(refusal.bytes, total.bytes);
     assert_eq!(key(&refusal).dst, flow.src);
     let (owner, _) = cluster_support::rows::ends(&refusal);
     assert_eq!((owner.namespace.as_str(), owner.pod.as_str()), ("shop", "client"));
+}
+
+#[test]
+fn a_cluster_ip_given_to_another_service_leaves_old_records_theirs() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { nodes: 1, ..Plan::default() }, capture);
+        let client = scene.cluster.simple("shop/client", 1);
+        let [web, api] = ["shop/web-0", "shop/api-0"].map(|name| scene.cluster.simple(name, 1));
+        let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[&web]);
+        scene.wait_services(&[1], 1);
+        scene.wait_links(1, 3);
+        let dial = SocketAddr::new(service.ips[0], 80);
+        let (_, before) = talk::tcp_any(&client.app, &[&web.app], dial, 8080, 100, 2_000);
+        let named = asked("cluster_ip", dial, Some(web.at(V4, 8080)));
+        let end = |peer: &str, service: &str| End::pod(&client, capture, peer).service(service);
+        let known = end("service shop/web address", &named);
+        scene.expect_own(&said(capture, &before, &known, None));
+        in_a_later_second();
+        let replaced = scene.cluster.replace_service(service, "shop/api", &[&api]);
+        assert_eq!(replaced.ips[0], dial.ip());
+        let (_, after) = talk::tcp_any(&client.app, &[&api.app], dial, 8080, 100, 3_000);
+        let renamed = asked("cluster_ip", dial, Some(api.at(V4, 8080))).replace("web", "api");
+        let mut rows = said(capture, &after, &end("service shop/api address", &renamed), None);
+        // What was said of the first one stays, though somebody else has its address now.
+        let past = end("service shop/web address_reused", &named);
+        rows.extend(said(capture, &before, &past, None));
+        scene.expect_own(&rows);
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn endpoints_that_come_later_change_no_verdict_that_was_told() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan { nodes: 1, ..Plan::default() }, capture);
+        let client = scene.cluster.simple("shop/client", 1);
+        let backend = scene.cluster.simple("shop/web-0", 1);
+        let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[]);
+        scene.wait_services(&[1], 1);
+        scene.wait_links(1, 2);
+        let dial = SocketAddr::new(service.ips[0], 80);
+        let (flow, total, _) = talk::refused_by_service(&client.app, dial);
+        let refused = talk::Talk { client: flow, server: flow, there: total, back: total };
+        let verdict = format!("cluster_ip shop/web {}:80 no_endpoints", dial.ip());
+        let end =
+            |service: &str| End::pod(&client, capture, "service shop/web address").service(service);
+        let mut rows = said(capture, &refused, &end(&verdict), None);
+        rows.truncate(1);
+        scene.expect_own(&rows);
+        scene.cluster.set_backends(&service, &[&backend]);
+        let (_, talk) = talk::tcp_any(&client.app, &[&backend.app], dial, 8080, 100, 2_000);
+        let named = asked("cluster_ip", dial, Some(backend.at(V4, 8080)));
+        rows.extend(said(capture, &talk, &end(&named), None));
+        scene.expect_own(&rows);
+        scene.assert_complete();
+    }
 }

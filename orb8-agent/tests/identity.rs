@@ -137,17 +137,26 @@ async fn flows_are_found_by_the_names_of_their_ends() {
     for (request, packets) in found {
         assert_eq!(ask(request.clone()).await, (packets.to_vec(), vec![]), "{request:?}");
     }
-    let nobody = [
-        ("pod", "nobody", Field::Pod(strings("nobody"))),
-        ("namespace", "nowhere", Field::Namespace(strings("nowhere"))),
-        ("workload", "none", Field::Workload(strings("none"))),
-        ("service", "none", Field::Service(strings("none"))),
-        ("node", "n9", Field::Node(strings("n9"))),
-        ("selector", "app=none", Field::Selector(strings("app=none"))),
-        ("container", "none", Field::Container(strings("none"))),
+    let nobody: [(_, _, _, &[&str]); 12] = [
+        ("pod", "nobody", Field::Pod(strings("nobody")), &[]),
+        ("pod", "sevr", Field::Pod(strings("sevr")), &["server"]),
+        ("pod", "shp/client", Field::Pod(strings("shp/client")), &["shop/client"]),
+        ("namespace", "nowhere", Field::Namespace(strings("nowhere")), &[]),
+        ("namespace", "shpo", Field::Namespace(strings("shpo")), &["shop"]),
+        ("workload", "none", Field::Workload(strings("none")), &[]),
+        ("service", "none", Field::Service(strings("none")), &[]),
+        ("service", "shop/wbe", Field::Service(strings("shop/wbe")), &["shop/web"]),
+        ("node", "n9", Field::Node(strings("n9")), &["n1", "n2"]),
+        ("node", "elsewhere", Field::Node(strings("elsewhere")), &[]),
+        ("selector", "app=none", Field::Selector(strings("app=none")), &[]),
+        ("container", "none", Field::Container(strings("none")), &[]),
     ];
-    for (field, value, condition) in nobody {
-        let unmatched = Unmatched { field: field.to_owned(), value: value.to_owned() };
+    for (field, value, condition, near) in nobody {
+        let unmatched = Unmatched {
+            field: field.to_owned(),
+            value: value.to_owned(),
+            suggestions: near.iter().map(ToString::to_string).collect(),
+        };
         assert_eq!(ask(by(condition)).await, (vec![], vec![unmatched]));
     }
     agent.stop().await;

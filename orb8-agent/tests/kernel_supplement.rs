@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,9 +17,11 @@ use orb8_testbed::need::Need;
 use orb8_testbed::netns::Netns;
 use orb8_testbed::traffic;
 use orb8_testbed::wait::wait_until;
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketType};
 use support::cgroup::Cgroup;
 use support::direct::{Direct, DirectObserved, options};
-use support::{DEADLINE, Egress, Ingress};
+use support::{DEADLINE, Direction, Egress, Ingress};
 
 const NEEDS: [Need; 4] = [Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2];
 
@@ -92,14 +94,11 @@ fn icmp(from: IpAddr, to: IpAddr, kind: u8, code: u8) -> Flow {
     Flow { src: from, dst: to, protocol, l4: L4::Icmp { kind, code } }
 }
 
-/// Asks for a TCP and a UDP port that nobody has; what went there and what came back.
+/// Asks for a UDP port that nobody has, and for a TCP one, there twice in a row from one port; what
+/// went to the first and what came back from there.
 fn knock(from: &Port, to: &Port, family: Family) -> [Traffic; 2] {
     let (source, target) = (from.address(family), to.address(family));
-    // A port that was free a moment ago.
-    let port = to.netns.enter(|| {
-        let socket = TcpListener::bind((target, 0)).expect("a free port");
-        socket.local_addr().expect("bound").port()
-    });
+    let port = to.netns.enter(|| free_port(target));
     let header: u64 = if target.is_ipv4() { 20 } else { 40 };
     from.netns.enter(|| {
         let socket = socket2(source);
@@ -110,14 +109,27 @@ fn knock(from: &Port, to: &Port, family: Family) -> [Traffic; 2] {
         // Arrives as an error of the socket.
         let refused = socket.recv(&mut [0; 1]).expect_err("nobody answers").kind();
         assert_eq!(refused, ErrorKind::ConnectionRefused);
-        let refused = TcpStream::connect((target, port)).expect_err("nobody listens").kind();
-        assert_eq!(refused, ErrorKind::ConnectionRefused);
+        // Bound to a port that was asked for, a socket keeps it.
+        let from = SocketAddr::new(source, free_port(source));
+        let domain = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = net::socket(domain, SocketType::STREAM, None).expect("a socket");
+        net::bind(&socket, &from).expect("a port that was free a moment ago");
+        for _ in 0..2 {
+            let refused = net::connect(&socket, &SocketAddr::new(target, port));
+            assert_eq!(refused.expect_err("nobody listens"), Errno::CONNREFUSED);
+        }
         let datagram = Flow::ports(UDP, (source, local.port()), (target, port));
         let (kind, code) = if target.is_ipv4() { (3, 3) } else { (1, 4) };
         let error = icmp(target, source, kind, code);
         // The error carries the whole datagram behind a header of 8 bytes.
         [one(datagram, 1, header + 41), one(error, 1, header + 8 + header + 41)]
     })
+}
+
+/// A port that was free a moment ago.
+fn free_port(address: IpAddr) -> u16 {
+    let socket = TcpListener::bind((address, 0)).expect("a free port");
+    socket.local_addr().expect("bound").port()
 }
 
 fn socket2(address: IpAddr) -> UdpSocket {
@@ -142,16 +154,16 @@ fn a_refused_port_is_told_once_on_each_side() {
         asked = sum(&[&asked, &there]);
         answered = sum(&[&answered, &back]);
     }
-    // At the pod: a SYN and a datagram in, a reset and an error out, in each family. At the
-    // host's sockets: SYN and datagram out, reset in.
-    let observed = watch.settled(8 + 6);
+    // At the pod: two SYNs and a datagram in, resets and an error out, in each family. At the
+    // host's sockets: SYNs and datagram out, resets in.
+    let observed = watch.settled(12 + 10);
     let [sent, taken] = scene.supplement(&observed);
     of(&taken, UDP).assert_equals(&asked, "datagrams to nobody");
     let errors = sent.only(|flow| flow.protocol != TCP);
     errors.assert_equals(&answered, "errors by the kernel");
     let (syn, reset) = (of(&taken, TCP), of(&sent, TCP));
-    assert_eq!((syn.total().packets, syn.total().bytes), (2, 60 + 80));
-    assert_eq!((reset.total().packets, reset.total().bytes), (2, 40 + 60));
+    assert_eq!((syn.total().packets, syn.total().bytes), (4, 2 * (60 + 80)));
+    assert_eq!((reset.total().packets, reset.total().bytes), (4, 2 * (40 + 60)));
     // And the host's own sockets saw what is theirs.
     observed.at_sockets(scene.host.id(), Egress).assert_equals(&sum(&[&syn, &asked]), "sent");
     observed.at_sockets(scene.host.id(), Ingress).assert_equals(&reset, "taken");
@@ -410,6 +422,65 @@ fn an_answer_after_the_socket_was_closed_is_supplement() {
     observed.assert_complete();
 }
 
+/// How many datagrams of the interface's owner no socket of it sends or takes.
+fn datagrams(watch: &Direct, port: &Port, way: Direction) -> u64 {
+    of(&watch.observed().supplement(port.ifindex, way), UDP).total().packets
+}
+
+/// A host's client of a Service is translated behind the uplink, so that no look-up finds it. What
+/// vouches for it there is what it sends, and it ends with that, however much goes on to arrive.
+#[test]
+fn what_arrives_for_a_translated_client_that_is_closed_becomes_supplement() {
+    need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3], Need::Tool("iptables"));
+    let scene = Scene::new();
+    let node = &scene.link.near;
+    let outside = Netns::new("outside");
+    let uplink =
+        Veth::between(&node.netns, &outside, VethOptions { number: 1, ..Default::default() });
+    let backend = outside.enter(|| socket2(uplink.far.address(Family::V4)));
+    let at = backend.local_addr().expect("bound");
+    node.netns.run(&format!("ip route add 10.96.0.0/16 via {}", uplink.far.v4));
+    node.netns.run(&format!(
+        "iptables -w -t nat -A OUTPUT -d 10.96.0.10 -p udp --dport 53 -j DNAT --to-destination {at}"
+    ));
+    let mut watch = scene.watch(2);
+    let client = scene.host.enter(|| node.netns.enter(|| socket2(uplink.near.address(Family::V4))));
+    client.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
+    client.connect("10.96.0.10:53").expect("a route");
+    let mut from = None;
+    for _ in 0..10 {
+        client.send(&[5; 40]).expect("a datagram leaves");
+        let asked = backend.recv_from(&mut [0; 100]).expect("a datagram arrives").1;
+        backend.send_to(&[6; 60], asked).expect("an answer leaves");
+        client.recv(&mut [0; 100]).expect("an answer arrives");
+        from = Some(asked);
+    }
+    let from = from.expect("there was one");
+    // Ten each way, at the uplink and at the socket.
+    let observed = watch.settled(40);
+    assert_eq!(observed.counted_at_socket(), Total { packets: 20, bytes: 10 * (68 + 88) });
+    drop(client);
+    let more = || {
+        backend.send_to(&[6; 60], from).expect("a datagram leaves");
+    };
+    wait_until(DEADLINE, "nobody to be vouched for", || {
+        more();
+        watch.drain();
+        datagrams(&watch, &uplink.near, Ingress) > 0
+    });
+    let before = watch.observed().clone();
+    for _ in 0..20 {
+        more();
+    }
+    wait_until(DEADLINE, "all of the rest to be told", || {
+        watch.drain();
+        datagrams(&watch, &uplink.near, Ingress) >= 21
+    });
+    let observed = watch.observed();
+    assert_eq!(observed.counted_at_socket(), before.counted_at_socket());
+    observed.assert_complete();
+}
+
 #[test]
 fn later_fragments_are_left_out_by_a_reason_of_their_own() {
     need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
@@ -431,7 +502,8 @@ fn later_fragments_are_left_out_by_a_reason_of_their_own() {
 }
 
 /// At the hierarchy's real root the kernel's own sockets are seen too, some of them: what the host's
-/// kernel answers is counted in one plane or the other, whatever the family, and never in both.
+/// kernel answers is counted in one plane or the other, whatever the family, and never in both. Nor
+/// do the kernel's resets, which its own socket sends, vouch for anybody who takes what is refused.
 #[test]
 fn what_the_hosts_own_kernel_answers_is_told_once() {
     need!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
@@ -464,13 +536,13 @@ fn what_the_hosts_own_kernel_answers_is_told_once() {
     wait_until(DEADLINE, "all of it to be drained", || {
         watch.drain();
         let found = |way| both(watch.observed(), way).total().packets;
-        found(Ingress) >= asked.total().packets + 2 && found(Egress) >= answered.total().packets + 2
+        found(Ingress) >= asked.total().packets + 4 && found(Egress) >= answered.total().packets + 4
     });
     let observed = watch.observed();
     let (taken, sent) = (both(observed, Ingress), both(observed, Egress));
     taken.only(|flow| flow.protocol != TCP).assert_equals(&asked, "asked");
     sent.only(|flow| flow.protocol != TCP).assert_equals(&answered, "answered");
     let (syn, reset) = (of(&taken, TCP).total(), of(&sent, TCP).total());
-    assert_eq!((syn.packets, syn.bytes), (2, 60 + 80));
-    assert_eq!((reset.packets, reset.bytes), (2, 40 + 60));
+    assert_eq!((syn.packets, syn.bytes), (4, 2 * (60 + 80)));
+    assert_eq!((reset.packets, reset.bytes), (4, 2 * (40 + 60)));
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orb8_agent::clock::{Clock, SystemClock};
+use orb8_agent::host::HostFacts;
 use orb8_agent::k8s::client::connect;
 use orb8_agent::k8s::registry::{Holder, Registry};
 use orb8_agent::k8s::status::{Resource, State};
-use orb8_agent::k8s::watch::{Pace, Watchers};
+use orb8_agent::k8s::watch::{Pace, Prepared, Watchers};
 use orb8_agent::k8s::{KubernetesSettings, Mode};
 use orb8_testbed::api::ApiServer;
 use orb8_testbed::api::fault::Failure;
@@ -57,7 +58,8 @@ impl Agent {
         let clock = SystemClock::shared();
         let config = api.kubeconfig("agent").display().to_string();
         let watchers = runtime.block_on(async {
-            let connection = connect(&config).await.expect("the kubeconfig is good");
+            let connection =
+                connect(&config, &HostFacts::shared()).await.expect("the kubeconfig is good");
             Watchers::start(&connection, &registry, &clock, pace)
         });
         Self { runtime, registry, clock, watchers: Some(watchers) }
@@ -79,8 +81,8 @@ impl Agent {
                 let identity = pod.identity().expect("a pod with an address has a name");
                 return format!("{}/{}", identity.namespace, identity.name);
             }
-            Holder::Node(node) => return node.name.to_string(),
-            Holder::Service(service) => return service.name.to_string(),
+            Holder::Node { node, .. } => return node.name.to_string(),
+            Holder::Service { service, .. } => return service.name.to_string(),
             Holder::Ambiguous => "ambiguous",
             Holder::InCluster => "in cluster",
             Holder::Outside => "outside",
@@ -357,11 +359,10 @@ fn watchers_end_with_their_handle() {
 #[test]
 fn settings_say_whether_the_api_is_asked() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let clock = SystemClock::shared();
     let start = |mode, kubeconfig: &str| {
         let registry = Registry::shared(NODE, 100);
         let settings = KubernetesSettings { mode, kubeconfig: kubeconfig.to_owned() };
-        let started = runtime.block_on(Watchers::start_as(&settings, &registry, &clock));
+        let started = runtime.block_on(Prepared::new(&settings, &registry, &HostFacts::shared()));
         (started.map_err(|error| error.to_string()), registry.status())
     };
     let (started, status) = start(Mode::Off, "/dev/null");
@@ -405,7 +406,8 @@ fn a_restart_costs_each_of_100_agents_at_most_two_lists() {
             let config = api.kubeconfig(name).display().to_string();
             let clock = SystemClock::shared();
             let watchers = runtime.block_on(async {
-                let connection = connect(&config).await.expect("the kubeconfig is good");
+                let connection =
+                    connect(&config, &HostFacts::shared()).await.expect("the kubeconfig is good");
                 Watchers::start(&connection, &registry, &clock, &pace)
             });
             (registry, watchers)

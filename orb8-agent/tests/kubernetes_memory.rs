@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use orb8_agent::clock::SystemClock;
+use orb8_agent::host::HostFacts;
 use orb8_agent::k8s::client::connect;
 use orb8_agent::k8s::registry::Registry;
 use orb8_agent::k8s::status::State;
@@ -58,7 +59,8 @@ fn five_thousand_pods_fit() {
     let before = resident_kib();
     let clock = SystemClock::shared();
     let watchers = runtime.block_on(async {
-        let connection = connect(&config).await.expect("the kubeconfig is good");
+        let connection =
+            connect(&config, &HostFacts::shared()).await.expect("the kubeconfig is good");
         Watchers::start(&connection, &registry, &clock, &Pace::default())
     });
     wait_until(DEADLINE, "all to be listed", || registry.status().state == State::Synced);

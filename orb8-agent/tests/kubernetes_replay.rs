@@ -147,8 +147,8 @@ impl Replay {
                 let identity = pod.identity().expect("a pod with an address has a name");
                 format!("{}/{}", identity.namespace, identity.name)
             }
-            Holder::Node(node) => node.name.to_string(),
-            Holder::Service(service) => format!("{} (Service)", service.name),
+            Holder::Node { node, .. } => node.name.to_string(),
+            Holder::Service { service, .. } => format!("{} (Service)", service.name),
             other => format!("{other:?}"),
         }
     }

@@ -158,12 +158,33 @@ fn an_empty_answer_says_why() {
     let no_interface = AnswerContext { interfaces_attached: 0, ..context.clone() };
     let no_packets = AnswerContext { packets_seen: 0, ..context.clone() };
     let none_held = AnswerContext { flows_held: 0, ..context.clone() };
+    let at_sockets = |packets_seen, interfaces_attached| AnswerContext {
+        interfaces_attached,
+        socket_plane: "attached".to_owned(),
+        packets_seen,
+        ..context.clone()
+    };
+    let attaching = AnswerContext {
+        health_message: "no interface is attached yet".to_owned(),
+        interfaces_attaching: 3,
+        ..no_interface.clone()
+    };
+    let no_sockets = AnswerContext {
+        health_message: "sockets (attach to the cgroup /x: not permitted)".to_owned(),
+        socket_plane: "failed".to_owned(),
+        ..no_interface.clone()
+    };
     let filter = ["--not", "--port", "443", "-4", "--since", "10m"];
     let said = [
         empty(&[], Some(unattached)),
         empty(&[], Some(no_interface)),
         empty(&[], Some(no_packets)),
         empty(&[], Some(none_held)),
+        empty(&[], Some(at_sockets(0, 0))),
+        empty(&[], Some(at_sockets(0, 2))),
+        empty(&["--port", "443"], Some(at_sockets(9, 0))),
+        empty(&[], Some(attaching)),
+        empty(&[], Some(no_sockets)),
         empty(&filter, Some(context.clone())),
         empty(&[], Some(context)),
         empty(&[], None),
@@ -432,9 +453,10 @@ fn following_says_why_nothing_that_is_held_matches() {
     let mut response = sample::response(NOW);
     response.flows.clear();
     response.matched = 0;
+    response.context.as_mut().unwrap().of_other_scopes = 3;
     let (run, _) = follow(&["--last", "5", "--port", "1"], response);
-    let why = "note: no flows on node-a: 5 flows held, none matches --port 1; what passes the node \
-               is hidden, show it with --all-scopes\n";
+    let why = "note: no flows on node-a: 5 flows held, none matches --port 1; 3 flows that pass the \
+               node are hidden; show what passes with --all-scopes\n";
     assert!(run.err.starts_with(why), "{}", run.err);
 }
 

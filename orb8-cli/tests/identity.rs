@@ -180,9 +180,11 @@ fn empty(words: &[&str], contexts: &[AnswerContext]) -> String {
 }
 
 fn knowing(kubernetes: &str, unmatched: &[(&str, &str)]) -> AnswerContext {
-    let unmatched = unmatched
-        .iter()
-        .map(|(field, value)| Unmatched { field: (*field).to_owned(), value: (*value).to_owned() });
+    let unmatched = unmatched.iter().map(|(field, value)| Unmatched {
+        field: (*field).to_owned(),
+        value: (*value).to_owned(),
+        suggestions: Vec::new(),
+    });
     AnswerContext {
         kubernetes: kubernetes.to_owned(),
         unmatched: unmatched.collect(),
@@ -207,6 +209,55 @@ fn a_name_that_nobody_has_is_told() {
         empty(&["--port", "1"], &[knowing("off", &[])]),
     ];
     assert_snapshot!(said.concat());
+}
+
+#[test]
+fn names_that_come_near_are_offered_once_and_few_of_them() {
+    let near = |names: &[&str]| {
+        let mut context = knowing("synced", &[("namespace", "shpo")]);
+        context.unmatched[0].suggestions = names.iter().map(ToString::to_string).collect();
+        context
+    };
+    let said = |agents: &[AnswerContext]| {
+        let told = empty(&["-n", "shpo"], agents);
+        let line = told.lines().find(|line| line.contains("no namespace")).unwrap().to_owned();
+        line.strip_prefix("note: no namespace named shpo is known (Kubernetes API synced)")
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(said(&[near(&[])]), "");
+    assert_eq!(said(&[near(&["shop"])]), "; did you mean shop?");
+    assert_eq!(said(&[near(&["shop"]), near(&["shop"])]), "; did you mean shop?");
+    assert_eq!(said(&[near(&["a", "b"]), near(&["b", "c", "d"])]), "; did you mean a, b or c?");
+}
+
+#[test]
+fn flows_that_are_hidden_for_their_scope_are_counted() {
+    let agent = |flows: usize, hidden: u64| {
+        let mut response = sample::response(NOW);
+        response.flows.truncate(flows);
+        response.matched = flows as u64;
+        response.context.as_mut().unwrap().of_other_scopes = hidden;
+        answering(response)
+    };
+    let said = |words: &[&str], agents: &[&FakeAgent]| {
+        orb8(&[&["flows"], words].concat(), agents, b"").err
+    };
+    let note = "hidden; show what passes with --all-scopes\n";
+    assert_eq!(said(&[], &[&agent(5, 0)]), "");
+    assert_eq!(said(&[], &[&agent(5, 1)]), format!("note: 1 flow that passes the node is {note}"));
+    assert_eq!(
+        said(&["-o", "json"], &[&agent(5, 3), &agent(5, 4)]),
+        format!("note: 7 flows that pass the node are {note}")
+    );
+    assert_eq!(said(&["--scope", "local"], &[&agent(5, 3)]), "", "it was asked for");
+    assert_eq!(
+        said(&["--port", "1"], &[&agent(0, 2)]),
+        format!(
+            "note: no flows on node-a: 5 flows held, none matches --port 1; 2 flows that pass the \
+             node are {note}"
+        )
+    );
 }
 
 #[test]

@@ -155,6 +155,26 @@ fn a_blind_agent_is_told_and_exits_with_3() {
 }
 
 #[test]
+fn an_agent_that_counts_at_sockets_is_not_blind() {
+    let words = ["trace", "network", "--duration", "50ms"];
+    let at_sockets = seeing(|context| {
+        context.interfaces_attached = 0;
+        context.socket_plane = "attached".to_owned();
+    });
+    let run = orb8(&words, &[&at_sockets], b"");
+    let quiet = "note: nothing went by on node-a: no packets seen at sockets meanwhile\n";
+    assert!(run.err.ends_with(quiet), "{}", run.err);
+    assert_eq!(run.exit, Exit::Done);
+    let attaching = seeing(|context| {
+        context.interfaces_attached = 0;
+        context.interfaces_attaching = 2;
+    });
+    let run = orb8(&words, &[&attaching], b"");
+    assert!(run.err.contains("the agent is still attaching"), "{}", run.err);
+    assert_eq!(run.exit, Exit::Partial);
+}
+
+#[test]
 fn a_recorded_watch_stays_partial_when_it_is_read() {
     let silent = FakeAgent::start(Script { silent: true, ..Script::default() });
     let blind = seeing(|context| context.interfaces_attached = 0);

@@ -178,12 +178,16 @@ pub struct PacketEvent {
     pub time_ns: u64,
     /// IP bytes on the wire.
     pub bytes: u64,
+    /// As in [`FlowEvent`].
+    pub cgroup_id: u64,
     /// Wire packets.
     pub packets: u32,
     /// TCP flags byte.
     pub tcp_flags: u8,
+    /// One of [`scope`].
+    pub scope: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 const _: () = {
@@ -195,7 +199,7 @@ const _: () = {
     assert!(offset_of!(FlowLine, packets) == 56 && offset_of!(FlowLine, last_seen) == 60);
     assert!(size_of::<FlowMeta>() == 32);
     assert!(size_of::<FlowEvent>() == 88 && offset_of!(FlowEvent, bytes) == 80);
-    assert!(size_of::<PacketEvent>() == 72);
+    assert!(size_of::<PacketEvent>() == 80);
 };
 
 /// `jiffies64` and CLOCK_MONOTONIC, read at one moment.

@@ -82,8 +82,10 @@ impl PacketEvent {
             owner: f.u64()?,
             time_ns: f.u64()?,
             bytes: f.u64()?,
+            cgroup_id: f.u64()?,
             packets: f.u32()?,
             tcp_flags: f.u8()?,
+            scope: f.u8()?,
             reserved: f.take()?,
         })
     }
@@ -133,9 +135,11 @@ mod tests {
             owner: 1,
             time_ns: 2,
             bytes: 3,
+            cgroup_id: 6,
             packets: 4,
             tcp_flags: 5,
-            reserved: [0; 3],
+            scope: 1,
+            reserved: [0; 2],
         };
         assert_eq!(PacketEvent::from_bytes(&raw(&packet)), Some(packet));
     }
@@ -146,7 +150,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
             prop_assert_eq!(FlowEvent::from_bytes(&bytes).is_some(), bytes.len() == 88);
-            prop_assert_eq!(PacketEvent::from_bytes(&bytes).is_some(), bytes.len() == 72);
+            prop_assert_eq!(PacketEvent::from_bytes(&bytes).is_some(), bytes.len() == 80);
         }
     }
 }

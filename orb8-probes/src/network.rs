@@ -374,22 +374,12 @@ fn is_supplement<const HOOK: u32>(key: &FlowKey) -> bool {
 fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
     // SAFETY: a helper that a classifier may call.
     let time_ns = unsafe { bpf_ktime_get_ns() };
-    // A packet that comes over a veth still carries the sender's socket, which says nothing of
-    // who receives it.
     let (cgroup_id, cookie, scope) = if HOOK & hook::SOCKET != 0 {
         // SAFETY: a helper that the program may call.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
         (packet.owner, cookie, scope::SOCKET)
-    } else if sockets::is_tunnel::<HOOK>(&packet.key) {
-        (0, 0, scope::TUNNEL)
-    } else if HOOK & hook::EGRESS != 0 {
-        sender_facts(ctx, is_supplement::<HOOK>(&packet.key))
-    } else if is_supplement::<HOOK>(&packet.key) {
-        // Asked before it came here.
-        let asked = sockets::can_be_asked_for(&packet.key);
-        (0, 0, if asked { scope::NO_SOCKET } else { scope::UNKNOWN })
     } else {
-        (0, 0, sockets::receiver::<HOOK>(ctx, &packet.key))
+        owner_facts::<HOOK>(ctx, &packet.key)
     };
     FlowEvent {
         key: packet.key,
@@ -403,6 +393,24 @@ fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> 
         scope,
         reserved: 0,
         bytes: packet.bytes,
+    }
+}
+
+/// cgroup, cookie and scope of a packet's owner at an interface.
+#[inline(always)]
+pub fn owner_facts<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> (u64, u64, u8) {
+    // A packet that comes over a veth still carries the sender's socket, which says nothing of
+    // who receives it.
+    if sockets::is_tunnel::<HOOK>(key) {
+        (0, 0, scope::TUNNEL)
+    } else if HOOK & hook::EGRESS != 0 {
+        sender_facts(ctx, is_supplement::<HOOK>(key))
+    } else if is_supplement::<HOOK>(key) {
+        // Asked before it came here.
+        let asked = sockets::can_be_asked_for(key);
+        (0, 0, if asked { scope::NO_SOCKET } else { scope::UNKNOWN })
+    } else {
+        (0, 0, sockets::receiver::<HOOK>(ctx, key))
     }
 }
 

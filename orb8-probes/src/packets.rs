@@ -9,7 +9,7 @@ use orb8_common::parse::Parsed;
 
 use crate::hooks::hook;
 use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS};
-use crate::network::parse_slowly;
+use crate::network::{owner_facts, parse_slowly};
 use crate::skb::frame;
 
 /// Tells a packet if it passes the filter and the rate.
@@ -31,6 +31,7 @@ pub fn watch<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
         return;
     }
     let packets = parsed.packets(&frame::<LINK>(ctx));
+    let (cgroup_id, _, scope) = owner_facts::<HOOK>(ctx, &key);
     let event = PacketEvent {
         key,
         // SAFETY: a context field that a classifier may read.
@@ -38,9 +39,11 @@ pub fn watch<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
         // SAFETY: a helper that a classifier may call.
         time_ns: unsafe { bpf_ktime_get_ns() },
         bytes: parsed.datagram_bytes as u64 + parsed.gso_header_bytes(packets),
+        cgroup_id,
         packets,
         tcp_flags: parsed.tcp_flags,
-        reserved: [0; 3],
+        scope,
+        reserved: [0; 2],
     };
     match PACKETS.reserve::<PacketEvent>(0) {
         Some(mut place) => {

@@ -7,16 +7,18 @@
 //! Translation on the way (a host's connection to a Service) changes the packet after the hook,
 //! so the look-up fails at an uplink where a socket does take it. But then that socket has sent the
 //! opposite flow through this interface: sending leaves a note in the cell of the opposite flow. The
-//! same note answers for protocols that cannot be looked up. It holds for a moment only, because
-//! nothing tells that the socket was closed. At a pod's link nothing is translated behind the hook:
-//! there the look-up alone answers for TCP and UDP.
+//! same note answers for protocols that cannot be looked up. It holds for a few windows, because
+//! nothing tells that the socket was closed, and only who sends renews it. At a pod's link the
+//! look-up alone answers for TCP and UDP: a node translates what comes from a pod behind this hook
+//! and what goes to it before, so here it has the addresses that the pod's socket knows. Where
+//! something inside of the pod redirects (a sidecar's proxy), the look-up fails there.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::programs::TcContext;
 use orb8_common::counter::Filtered;
 use orb8_common::index;
 use orb8_common::network::{FlowKey, flag, scope};
-use orb8_common::parse::protocol;
+use orb8_common::parse::{protocol, tcp_flag};
 
 use crate::hooks::hook;
 use crate::maps::{SOCKET_PLANE, SOCKETS, seed};
@@ -27,8 +29,8 @@ use crate::sockets;
 pub const CELLS_SHIFT: u32 = 14;
 /// A window is this power of two of ticks: 0.25 to 2.6 s, by the kernel's rate of ticks.
 const WINDOW_SHIFT: u32 = 8;
-/// Windows for which a note of the sender holds after the one it was made in: 0.75 to 1 s at 1000
-/// ticks a second, 3 to 4 s at 250.
+/// Windows for which a note of the sender holds after the one it was made in: 0.8 to 1 s at 1000
+/// ticks a second, 3 to 4 s at 250, 7.7 to 10.2 s at 100.
 const SENDER_HOLDS: u64 = 3;
 
 /// The layout of a cell: the high bits of the flow's hash, what is known, the window.
@@ -65,7 +67,9 @@ pub fn left_out<const HOOK: u32>(
     }
     let counted = if HOOK & hook::EGRESS != 0 {
         let counted = sockets::sender_is_counted::<HOOK>(ctx);
+        // Who resets takes no answer; it may be the kernel, for a port that nobody has.
         if counted
+            && tcp_flags & tcp_flag::RST == 0
             && notes_vouch::<HOOK>(key)
             && let Some(opposite) = opposite(key)
         {
@@ -104,18 +108,25 @@ fn receiver_is_counted<const HOOK: u32>(
     if !sockets::can_be_asked_for(key) {
         return sends;
     }
+    let answered = match known.what {
+        SENDS => false,
+        // Whatever a look-up says, the note holds.
+        TRANSLATED => sends,
+        _ => known.age == 0,
+    };
     // A socket comes or goes with these, so they are asked for each time.
     let rare = tcp_flags & RARE_TCP_FLAGS != 0;
-    if !rare && known.age == 0 && known.what != SENDS {
+    if answered && !rare {
         return known.what != NOBODY;
     }
     let found = receiver::<HOOK>(ctx, key) == scope::SOCKET as u64;
-    let what = match (found, sends) {
-        (true, _) => FOUND,
-        (false, true) => TRANSLATED,
-        (false, false) => NOBODY,
+    let (what, made) = match (found, sends) {
+        (true, _) => (FOUND, now),
+        // As old as the note is: what arrives does not tell that anybody still sends.
+        (false, true) => (TRANSLATED, now.wrapping_sub(known.age) & WINDOW_MASK),
+        (false, false) => (NOBODY, now),
     };
-    cell.write(hash, what, now);
+    cell.write(hash, what, made);
     found || sends
 }
 
@@ -206,10 +217,10 @@ impl Cell {
     }
 
     #[inline(always)]
-    fn write(&self, hash: u64, what: u64, now: u64) {
+    fn write(&self, hash: u64, what: u64, window: u64) {
         // SAFETY: as above.
         unsafe {
-            core::ptr::write_volatile(self.0, hash & HASH_MASK | what << WINDOW_BITS | now);
+            core::ptr::write_volatile(self.0, hash & HASH_MASK | what << WINDOW_BITS | window);
         }
     }
 }

@@ -16,12 +16,13 @@ const OUTSIDE: [&str; 2] = ["orb8-probes", "fuzz"];
 const SMOKE_TESTS: [&str; 2] = ["kernel_exact", "kernel_lifecycle"];
 
 /// Tests of the simulated cluster: nodes, pods, Services and an API server, an agent a node.
-const CLUSTER_TESTS: [&str; 8] = [
+const CLUSTER_TESTS: [&str; 9] = [
     "cluster_api",
     "cluster_churn",
     "cluster_identity",
     "cluster_node_ports",
     "cluster_outages",
+    "cluster_packets",
     "cluster_pods",
     "cluster_scale",
     "cluster_services",

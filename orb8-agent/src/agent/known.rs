@@ -13,11 +13,13 @@ use crate::host::HostFacts;
 use crate::k8s::identity::Knowledge;
 use crate::k8s::registry::Registry;
 use crate::k8s::status::State;
-use crate::k8s::watch::Watchers;
+use crate::k8s::watch::{Prepared, Watchers};
 
 /// What was started; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Running {
+    /// Asks the API, when it is time.
+    pub(super) watchers: Option<Prepared>,
     /// What they know.
     pub(super) known: Knowledge,
     /// Asks for what is in cgroups.
@@ -30,17 +32,18 @@ pub(super) struct Running {
 #[derive(Debug, Default)]
 pub(super) struct Keepers {
     _tracking: Option<Tracking>,
-    _watchers: Option<Watchers>,
+    pub(super) watchers: Option<Watchers>,
 }
 
-/// Starts everything; nothing here waits for the API or the kernel.
+/// Starts everything but the watchers: what they send is to be seen, and known as our own. Nothing
+/// here waits for the API or the kernel.
 pub(super) async fn start(
     settings: &Settings,
     clock: &Arc<dyn Clock>,
     facts: &Arc<HostFacts>,
 ) -> Result<Running, AgentError> {
     let registry = Registry::shared(&settings.node_name, settings.max_pod_cache);
-    let watchers = Watchers::start_as(&settings.kubernetes(), &registry, clock).await?;
+    let watchers = Prepared::new(&settings.kubernetes(), &registry, facts).await?;
     let memberships = memberships(settings, clock, &registry);
     let tracking = conntrack::start(Bounds::default(), &settings.proc_root, Arc::clone(clock));
     let tracking = tracking
@@ -56,14 +59,14 @@ pub(super) async fn start(
         cgroups: memberships.cgroups().clone(),
         translations: translations.unwrap_or_else(|| Translations::empty(0)),
     };
-    let keepers = Keepers { _tracking: tracking, _watchers: Some(watchers) };
-    Ok(Running { known, memberships, keepers })
+    let keepers = Keepers { _tracking: tracking, watchers: None };
+    Ok(Running { watchers: Some(watchers), known, memberships, keepers })
 }
 
 /// What is known already, kept current by somebody else.
 pub(super) fn given(known: Knowledge) -> Running {
     let memberships = Memberships::unanswered(known.cgroups.clone());
-    Running { known, memberships, keepers: Keepers::default() }
+    Running { watchers: None, known, memberships, keepers: Keepers::default() }
 }
 
 fn memberships(

@@ -20,6 +20,9 @@ use crate::datapath::{self, AttachRoute, CountMode, InterfaceStatus, SocketPlane
 use crate::event::{Notice, Severity};
 use crate::host::HostFacts;
 
+/// The kernel may be slow to attach; nobody waits longer for it than this.
+const BEGUN_WITHIN: Duration = Duration::from_secs(10);
+
 /// What the attacher is told to do.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
@@ -88,7 +91,8 @@ pub struct Attacher {
 impl Attacher {
     /// Lists interfaces, attaches to the chosen ones and keeps them attached.
     ///
-    /// Returns at once; readiness is told by [`Self::state`].
+    /// Returns when those that totals come from are attached, as far as that takes seconds at most;
+    /// [`Self::state`] tells which they are.
     ///
     /// # Errors
     /// If netlink cannot be opened or the thread not started.
@@ -124,6 +128,7 @@ impl Attacher {
             // A full queue is awake anyway, and looks at the mark.
             !matches!(wake.try_send(Request::Wake), Err(TrySendError::Disconnected(_)))
         })?;
+        let (begin, begun) = sync_channel(0);
         let worker = Worker::new(
             netlink,
             programs,
@@ -138,6 +143,7 @@ impl Attacher {
                 stopping: Arc::clone(&stopping),
                 state: Arc::clone(&state),
             },
+            begin,
         );
         let thread = std::thread::Builder::new()
             .name("attach".to_owned())
@@ -150,6 +156,10 @@ impl Attacher {
             let mut worker = worker;
             worker.run(&queue);
         })?;
+        // The end of the other side is what is waited for, and comes with a panic too.
+        if begun.recv_timeout(BEGUN_WITHIN) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("attaching takes long; the agent answers meanwhile");
+        }
         Ok(Self { requests, thread: Some(thread), ended, stopping, state })
     }
 

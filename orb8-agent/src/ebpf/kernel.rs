@@ -112,7 +112,8 @@ pub struct Started {
     pub kernel: Kernel,
 }
 
-/// Loads the probes and begins to attach them; returns before all interfaces are attached.
+/// Loads the probes and attaches them. Returns within seconds: many interfaces may be left to be
+/// attached.
 ///
 /// # Errors
 /// What is missing, in words.

@@ -18,11 +18,14 @@ use super::load::Programs;
 use super::netlink::{Carried, Device, Netlink};
 use super::select;
 use super::socket_plane::SocketPlane;
-use crate::datapath::{AttachRoute, ChosenBy, CountMode};
+use crate::datapath::{AttachRoute, ChosenBy};
 use crate::event::{Notice, Severity};
 
 mod chains;
 mod facts;
+mod unattached;
+
+use unattached::Beginning;
 
 /// Devices whose counters are remembered.
 const MAX_KNOWN: usize = 16_384;
@@ -47,6 +50,8 @@ pub(super) struct Worker {
     known: Option<HashMap<u32, Carried>>,
     behind: facts::Known,
     watching_packets: bool,
+    /// Until the agent promises to see everything.
+    beginning: Option<Beginning>,
 }
 
 impl Worker {
@@ -57,6 +62,7 @@ impl Worker {
         options: AttachOptions,
         instance: Instance,
         shared: Shared,
+        begun: SyncSender<()>,
     ) -> Self {
         let socket = options.socket_root.clone().map(SocketPlane::new);
         Self {
@@ -73,6 +79,7 @@ impl Worker {
             known: None,
             behind: facts::Known::new(),
             watching_packets: false,
+            beginning: Some(Beginning::until(begun)),
         }
     }
 
@@ -88,6 +95,7 @@ impl Worker {
                 self.refresh();
             }
             self.attach_next();
+            self.begin_if_ready();
             // However often interfaces change, the chains are looked at.
             if Instant::now() >= next_look {
                 self.look_around();
@@ -195,9 +203,11 @@ impl Worker {
     }
 
     /// Puts into the line what is chosen and not attached yet.
-    fn line_up(&mut self, chosen: Vec<(Device, ChosenBy)>) {
+    fn line_up(&mut self, mut chosen: Vec<(Device, ChosenBy)>) {
         let mut waiting: HashMap<u32, Carried> =
             self.pending.drain(..).map(|one| (one.device.ifindex, one.before)).collect();
+        // The agent begins when the uplinks are attached; links to pods come by the hundred.
+        chosen.sort_by_key(|(_, why)| *why == ChosenBy::PodLink);
         for (device, why) in chosen {
             if let Some(attached) = self.attached.get_mut(&device.ifindex)
                 && attached.shape() == shape(&device, why)
@@ -295,37 +305,6 @@ impl Worker {
             self.shared.side.notify(notice);
         }
         self.attached.insert(attached.device.ifindex, attached);
-    }
-
-    /// What a device had carried when its loss began to count: when an attach first failed; for a
-    /// device that was there before us or was no uplink until now, as of the listing that chose
-    /// it; for one that came back, when it left; for a new one, nothing.
-    fn carried_before(&self, device: &Device) -> Carried {
-        if let Some(failed) = self.failed.get(&device.ifindex) {
-            return failed.carried;
-        }
-        let Some(known) = &self.known else { return device.carried };
-        if known.contains_key(&device.ifindex) || device.hardware {
-            return device.carried;
-        }
-        Carried::default()
-    }
-
-    /// Counts what passed between the last look and now. Packets in the moment between attaching
-    /// and reading the device's counters are in both numbers, so this says at most how many.
-    ///
-    /// A link to a pod is counted only where its totals come from there.
-    fn count_unattached(&self, device: &Device, why: ChosenBy, before: Carried) -> Option<Carried> {
-        let now = self.netlink.carried(device.ifindex)?;
-        if why == ChosenBy::PodLink && self.options.mode == CountMode::Supplement {
-            return Some(now);
-        }
-        let packets = now.rx_packets.saturating_sub(before.rx_packets)
-            + now.tx_packets.saturating_sub(before.tx_packets);
-        let bytes = now.rx_bytes.saturating_sub(before.rx_bytes)
-            + now.tx_bytes.saturating_sub(before.tx_bytes);
-        self.shared.side.add_unattached(packets, bytes);
-        Some(now)
     }
 
     fn try_attach(&mut self, device: &Device, shape: Shape) -> io::Result<([Hook; 2], bool)> {

@@ -94,12 +94,18 @@ fn check(check: &Check) -> v1::Check {
     }
 }
 
-fn interface(status: &InterfaceStatus) -> v1::Interface {
-    let state = match status.state {
+/// The word for whether programs run somewhere.
+#[must_use]
+pub const fn attach_state(state: AttachState) -> &'static str {
+    match state {
         AttachState::Attached => "attached",
         AttachState::Attaching => "attaching",
         AttachState::Failed => "failed",
-    };
+    }
+}
+
+fn interface(status: &InterfaceStatus) -> v1::Interface {
+    let state = attach_state(status.state);
     let attach = match status.route {
         Some(AttachRoute::Tcx) => "tcx",
         Some(AttachRoute::Clsact) => "clsact",

@@ -5,30 +5,20 @@
 //! knows what the answers mean.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceExt};
 
-/// A connection to the API server must be made within this.
-const CONNECT: Duration = Duration::from_secs(10);
-
-/// A watch at rest sends nothing: a server that vanished without a word is noticed by the kernel's
-/// probes, after `QUIET + PROBES * PROBE_EVERY`.
-const QUIET: Duration = Duration::from_secs(5);
-
-/// Time between two probes that are not answered.
-const PROBE_EVERY: Duration = Duration::from_secs(3);
-
-/// Probes without an answer before the connection is given up.
-const PROBES: u32 = 3;
+use super::connector::{CONNECT, Connector};
+use crate::host::HostFacts;
 
 /// An answer must begin within this.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -87,11 +77,12 @@ impl std::fmt::Debug for Connection {
 }
 
 /// Reads where the API server is; asks it nothing. `kubeconfig` may be several paths with colons
-/// between; empty: the pod's own service account.
+/// between; empty: the pod's own service account. Sockets of the connections to come are noted in
+/// `facts` as the agent's own; those through a proxy are not.
 ///
 /// # Errors
 /// The configuration is missing or cannot be used.
-pub async fn connect(kubeconfig: &str) -> Result<Connection, ConnectError> {
+pub async fn connect(kubeconfig: &str, facts: &Arc<HostFacts>) -> Result<Connection, ConnectError> {
     let mut config = if kubeconfig.is_empty() {
         Config::incluster()?
     } else {
@@ -100,30 +91,25 @@ pub async fn connect(kubeconfig: &str) -> Result<Connection, ConnectError> {
             source: Box::new(source),
         })?
     };
+    // For a proxy; else the connector has its own.
     config.connect_timeout = Some(CONNECT);
     config.write_timeout = Some(ANSWER);
     // kube would repeat what was answered with 429 or 503 up to 15 times, unseen and uncounted.
     config.default_retry = false;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    match client(config) {
+    match client(config, facts) {
         Ok(client) => Ok(Connection { client, server }),
         Err(source) => Err(ConnectError::Client { server, source: Box::new(source) }),
     }
 }
 
-/// kube's own client, but with probes on its connections: kube has no setting for them.
-fn client(config: Config) -> kube::Result<Client> {
+/// kube's own client, but with our connector, since kube has no setting for what that does.
+fn client(config: Config, facts: &Arc<HostFacts>) -> kube::Result<Client> {
     // kube says itself what it can do with a proxy.
     if config.proxy_url.is_some() {
         return Client::try_from(config);
     }
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_connect_timeout(config.connect_timeout);
-    tcp.set_keepalive(Some(QUIET));
-    tcp.set_keepalive_interval(Some(PROBE_EVERY));
-    tcp.set_keepalive_retries(Some(PROBES));
-    let tls = config.rustls_https_connector_with_connector(tcp)?;
+    let tls = config.rustls_https_connector_with_connector(Connector::new(Arc::clone(facts)))?;
     let http = HttpClient::builder(TokioExecutor::new()).build::<_, Body>(tls);
     let http = http.map_err(BoxError::from);
     let builder = ClientBuilder::new(http, config.default_namespace.clone())

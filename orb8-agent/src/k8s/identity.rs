@@ -260,15 +260,17 @@ impl Lookup<'_> {
     fn holder(&self, address: IpAddr, at_ns: u64) -> End {
         let own = || End::Node(How::by(Attribution::Address), Arc::clone(self.own_node));
         let told = |resources: &[Resource]| self.by_address(resources, at_ns);
+        let held = |resources: &[Resource], current: bool| {
+            let reused = How { attribution: Attribution::AddressReused, ..told(resources) };
+            if current { told(resources) } else { reused }
+        };
         match self.view.holder(address, at_ns) {
-            Holder::Pod { pod, current: true } => End::Pod(told(PODS), Arc::clone(pod)),
-            Holder::Pod { pod, current: false } => {
-                let how = How { attribution: Attribution::AddressReused, ..told(PODS) };
-                End::Pod(how, Arc::clone(pod))
+            Holder::Pod { pod, current } => End::Pod(held(PODS, current), Arc::clone(pod)),
+            Holder::Service { service, current } => {
+                End::Service(held(SERVICES, current), Arc::clone(service))
             }
-            Holder::Service(service) => End::Service(told(SERVICES), Arc::clone(service)),
-            Holder::Node(node) if node.name == self.own_node.name => own(),
-            Holder::Node(node) => End::Node(told(NODES), Arc::clone(node)),
+            Holder::Node { node, current } if current && node.name == self.own_node.name => own(),
+            Holder::Node { node, current } => End::Node(held(NODES, current), Arc::clone(node)),
             Holder::Ambiguous | Holder::InCluster | Holder::Outside | Holder::NotSynced
                 if self.is_local(address) =>
             {

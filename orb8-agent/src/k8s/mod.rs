@@ -2,6 +2,7 @@
 
 mod addresses;
 pub mod client;
+mod connector;
 pub mod identity;
 pub mod model;
 mod owners;

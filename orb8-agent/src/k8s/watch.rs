@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock::Clock;
+use crate::host::HostFacts;
 use crate::k8s::client::{AskError, ConnectError, Connection, connect};
 use crate::k8s::registry::{Registry, Seen};
 use crate::k8s::status::{Resource, State};
@@ -83,25 +84,37 @@ impl Watchers {
         }
         Self { _tasks: tasks }
     }
+}
 
-    /// Starts them as the settings say. Where no API is asked, the registry's health says why.
+/// Watchers that could be started.
+#[derive(Debug)]
+pub struct Prepared {
+    connection: Option<Connection>,
+}
+
+impl Prepared {
+    /// Does as the settings say, and asks the API nothing yet. Where it will not be asked at all, the
+    /// registry's health says why. Sockets of the connections to come are noted in `facts`.
     ///
     /// # Errors
     /// Kubernetes is asked for, and there is no way to it.
-    pub async fn start_as(
+    pub async fn new(
         settings: &KubernetesSettings,
-        registry: &Arc<Registry>,
-        clock: &Arc<dyn Clock>,
+        registry: &Registry,
+        facts: &Arc<HostFacts>,
     ) -> Result<Self, ConnectError> {
         let off = |reason: &str| {
             registry.health().off(reason);
-            Ok(Self { _tasks: JoinSet::new() })
+            Ok(Self { connection: None })
         };
         if settings.mode == Mode::Off {
             return off("ORB8_KUBERNETES is off");
         }
-        match connect(&settings.kubeconfig).await {
-            Ok(connection) => Ok(Self::start(&connection, registry, clock, &Pace::default())),
+        match connect(&settings.kubeconfig, facts).await {
+            Ok(connection) => {
+                registry.health().on(&connection.server);
+                Ok(Self { connection: Some(connection) })
+            }
             Err(error) if settings.mode == Mode::On => Err(error),
             Err(error @ ConnectError::NotInCluster(_)) => {
                 tracing::info!(reason = %error, "no Kubernetes here");
@@ -112,6 +125,13 @@ impl Watchers {
                 off(&error.to_string())
             }
         }
+    }
+
+    /// Starts them, unless nobody is to be asked.
+    #[must_use]
+    pub fn start(self, registry: &Arc<Registry>, clock: &Arc<dyn Clock>) -> Option<Watchers> {
+        let connection = self.connection?;
+        Some(Watchers::start(&connection, registry, clock, &Pace::default()))
     }
 }
 

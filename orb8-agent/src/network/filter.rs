@@ -1,12 +1,15 @@
 //! Leaves out what the agent itself sends and receives, so that watching does not feed itself; and
 //! what is counted elsewhere under a better name.
 //!
-//! Own are the sockets whose cookie is known, and else what has an own local address and the own
-//! listening port together. A port alone proves nothing: others serve on 9090 too. Neither does a
+//! Own are the sockets whose cookie is known, the answers to what they sent where the kernel shows no
+//! socket, and else what has an own local address and the own listening port together. A port alone proves nothing: others serve on 9090 too. Neither does a
 //! loopback address at a socket: every network namespace has its own.
 
+use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use orb8_common::network::{FlowKey, flag};
 
 use crate::capture::SocketRoot;
 use crate::cgroup::Cgroups;
@@ -18,6 +21,9 @@ use crate::pipeline::filter::{EventFilter, Verdict};
 /// The reason that the ledger shows.
 pub const SELF_TRAFFIC: &str = "self_traffic";
 
+/// Conversations with the API server that are remembered; those to come displace the oldest.
+const CONVERSATIONS: usize = 256;
+
 /// Drops the agent's own traffic.
 #[derive(Debug)]
 pub struct SelfTraffic {
@@ -25,6 +31,7 @@ pub struct SelfTraffic {
     cgroups: Cgroups,
     /// The cgroup of the agent's sockets, as the first of them showed; 0: none was seen.
     own_cgroup: u64,
+    asked: Conversations,
 }
 
 impl SelfTraffic {
@@ -32,7 +39,12 @@ impl SelfTraffic {
     /// else may be at a loopback address.
     #[must_use]
     pub fn new(facts: Arc<HostFacts>, cgroups: Cgroups) -> Self {
-        Self { facts: HostReader::new(facts), cgroups, own_cgroup: 0 }
+        Self {
+            facts: HostReader::new(facts),
+            cgroups,
+            own_cgroup: 0,
+            asked: Conversations::default(),
+        }
     }
 
     fn is_own(&mut self, id: &FlowId, cookie: u64) -> bool {
@@ -42,6 +54,14 @@ impl SelfTraffic {
             if at_socket {
                 self.own_cgroup = id.owner;
             }
+            if facts.is_api_cookie(cookie) {
+                self.asked.note(&id.key);
+            }
+            return true;
+        }
+        // The kernel tells no cookie of what arrives at an interface, and none once it has closed
+        // the socket. Another socket is somebody else's, the API server's own if it is on this host.
+        if cookie == 0 && self.asked.knows(&id.key) {
             return true;
         }
         is_own_listener(facts, id)
@@ -59,6 +79,48 @@ impl SelfTraffic {
                 .cgroups
                 .find(id.owner)
                 .is_some_and(|cgroup| !cgroup.placement.as_ref().is_some_and(in_container))
+    }
+}
+
+/// Addresses and ports between which the agent asks, in both directions and on every plane, as the
+/// packets bear them: after a translation, and not as the agent dials them.
+#[derive(Debug, Default)]
+struct Conversations {
+    known: HashSet<FlowKey>,
+    order: VecDeque<FlowKey>,
+}
+
+impl Conversations {
+    fn note(&mut self, key: &FlowKey) {
+        // Every network namespace has its own loopback.
+        if keys::owner(key).is_loopback() || !self.known.insert(sides(key)) {
+            return;
+        }
+        self.order.push_back(sides(key));
+        if self.order.len() > CONVERSATIONS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn knows(&self, key: &FlowKey) -> bool {
+        !self.known.is_empty() && self.known.contains(&sides(key))
+    }
+}
+
+/// The same key for both directions, wherever they are counted.
+fn sides(key: &FlowKey) -> FlowKey {
+    let (source, destination) = ((key.src, key.src_port), (key.dst, key.dst_port));
+    let (low, high) = (source.min(destination), source.max(destination));
+    FlowKey {
+        src: low.0,
+        dst: high.0,
+        src_port: low.1,
+        dst_port: high.1,
+        protocol: key.protocol,
+        flags: key.flags & flag::IPV6,
+        tag: 0,
     }
 }
 
@@ -135,8 +197,6 @@ fn is_own_listener(facts: &Facts, id: &FlowId) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use orb8_common::network::{FlowKey, flag};
-
     use super::*;
     use crate::event::{FlowCount, FlowFacts};
     use crate::testing::{World, cgroup_of};
@@ -233,6 +293,46 @@ mod tests {
         check(flag::SOCKET_PLANE, 7, 77, own);
         check(flag::SOCKET_PLANE, 7, 0, own);
         check(flag::SOCKET_PLANE, 5, 0, Verdict::Keep);
+    }
+
+    #[test]
+    fn answers_to_what_the_agent_asked_are_its_own_where_no_other_socket_is_seen() {
+        let facts = HostFacts::shared();
+        facts.update(|facts| {
+            facts.add_api_cookie(77);
+            facts.add_own_cookie(78);
+        });
+        let mut filter = SelfTraffic::new(facts, Cgroups::default());
+        let node = |port| (IpAddr::from([10, 0, 0, 1]), port);
+        let (api, loopback) = ((IpAddr::from([10, 0, 0, 7]), 6443), IpAddr::from([127, 0, 0, 1]));
+        let mut check = |src, dst, flags, cookie, expected| {
+            let mut id = crate::testing::flow(6, src, dst, true);
+            id.key.flags = flags;
+            let Event::Count(mut count) = crate::testing::count(id, 1, 60, 1) else {
+                unreachable!("it is a count")
+            };
+            count.facts.cookie = cookie;
+            let verdict = filter.filter(&Event::Count(count));
+            assert_eq!(verdict, expected, "{src:?} > {dst:?}, {flags:#x}, cookie {cookie}");
+        };
+        let (own, keep) = (Verdict::Drop(SELF_TRAFFIC), Verdict::Keep);
+        check(api, node(40_000), 0, 0, keep);
+        check(node(40_000), api, flag::EGRESS, 77, own);
+        check(api, node(40_000), 0, 0, own);
+        check(node(40_000), api, flag::EGRESS | flag::SUPPLEMENT, 0, own);
+        check(api, node(40_001), 0, 0, keep);
+        // The API server's own socket, if it is on this host.
+        check(node(40_000), api, flag::SOCKET_PLANE, 5, keep);
+        // Who asks the agent is known by the agent's address and port.
+        check(node(41_000), api, flag::EGRESS, 78, own);
+        check(api, node(41_000), 0, 0, keep);
+        check((loopback, 1), (loopback, 6443), flag::EGRESS, 77, own);
+        check((loopback, 6443), (loopback, 1), 0, 0, keep);
+        for port in 1..=u16::try_from(CONVERSATIONS).unwrap() {
+            check(node(port), api, flag::EGRESS, 77, own);
+        }
+        check(api, node(40_000), 0, 0, keep);
+        check(api, node(1), 0, 0, own);
     }
 
     #[test]

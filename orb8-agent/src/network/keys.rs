@@ -173,7 +173,7 @@ pub fn of_event(event: &Event) -> Option<Keys> {
     let (id, told, since_ns) = match event {
         Event::Flow(signal) => (signal.id, signal.facts.cgroup_id, signal.time_ns),
         Event::Count(count) => (count.id, count.facts.cgroup_id, count.first_seen_ns),
-        Event::Packet(packet) => (packet_id(packet), 0, packet.time_ns),
+        Event::Packet(packet) => (packet_id(packet), packet.cgroup_id, packet.time_ns),
         Event::Released(_) | Event::Drained(_) | Event::Notice(_) => return None,
     };
     let cgroup_id = cgroup_id(&id, told);

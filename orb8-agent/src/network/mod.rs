@@ -4,6 +4,7 @@ pub mod decode;
 pub mod feed;
 pub mod filter;
 pub mod keys;
+pub mod nearest;
 pub mod query;
 pub mod table;
 pub mod unmatched;

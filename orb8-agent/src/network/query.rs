@@ -9,10 +9,14 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use orb8_filter::{Filter, FilterError};
+use orb8_proto::v1::condition;
 use orb8_proto::v1::sort::Field;
-use orb8_proto::v1::{AnswerContext, NodeStatus, QueryFlowsRequest, QueryFlowsResponse};
+use orb8_proto::v1::{
+    AnswerContext, Condition, FlowFilter, NodeStatus, QueryFlowsRequest, QueryFlowsResponse,
+};
 
 use crate::clock::{self, Clock};
+use crate::datapath::AttachState;
 use crate::event::{FlowRecord, LossRecord};
 use crate::export::feed::{BadRequest, Queries};
 use crate::export::wire as shared_wire;
@@ -71,6 +75,8 @@ pub enum QueryError {
 #[derive(Debug)]
 pub struct FlowQuery {
     filter: Filter,
+    /// The same without what it says of scopes, if it says anything.
+    any_scope: Option<Filter>,
     /// `None`: as far back as flows are held.
     from_ns: Option<u64>,
     to_ns: u64,
@@ -86,6 +92,8 @@ pub struct Found {
     pub flows: Vec<FlowRecord>,
     /// All that matched.
     pub matched: u64,
+    /// Those that would have matched, were it not for their scope.
+    pub of_other_scopes: u64,
     /// CLOCK_MONOTONIC nanoseconds from which on the answer claims to be complete, and from which
     /// on a loss belongs to it.
     pub covers_from_ns: u64,
@@ -103,8 +111,12 @@ impl FlowQuery {
         max_limit: u32,
         unix_offset_ns: i64,
     ) -> Result<Self, QueryError> {
-        let filter =
-            Filter::compile(request.filter.as_ref(), &request.namespaces, &request.pod_names)?;
+        let compile = |filter: Option<&FlowFilter>| {
+            Filter::compile(filter, &request.namespaces, &request.pod_names)
+        };
+        let filter = compile(request.filter.as_ref())?;
+        let any_scope = without_scopes(request.filter.as_ref());
+        let any_scope = any_scope.map(|filter| compile(Some(&filter))).transpose()?;
         if request.limit > max_limit {
             return Err(QueryError::Limit { limit: request.limit, maximum: max_limit });
         }
@@ -122,6 +134,7 @@ impl FlowQuery {
         let field = Field::try_from(sort.field).map_err(|_unknown| QueryError::Sort(sort.field))?;
         Ok(Self {
             filter,
+            any_scope,
             from_ns: (start != 0).then(|| clock::from_unix(start, unix_offset_ns)),
             to_ns: if end == 0 { u64::MAX } else { clock::from_unix(end, unix_offset_ns) },
             field,
@@ -134,14 +147,17 @@ impl FlowQuery {
     pub fn run(&mut self, table: &FlowTable, node: &Arc<Node>) -> Found {
         let mut best: BinaryHeap<Candidate> = BinaryHeap::with_capacity(self.limit + 1);
         let from_ns = self.from_ns.unwrap_or(0);
-        let mut matched = 0;
+        let (mut matched, mut of_other_scopes) = (0, 0);
         let mut oldest_ns = table.held_since_ns();
         for slot in 0..table.used_rows() {
             let Some(flow) = table.row(slot) else { continue };
-            if flow.last_seen_ns < from_ns
-                || flow.first_seen_ns > self.to_ns
-                || !self.filter.matches(&Seen { flow, node })
-            {
+            if flow.last_seen_ns < from_ns || flow.first_seen_ns > self.to_ns {
+                continue;
+            }
+            let seen = Seen { flow, node };
+            if !self.filter.matches(&seen) {
+                let is_hidden = self.any_scope.as_mut().is_some_and(|any| any.matches(&seen));
+                of_other_scopes += u64::from(is_hidden);
                 continue;
             }
             matched += 1;
@@ -160,6 +176,7 @@ impl FlowQuery {
         Found {
             flows: flows.map(|flow| table.record(flow)).collect(),
             matched,
+            of_other_scopes,
             // Before that everything may have been forgotten, and no flow here counted anything.
             covers_from_ns: self.from_ns.unwrap_or(oldest_ns),
         }
@@ -180,6 +197,14 @@ impl FlowQuery {
         };
         if self.ascending { !value } else { value }
     }
+}
+
+/// A filter without its conditions on scopes; none if it has none.
+fn without_scopes(filter: Option<&FlowFilter>) -> Option<FlowFilter> {
+    let on_scope =
+        |condition: &Condition| matches!(condition.field, Some(condition::Field::Scope(_)));
+    let (scopes, all): (Vec<_>, Vec<_>) = filter?.all.iter().cloned().partition(on_scope);
+    (!scopes.is_empty()).then_some(FlowFilter { all })
 }
 
 /// Why an answer is not complete; empty if it is.
@@ -246,7 +271,14 @@ impl Queries for NetworkQueries {
             context: Some(AnswerContext {
                 flows_held,
                 packets_seen: seen.packets,
-                interfaces_attached: self.status.interfaces_attached(),
+                interfaces_attached: self.status.interfaces_in(AttachState::Attached),
+                interfaces_attaching: self.status.interfaces_in(AttachState::Attaching),
+                socket_plane: self
+                    .status
+                    .socket_plane()
+                    .map_or("", shared_wire::attach_state)
+                    .to_owned(),
+                of_other_scopes: found.of_other_scopes,
                 held_since_ns: clock::to_unix(held_since_ns, unix_offset_ns),
                 health_message: health,
                 unmatched: unmatched::of(request, &self.known.registry),

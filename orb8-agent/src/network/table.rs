@@ -138,6 +138,11 @@ impl FlowTable {
         }
     }
 
+    /// Promises all flows that are last seen from now on.
+    pub fn begin(&mut self, now_ns: u64) {
+        self.forgotten_ns = self.forgotten_ns.max(now_ns);
+    }
+
     /// The same, shared.
     #[must_use]
     pub fn shared(limits: Limits, start_ns: u64) -> SharedTable {
@@ -211,14 +216,15 @@ impl FlowTable {
         FlowRecord { byte_rate, packet_rate, ..flow.clone() }
     }
 
-    /// An active flow that changed after drain `since` and was told not after drain `until`.
+    /// A flow that changed after drain `since` and was told not after drain `until`: an active one,
+    /// or one that has ended since and of which only now is known whose it was.
     #[must_use]
     pub fn changed(&self, slot: usize, since: u32, until: u32) -> Option<&FlowRecord> {
         let row = self.rows.get(slot)?;
         let fresh = row.flow.changed_epoch > since && row.start_epoch <= until;
-        let active =
-            row.flow.state == FlowState::Active && row.flow.flow_id != 0 && !row.is(mark::HELD);
-        (fresh && active).then_some(&row.flow)
+        let active = row.flow.state == FlowState::Active && !row.is(mark::HELD);
+        let told = active || row.is(mark::NAMED_LATE);
+        (fresh && told && row.flow.flow_id != 0).then_some(&row.flow)
     }
 
     fn find(&self, id: &FlowId) -> Option<u32> {

@@ -5,10 +5,14 @@ use orb8_proto::v1::condition::Field;
 use orb8_proto::v1::{QueryFlowsRequest, Strings, Unmatched};
 
 use crate::k8s::registry::{self, Registry, View};
+use crate::network::nearest::nearest;
 use crate::network::view::with_labels;
 
 /// Prefixes of container ids are this long at least, as in the filter.
 const CONTAINER_ID: usize = 12;
+
+/// Values for which names that come near are looked for; a person mistypes fewer.
+const MAX_SUGGESTED: usize = 8;
 
 /// The values that can match nothing now; none while Kubernetes is not known whole.
 #[must_use]
@@ -17,7 +21,8 @@ pub fn of(request: &QueryFlowsRequest, registry: &Registry) -> Vec<Unmatched> {
     let mut found = Vec::new();
     let mut ask = |word: &str, values: &[String], knows: &dyn Fn(&str) -> bool| {
         for value in values.iter().filter(|value| !value.is_empty() && !knows(value)) {
-            found.push(Unmatched { field: word.to_owned(), value: value.clone() });
+            let (field, value) = (word.to_owned(), value.clone());
+            found.push(Unmatched { field, value, suggestions: Vec::new() });
         }
     };
     let named = |field| move |view: &View<'_>, value: &str| view.knows(field, value);
@@ -35,7 +40,25 @@ pub fn of(request: &QueryFlowsRequest, registry: &Registry) -> Vec<Unmatched> {
             Named::Container => ask(word, &list.values, &|value| has_container(&view, value)),
         }
     }
+    drop(view);
+    found.iter_mut().take(MAX_SUGGESTED).for_each(|name| suggest(name, registry));
     found
+}
+
+/// Looks for names that come near. Of labels and containers, nothing is offered.
+fn suggest(name: &mut Unmatched, registry: &Registry) {
+    let field = match name.field.as_str() {
+        "namespace" => registry::Field::Namespace,
+        "pod" => registry::Field::Pod,
+        "workload" => registry::Field::Workload,
+        "service" => registry::Field::Service,
+        "node" => registry::Field::Node,
+        _ => return,
+    };
+    let words = name.value.split('/').count();
+    // Compared when changes of the registry do not wait any more.
+    let names = registry.read().names(field, words);
+    name.suggestions = nearest(&name.value, &names, field == registry::Field::Pod);
 }
 
 enum Named {

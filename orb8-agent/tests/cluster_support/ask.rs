@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use orb8_proto::v1::event::Payload;
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
-use orb8_proto::v1::{AgentStatus, GetStatusRequest, NetworkFlow, StreamEventsRequest};
+use orb8_proto::v1::{
+    AgentStatus, Condition, Event, FlowFilter, GetStatusRequest, NetworkFlow, PacketEvent,
+    StreamEventsRequest,
+};
 use orb8_testbed::agent::LISTEN;
 use orb8_testbed::cluster::plan::Cni;
 use orb8_testbed::netns::Netns;
@@ -64,28 +67,14 @@ impl Trace {
     pub fn follow(netns: &Netns, cni: Cni) -> Self {
         let latest: Arc<Mutex<HashMap<u64, Latest>>> = Arc::default();
         let sink = Arc::clone(&latest);
-        let netns = netns.clone();
-        let (subscribed, ready) = std::sync::mpsc::sync_channel(1);
-        std::thread::spawn(move || {
-            netns.enter(|| {
-                runtime().block_on(async {
-                    let request =
-                        StreamEventsRequest { update_interval_ms: 200, ..Default::default() };
-                    let stream = client().await.stream_events(request).await;
-                    let mut stream = stream.expect("a stream").into_inner();
-                    subscribed.send(()).expect("somebody waits for it");
-                    while let Ok(Some(event)) = stream.message().await {
-                        let time_ns = event.time_ns;
-                        if let Some(Payload::Flow(event)) = event.payload
-                            && let Some(flow) = event.flow
-                        {
-                            note(&mut held(&sink), flow, time_ns, cni);
-                        }
-                    }
-                });
-            });
+        let request = StreamEventsRequest { update_interval_ms: 200, ..Default::default() };
+        follow(netns, request, move |event| {
+            if let Some(Payload::Flow(told)) = event.payload
+                && let Some(flow) = told.flow
+            {
+                note(&mut held(&sink), flow, event.time_ns, cni);
+            }
         });
-        ready.recv().expect("the stream begins");
         Self { latest }
     }
 
@@ -103,6 +92,47 @@ impl Trace {
     pub fn find(&self, fits: impl Fn(&NetworkFlow) -> bool) -> Option<Latest> {
         held(&self.latest).values().find(|latest| fits(&latest.flow)).cloned()
     }
+}
+
+/// Follows the packets that match until the agent ends; subscribed when this returns.
+pub fn packets(netns: &Netns, condition: Condition) -> Arc<Mutex<Vec<PacketEvent>>> {
+    let told: Arc<Mutex<Vec<PacketEvent>>> = Arc::default();
+    let sink = Arc::clone(&told);
+    let request = StreamEventsRequest {
+        filter: Some(FlowFilter { all: vec![condition] }),
+        packets: true,
+        packet_rate_limit: 100_000,
+        ..Default::default()
+    };
+    follow(netns, request, move |event| {
+        if let Some(Payload::Packet(packet)) = event.payload {
+            held(&sink).push(packet);
+        }
+    });
+    told
+}
+
+/// Hands over what an agent tells until it ends; subscribed when this returns.
+fn follow(
+    netns: &Netns,
+    request: StreamEventsRequest,
+    mut take: impl FnMut(Event) + Send + 'static,
+) {
+    let netns = netns.clone();
+    let (subscribed, ready) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        netns.enter(|| {
+            runtime().block_on(async {
+                let stream = client().await.stream_events(request).await;
+                let mut stream = stream.expect("a stream").into_inner();
+                subscribed.send(()).expect("somebody waits for it");
+                while let Ok(Some(event)) = stream.message().await {
+                    take(event);
+                }
+            });
+        });
+    });
+    ready.recv().expect("the stream begins");
 }
 
 fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {

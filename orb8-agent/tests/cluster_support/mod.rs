@@ -8,12 +8,13 @@ pub mod rows;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use orb8_proto::v1::{AgentStatus, NetworkFlow, QueryFlowsRequest};
+use orb8_proto::v1::{AgentStatus, NetworkFlow, QueryFlowsRequest, QueryFlowsResponse};
 use orb8_testbed::agent::AgentProcess;
+use orb8_testbed::api::object::wall_second;
 use orb8_testbed::cluster::Cluster;
 use orb8_testbed::cluster::node::Node;
 use orb8_testbed::cluster::plan::Plan;
-use orb8_testbed::wait::wait_for;
+use orb8_testbed::wait::{wait_for, wait_until};
 
 use ask::{Trace, ask};
 use rows::{Row, line};
@@ -195,8 +196,12 @@ impl Scene {
     }
 
     pub fn query(&self, node: u8, request: &QueryFlowsRequest) -> Vec<NetworkFlow> {
+        self.answer(node, request).flows
+    }
+
+    pub fn answer(&self, node: u8, request: &QueryFlowsRequest) -> QueryFlowsResponse {
         ask(&self.node(node).netns, async |mut client| {
-            client.query_flows(request.clone()).await.expect("an answer").into_inner().flows
+            client.query_flows(request.clone()).await.expect("an answer").into_inner()
         })
     }
 
@@ -284,6 +289,14 @@ impl Scene {
             assert!(lost.is_empty(), "node{}: {lost:#?}", node.number);
         }
     }
+}
+
+/// The API writes times in whole seconds: packets of the second in which an address changes hands
+/// may be either holder's, and are told as nobody's.
+#[track_caller]
+pub fn in_a_later_second() {
+    let now = wall_second();
+    wait_until(DEADLINE, "the next second but one", || wall_second() > now + 1);
 }
 
 /// Waits for a row that fits.

@@ -50,7 +50,7 @@ impl Mark {
             Self::Masqueraded => "a node's address that may hide a pod (masqueraded)",
             Self::Reused => "named by an address that has changed hands (address_reused)",
             Self::Outdated => {
-                "named by an address that may have changed hands while the Kubernetes API was not \
+                "known by an address that may have changed hands while the Kubernetes API was not \
                  heard (api_not_synced)"
             }
             Self::Supplement => "supplement, in no total: only the interface saw it",
@@ -58,14 +58,15 @@ impl Mark {
     }
 }
 
-/// The mark of an end; that somebody outside has no name is no remark.
+/// The mark of an end; that somebody outside has no name is no remark, but that it may be somebody
+/// inside by now is one.
 #[must_use]
 pub fn mark(end: &Endpoint) -> Option<Mark> {
     match (end.kind.as_str(), end.attribution.as_str()) {
         (_, "masqueraded") => Some(Mark::Masqueraded),
         (_, "address_reused") => Some(Mark::Reused),
         ("unknown", _) => Some(Mark::Unknown),
-        ("external", _) => None,
+        ("external", "none") => None,
         (_, "none") => Some(Mark::Unknown),
         _ if end.reason == "api_not_synced" => Some(Mark::Outdated),
         _ => None,
@@ -215,5 +216,10 @@ mod tests {
         check(&node("address"), "node/node-b:80");
         let outdated = Endpoint { reason: "api_not_synced".into(), ..node("address") };
         check(&outdated, "node/node-b:80!");
+        let outside = |reason: &str| {
+            end("external", |end| (end.attribution, end.reason) = ("address".into(), reason.into()))
+        };
+        check(&outside("api_not_synced"), "10.0.0.1:80!");
+        check(&outside(""), "10.0.0.1:80");
     }
 }

@@ -77,13 +77,27 @@ fn is_told(blind: &[Blind], node: &str) -> bool {
 }
 
 fn not_attached(context: &AnswerContext) -> Option<String> {
+    let AnswerContext { socket_plane, interfaces_attached, interfaces_attaching, .. } = context;
+    if *interfaces_attached > 0 || socket_plane == "attached" {
+        return None;
+    }
+    if *interfaces_attaching > 0 || socket_plane == "attaching" {
+        return Some("the agent is still attaching; ask again in a moment".to_owned());
+    }
     let health = context.health_message.trim();
     let cause = if health.is_empty() { "" } else { ": " };
-    (context.interfaces_attached == 0).then(|| {
-        format!(
-            "the agent is not attached to any interface{cause}{health}; `orb8 status` has the remedy"
-        )
-    })
+    let what = if socket_plane.is_empty() { "" } else { "to sockets or " };
+    Some(format!(
+        "the agent is not attached {what}to any interface{cause}{health}; `orb8 status` has the remedy"
+    ))
+}
+
+/// Where the agent looks: `at sockets and on 2 interfaces`.
+fn places(context: &AnswerContext) -> String {
+    let sockets = (context.socket_plane == "attached").then(|| "at sockets".to_owned());
+    let interfaces = (context.interfaces_attached > 0)
+        .then(|| format!("on {}", counted(u64::from(context.interfaces_attached), "interface")));
+    sockets.into_iter().chain(interfaces).collect::<Vec<_>>().join(" and ")
 }
 
 fn ill(context: &AnswerContext) -> Option<String> {
@@ -110,8 +124,7 @@ pub fn quiet(
             .saturating_sub(began.map_or(0, |(_, context)| context.packets_seen));
         let why = not_attached(context).unwrap_or_else(|| {
             if seen == 0 {
-                let interfaces = counted(u64::from(context.interfaces_attached), "interface");
-                return format!("no packets seen on {interfaces} meanwhile");
+                return format!("no packets seen {} meanwhile", places(context));
             }
             let packets = counted(seen, "packet");
             let words = filter.describe();
@@ -132,22 +145,21 @@ fn why_empty(
     request: &QueryFlowsRequest,
     terminal: &Terminal<'_>,
 ) -> String {
-    let AnswerContext { flows_held, packets_seen, interfaces_attached, .. } = context;
+    let AnswerContext { flows_held, packets_seen, .. } = context;
     let health = context.health_message.trim();
     if let Some(why) = not_attached(context) {
         return why;
     }
     if *packets_seen == 0 {
-        let interfaces = counted(u64::from(*interfaces_attached), "interface");
         let ill = if health.is_empty() { String::new() } else { format!(" ({health})") };
-        return format!("no packets seen yet on {interfaces}{ill}; send some and ask again");
+        return format!("no packets seen yet {}{ill}; send some and ask again", places(context));
     }
     if *flows_held == 0 {
         let packets = counted(*packets_seen, "packet");
         let since = time::rfc3339(context.held_since_ns, &terminal.zone);
         return format!("{packets} seen, but no flow is held since {since}; watch with --follow");
     }
-    none_match(*flows_held, args, request, terminal)
+    none_match(*flows_held, context.of_other_scopes, args, request, terminal)
 }
 
 /// Explains an empty answer of a file that holds `held` flows.
@@ -161,7 +173,7 @@ pub fn file(
     let why = if held == 0 {
         "the file has none".to_owned()
     } else {
-        none_match(held, args, request, terminal)
+        none_match(held, 0, args, request, terminal)
     };
     terminal.note(format!("no flows in {name}: {why}"));
 }
@@ -179,6 +191,7 @@ pub fn cut_off_node(path: &str, line: usize) -> NodeStatus {
 
 fn none_match(
     held: u64,
+    passing: u64,
     args: &FlowsArgs,
     request: &QueryFlowsRequest,
     terminal: &Terminal<'_>,
@@ -191,7 +204,7 @@ fn none_match(
             words.push(format!("{flag} {}", time::rfc3339(time_ns, &terminal.zone)));
         }
     }
-    let hidden = hidden(args, request);
+    let hidden = hidden(passing, args).map_or_else(String::new, |text| format!("; {text}"));
     if words.is_empty() && hidden.is_empty() {
         format!("{held} held, but none given out; see `orb8 status`")
     } else if words.is_empty() {
@@ -201,10 +214,21 @@ fn none_match(
     }
 }
 
-/// That flows of some scopes are left out, if they are.
-fn hidden(args: &FlowsArgs, request: &QueryFlowsRequest) -> &'static str {
-    let left_out = args.filter.hides_scopes() && request.filter != args.filter.given();
-    if left_out { "; what passes the node is hidden, show it with --all-scopes" } else { "" }
+/// How many flows are left out for their scope alone, unless that was asked for; none if there are
+/// none.
+fn hidden(count: u64, args: &FlowsArgs) -> Option<String> {
+    let passes = if count == 1 { "that passes the node is" } else { "that pass the node are" };
+    (args.filter.hides_scopes() && count > 0).then(|| {
+        format!("{} {passes} hidden; show what passes with --all-scopes", counted(count, "flow"))
+    })
+}
+
+/// Says how many flows of an answer are not shown because they only pass the node.
+pub fn passing(answer: &FlowAnswer, args: &FlowsArgs, terminal: &mut Terminal<'_>) {
+    let count = answer.contexts.iter().map(|(_, context)| context.of_other_scopes).sum();
+    // What is said of an empty answer says it, node by node.
+    let told = hidden(count, args).filter(|_| !answer.flows.is_empty());
+    told.into_iter().for_each(|text| terminal.note(text));
 }
 
 /// Says that more flows match than are shown.

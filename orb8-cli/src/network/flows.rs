@@ -67,6 +67,7 @@ pub async fn run(
     }
     terminal.out.flush()?;
     explain::cut_short(&answer, args, terminal);
+    explain::passing(&answer, args, terminal);
     explain::missing(&answer, &[], terminal);
     Ok(if answer.is_complete() || global.allow_partial { Exit::Done } else { Exit::Partial })
 }

@@ -5,14 +5,42 @@
 
 use orb8_proto::v1::{AnswerContext, Unmatched};
 
+/// The most that are offered instead of a name, however many agents offer some.
+const OFFERED: usize = 3;
+
 /// The names that no agent knows, as sentences.
 #[must_use]
 pub fn of_nobody(contexts: &[(String, AnswerContext)]) -> Vec<String> {
     let Some(((_, first), others)) = contexts.split_first() else { return Vec::new() };
-    let by_all =
-        |name: &&Unmatched| others.iter().all(|(_, context)| context.unmatched.contains(name));
     let state = state(contexts.iter().map(|(_, context)| context.kubernetes.as_str()));
-    first.unmatched.iter().filter(by_all).map(|name| sentence(name, state)).collect()
+    let by_all = |name: &Unmatched| {
+        let of_others: Option<Vec<_>> =
+            others.iter().map(|(_, context)| find(context, name)).collect();
+        let near = near(std::iter::once(name).chain(of_others?));
+        Some(sentence(name, state) + &near)
+    };
+    first.unmatched.iter().filter_map(by_all).collect()
+}
+
+/// The same value in what another agent told.
+fn find<'a>(context: &'a AnswerContext, name: &Unmatched) -> Option<&'a Unmatched> {
+    let is_same = |other: &&Unmatched| (&other.field, &other.value) == (&name.field, &name.value);
+    context.unmatched.iter().find(is_same)
+}
+
+/// What may have been meant, as a question; empty if nobody knows of anything.
+fn near<'a>(told: impl Iterator<Item = &'a Unmatched>) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in told.flat_map(|name| &name.suggestions) {
+        if names.len() < OFFERED && !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    match names.as_slice() {
+        [] => String::new(),
+        [only] => format!("; did you mean {only}?"),
+        [first @ .., last] => format!("; did you mean {} or {last}?", first.join(", ")),
+    }
 }
 
 /// Why a node cannot know names, if so: none if Kubernetes is synced, or the agent does not say.
@@ -37,7 +65,7 @@ fn state<'a>(mut states: impl Iterator<Item = &'a str>) -> &'a str {
 }
 
 fn sentence(name: &Unmatched, state: &str) -> String {
-    let Unmatched { field, value } = name;
+    let Unmatched { field, value, .. } = name;
     let known = match state {
         "" => "is known".to_owned(),
         state => format!("is known (Kubernetes API {state})"),

@@ -137,16 +137,29 @@ fn in_totals(share: &AttributionShare) -> bool {
     !share.supplement && !matches!(share.scope.as_str(), "forwarded" | "tunnel")
 }
 
-/// How much of the bytes in totals is identified, in words; none without any.
+/// A name that may be another's by now: the API that told it was not heard.
+const OUTDATED: &str = "api_not_synced";
+
+/// How much of the bytes in totals is identified, in words, and how much only as the API told last;
+/// none without any.
 pub(super) fn identified(shares: &[AttributionShare]) -> Option<Cell> {
+    let (text, is_all) = how_much(shares)?;
+    Some(Cell::new(text).style(if is_all { GREEN } else { YELLOW }))
+}
+
+fn how_much(shares: &[AttributionShare]) -> Option<(String, bool)> {
     let sum = |wanted: fn(&AttributionShare) -> bool| {
         let bytes = shares.iter().filter(|share| in_totals(share) && wanted(share));
         bytes.fold(0_u64, |sum, share| sum.saturating_add(share.bytes))
     };
-    let (known, all) = (sum(|share| share.attribution != "none"), sum(|_| true));
-    let style = if known == all { GREEN } else { YELLOW };
-    (all > 0)
-        .then(|| Cell::new(format!("{} of bytes identified", percent(known, all))).style(style))
+    let all = sum(|_| true);
+    let known = sum(|share| share.attribution != "none" && share.reason != OUTDATED);
+    let outdated = sum(|share| share.attribution != "none" && share.reason == OUTDATED);
+    let mut text = format!("{} of bytes identified", percent(known, all));
+    if outdated > 0 {
+        text += &format!(", {} more as the API told last", percent(outdated, all));
+    }
+    (all > 0).then_some((text, known == all))
 }
 
 /// Bytes by plane and attribution, most first; those of totals before the others, which have no
@@ -173,7 +186,8 @@ pub(super) fn shares(shares: &[AttributionShare]) -> Vec<Vec<Cell>> {
         let plane = if beside.is_empty() { plane.to_owned() } else { format!("{plane} {beside}") };
         let share = if outside { String::new() } else { percent(bytes, all) };
         let word = Cell::new(attribution);
-        let word = if attribution == "none" && !outside { word.style(YELLOW) } else { word };
+        let is_doubtful = attribution == "none" || reason == OUTDATED;
+        let word = if is_doubtful && !outside { word.style(YELLOW) } else { word };
         vec![
             Cell::new(plane),
             word,
@@ -230,6 +244,29 @@ fn plane(plane: &str) -> Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_api_told_before_it_fell_silent_is_no_identity() {
+        let share = |attribution: &str, reason: &str, bytes| AttributionShare {
+            plane: "tc".to_owned(),
+            attribution: attribution.to_owned(),
+            reason: reason.to_owned(),
+            scope: "local".to_owned(),
+            packets: 1,
+            bytes,
+            ..AttributionShare::default()
+        };
+        let check = |shares: &[AttributionShare], expected: &str| {
+            assert_eq!(how_much(shares), Some((expected.to_owned(), false)));
+        };
+        let (known, none) = (share("address", "", 80), share("none", "pod_unknown", 10));
+        let outdated = share("address", "api_not_synced", 10);
+        check(&[known.clone(), none.clone()], "88.8% of bytes identified");
+        check(
+            &[known, none, outdated],
+            "80.0% of bytes identified, 10.0% more as the API told last",
+        );
+    }
 
     #[test]
     fn a_share_is_never_rounded_to_all_or_to_nothing() {

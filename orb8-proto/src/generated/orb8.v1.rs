@@ -113,7 +113,9 @@ pub struct Endpoint {
     >,
     /// Why it is not known, or not known better; empty if there is nothing to say:
     /// no_kubernetes, api_not_synced, pod_unknown, address_unknown, address_ambiguous, cgroup_unknown,
-    /// root_cgroup, interface_unknown.
+    /// root_cgroup, interface_unknown. Beside another attribution than none, api_not_synced says that
+    /// the API was not heard when the packets passed: it is who the API told last, and the address may
+    /// be another's by then.
     #[prost(string, tag = "19")]
     pub reason: ::prost::alloc::string::String,
 }
@@ -535,6 +537,15 @@ pub struct AnswerContext {
     /// As Kubernetes.state of the status.
     #[prost(string, tag = "7")]
     pub kubernetes: ::prost::alloc::string::String,
+    /// What counts at sockets: attached, attaching or failed; empty if nothing does.
+    #[prost(string, tag = "8")]
+    pub socket_plane: ::prost::alloc::string::String,
+    /// Interfaces that are chosen and will be attached in a moment.
+    #[prost(uint32, tag = "9")]
+    pub interfaces_attaching: u32,
+    /// Flows that match but for what the filter says of scopes.
+    #[prost(uint64, tag = "10")]
+    pub of_other_scopes: u64,
 }
 /// A value of a filter that names nothing.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -544,6 +555,9 @@ pub struct Unmatched {
     pub field: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub value: ::prost::alloc::string::String,
+    /// Names of that field that come near, the nearest first.
+    #[prost(string, repeated, tag = "3")]
+    pub suggestions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StreamEventsRequest {

@@ -83,10 +83,7 @@ pub fn run(programs: &Programs) -> anyhow::Result<()> {
         .collect();
     let cli = Asker { cli: Cli::of(&programs.cli, &shop.cluster.switch), agents: shop.addresses() };
     wait_until(DEADLINE, "both agents to be ready", || cli.is_ready());
-    println!(
-        "  Both are attached and in step with the API. What passed before that is told as lost;\n  \
-         --allow-partial says that we know."
-    );
+    println!("  Both are attached and in step with the API, and nothing of their own is told.");
 
     heading(&format!("A live trace of {TRACE_SECONDS} s, while the shop is busy"));
     let told = trace(&cli, &shop)?;
@@ -210,7 +207,7 @@ struct Asker {
 impl Asker {
     fn line(&self, line: &str) -> String {
         let agents = self.agents.iter().map(|agent| format!("--agent {agent} "));
-        agents.chain(["--allow-partial ".to_owned(), line.to_owned()]).collect()
+        agents.chain([line.to_owned()]).collect()
     }
 
     /// Runs it for the reader.

@@ -104,11 +104,11 @@ impl Batch<'_> {
 
     /// Who stands behind a node's address, where the kernel of this host put it there.
     pub(super) fn hidden_by_mask(&self, real: IpAddr, at_ns: u64) -> End {
-        let masked = How::by(Attribution::Masqueraded);
+        let masked = |how: How| How { attribution: Attribution::Masqueraded, ..how };
         match self.lookup.holder(real, at_ns) {
-            End::Pod(_, pod) => End::Pod(masked, pod),
-            End::Node(_, node) => End::Node(masked, node),
-            End::External(_) => End::External(masked),
+            End::Pod(how, pod) => End::Pod(masked(how), pod),
+            End::Node(how, node) => End::Node(masked(how), node),
+            End::External(how) => End::External(masked(how)),
             other => other,
         }
     }

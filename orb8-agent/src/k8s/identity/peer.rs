@@ -23,8 +23,8 @@ impl Batch<'_> {
         }
         let began = sides.map_or(question.began, |sides| sides.began);
         match self.lookup.holder(question.peer, at_ns) {
-            End::Node(_, node) if self.may_hide_a_pod(question.peer, began) => {
-                End::Node(How::by(Attribution::Masqueraded), node)
+            End::Node(how, node) if self.may_hide_a_pod(question.peer, began) => {
+                End::Node(How { attribution: Attribution::Masqueraded, ..how }, node)
             }
             other => other,
         }

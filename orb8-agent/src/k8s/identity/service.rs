@@ -57,7 +57,7 @@ impl Batch<'_> {
     ) -> Option<ServiceHit<'_>> {
         let hit = self.lookup.view.service(address.ip(), address.port(), protocol)?;
         let held = |at_ns| match self.lookup.view.holder(address.ip(), at_ns) {
-            Holder::Service(then) => {
+            Holder::Service { service: then, .. } => {
                 then.namespace == hit.service.namespace && then.name == hit.service.name
             }
             // Several Services may share an external address, each with ports of its own.
@@ -70,7 +70,7 @@ impl Batch<'_> {
     /// Whether node ports are dialled at this address.
     fn is_a_nodes(&self, address: IpAddr, at_ns: u64) -> bool {
         self.lookup.is_local(address)
-            || matches!(self.lookup.view.holder(address, at_ns), Holder::Node(_))
+            || matches!(self.lookup.view.holder(address, at_ns), Holder::Node { .. })
     }
 
     /// Whether somebody outside dials an address of this node behind which nobody listens.

@@ -89,8 +89,8 @@ fn who(registry: &Registry, address: &str, at_ns: u64) -> String {
             let name = pod.identity().map_or("unnamed", |identity| &identity.name);
             if current { name.to_owned() } else { format!("{name}, earlier") }
         }
-        Holder::Node(node) => format!("node {}", node.name),
-        Holder::Service(service) => format!("service {}", service.name),
+        Holder::Node { node, .. } => format!("node {}", node.name),
+        Holder::Service { service, .. } => format!("service {}", service.name),
         Holder::Ambiguous => "ambiguous".to_owned(),
         Holder::InCluster => "in cluster".to_owned(),
         Holder::Outside => "outside".to_owned(),

@@ -1,5 +1,6 @@
 //! The questions that may be asked, for a batch at a time.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
@@ -7,7 +8,7 @@ use super::read;
 use super::tables::Tables;
 use super::uids::Uids;
 use crate::k8s::addresses::{Found, Who};
-use crate::k8s::model::{Node, Pod, Service};
+use crate::k8s::model::{Node, Pod, PodIdentity, Service};
 use crate::k8s::services::ServiceHit;
 use crate::k8s::status::Resource;
 
@@ -21,10 +22,20 @@ pub enum Holder<'a> {
         /// Nobody else has the address now.
         current: bool,
     },
-    /// A node, as its own.
-    Node(&'a Arc<Node>),
-    /// A Service, as its ClusterIP or as an external address.
-    Service(&'a Arc<Service>),
+    /// A node had it at that time, as its own.
+    Node {
+        /// The node.
+        node: &'a Arc<Node>,
+        /// Nobody else has the address now.
+        current: bool,
+    },
+    /// A Service had it at that time as its ClusterIP, or has it as an external address.
+    Service {
+        /// The Service.
+        service: &'a Arc<Service>,
+        /// Nobody else has the address now.
+        current: bool,
+    },
     /// More than one may have had it at that time.
     Ambiguous,
     /// Nobody that is known, but it is one that pods or Services get.
@@ -74,8 +85,8 @@ impl<'r> View<'r> {
             Found::Nobody => self.nobody(address),
             Found::One(tenure, current) => match &tenure.who {
                 Who::Pod(pod) => Holder::Pod { pod, current },
-                Who::Node(node) => Holder::Node(node),
-                Who::Service(service) => Holder::Service(service),
+                Who::Node(node) => Holder::Node { node, current },
+                Who::Service(service) => Holder::Service { service, current },
             },
         }
     }
@@ -89,7 +100,7 @@ impl<'r> View<'r> {
 
     fn nobody(&self, address: IpAddr) -> Holder<'_> {
         match self.tables.services.external(address) {
-            Some(Some(service)) => return Holder::Service(service),
+            Some(Some(service)) => return Holder::Service { service, current: true },
             Some(None) => return Holder::Ambiguous,
             None => {}
         }
@@ -170,6 +181,62 @@ impl<'r> View<'r> {
             }
             Field::Node => self.tables.nodes.contains_key(value),
         }
+    }
+
+    /// Every name that a filter's value may have meant, in the form of one with so many words
+    /// between slashes: a name alone, or with what may stand before it. Pods go by their workload
+    /// where their names begin with it. None in a form that the field does not have.
+    #[must_use]
+    pub fn names(&self, field: Field, words: usize) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        let mut add = |before: &[&str], name: &str| {
+            if before.len() + 1 == words {
+                names.insert([before, &[name]].concat().join("/"));
+            }
+        };
+        match field {
+            Field::Namespace => {
+                self.tables.services.iter().for_each(|service| add(&[], &service.namespace));
+                self.each_identity(|of, _| add(&[], &of.namespace));
+            }
+            Field::Pod => self.each_identity(|of, pod| {
+                let state = pod.map(Pod::state);
+                let workload = state.as_ref().and_then(|state| state.workload.as_ref());
+                let workload = workload.filter(|one| of.name.starts_with(&*one.name));
+                let name = workload.map_or(&*of.name, |workload| &*workload.name);
+                add(&[], name);
+                add(&[&of.namespace], name);
+            }),
+            Field::Workload => self.each_identity(|of, pod| {
+                let state = pod.map(Pod::state);
+                let Some(workload) = state.as_ref().and_then(|state| state.workload.as_ref())
+                else {
+                    return;
+                };
+                let (kind, name) = (workload.kind.to_ascii_lowercase(), &*workload.name);
+                add(&[], name);
+                add(&[&of.namespace], name);
+                add(&[&kind], name);
+                add(&[&of.namespace, &kind], name);
+            }),
+            Field::Service => self.tables.services.iter().for_each(|service| {
+                add(&[], &service.name);
+                add(&[&service.namespace], &service.name);
+            }),
+            Field::Node => self.tables.nodes.keys().for_each(|name| add(&[], name)),
+        }
+        names
+    }
+
+    /// All pods with a name, those that wait for a node by that alone.
+    fn each_identity(&self, mut each: impl FnMut(&PodIdentity, Option<&Pod>)) {
+        let unbound = self.tables.pods.values().filter_map(|held| held.unbound.as_ref());
+        unbound.for_each(|identity| each(identity, None));
+        read(self.uids).iter().for_each(|pod| {
+            if let Some(identity) = pod.identity() {
+                each(identity, Some(pod));
+            }
+        });
     }
 
     /// Whether any pod that is kept, ended ones included, fulfils a condition.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use orb8_proto::v1::{Condition, FlowFilter, Ports, Sort, Strings, condition};
+use orb8_proto::v1::{Ports, Sort, Strings};
 use proptest::prelude::*;
 
 use super::*;
@@ -73,6 +73,34 @@ fn the_best_come_first_in_the_order_asked_for() {
     check(Field::Duration, false, 1, &[2]);
     check(Field::BytesPerSecond, false, 3, &[3, 1, 2]);
     check(Field::PacketsPerSecond, false, 3, &[1, 3, 2]);
+}
+
+#[test]
+fn flows_that_only_their_scope_leaves_out_are_counted() {
+    let table = table((1..=3).map(|n| count(udp(n), 1, 60, u64::from(n))));
+    let scope = |negate, words: &[&str]| Condition {
+        negate,
+        field: Some(condition::Field::Scope(Strings {
+            values: words.iter().map(ToString::to_string).collect(),
+        })),
+        side: 0,
+    };
+    let check = |all: Vec<Condition>, from: i64, expected| {
+        let start_time_ns = if from == 0 { 0 } else { OFFSET + from };
+        let filter = Some(FlowFilter { all });
+        let found = run(&table, &QueryFlowsRequest { filter, start_time_ns, ..Default::default() });
+        assert_eq!((found.matched, found.of_other_scopes), expected);
+    };
+    let protocol = |name: &str| Condition {
+        field: Some(condition::Field::Protocol(Strings { values: vec![name.to_owned()] })),
+        ..Default::default()
+    };
+    check(vec![], 0, (3, 0));
+    check(vec![scope(true, &["forwarded", "tunnel"])], 0, (3, 0));
+    check(vec![scope(false, &["forwarded"])], 0, (0, 3));
+    check(vec![scope(false, &["forwarded"])], 2, (0, 2));
+    check(vec![scope(false, &["forwarded"]), protocol("udp")], 0, (0, 3));
+    check(vec![scope(false, &["forwarded"]), protocol("tcp")], 0, (0, 0));
 }
 
 #[test]

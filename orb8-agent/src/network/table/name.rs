@@ -5,7 +5,7 @@ use super::rows::{Row, mark};
 use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
 use crate::event::{
-    Asked, Attribution, End, EndReason, Ends, FlowRecord, Reason, Scope, Told, Volume, tcp_bit,
+    Asked, End, EndReason, Ends, FlowRecord, FlowState, Reason, Scope, Told, Volume, tcp_bit,
 };
 use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
 use crate::k8s::services::Verdict;
@@ -250,8 +250,17 @@ impl FlowTable {
         let mut answer = self.ask(slot, span, batch);
         answer.ends = answer.ends.or_kept(&self.rows[slot as usize].flow.ends);
         let current = self.epoch.wrapping_add(1);
+        let before = self.rows[slot as usize].identified();
         if self.adopt(slot, answer, span, batch) {
-            let flow = &mut self.rows[slot as usize].flow;
+            let row = &mut self.rows[slot as usize];
+            if row.flow.state != FlowState::Active {
+                // Its end was told. Only who was not known then is news.
+                if row.identified() <= before {
+                    return;
+                }
+                row.set(mark::NAMED_LATE, true);
+            }
+            let flow = &mut row.flow;
             if flow.changed_epoch != current {
                 flow.changed_epoch = current;
                 (flow.byte_rate, flow.packet_rate) = (0.0, 0.0);
@@ -335,19 +344,26 @@ impl FlowTable {
     }
 }
 
-/// Whether a row's owner is a pod that has no name yet, or its cgroup is being looked for.
+/// Whether a row's owner is a pod that has no name yet, or its cgroup is being looked for, or it has
+/// the host's address where the kernel may be about to tell that a pod is behind it.
 fn awaits_name(row: &Row) -> bool {
     let owner = &row.flow.ends.owner;
     let is_asked = |reason| reason == Reason::CgroupUnknown && row.generation == 0;
     match owner {
         End::Pod(..) => owner.how().reason == Reason::PodUnknown,
         End::Unknown(how) => is_asked(how.reason),
-        End::External(_) | End::Process(_) | End::Node(..) | End::Service(..) => false,
+        // What has no socket here may be a pod's that is translated.
+        End::Node(..) => {
+            row.flow.scope == Scope::Unclaimed
+                && row.flow.ends.translation.is_none()
+                && keys::ifindex(&row.flow.id).is_some()
+        }
+        End::External(_) | End::Process(_) | End::Service(..) => false,
     }
 }
 
 /// What there is to ask of a flow.
-fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
+pub(super) fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
     let key = &flow.id.key;
     let egress = keys::is_egress(key);
     let turn = |(src, dst)| if egress { (src, dst) } else { (dst, src) };
@@ -414,11 +430,9 @@ impl Ends {
 
     /// Whether both are shown alike.
     fn looks_like(&self, other: &Self) -> bool {
-        let attribution = |ends: &Self| -> (Attribution, Attribution) {
-            (ends.owner.how().attribution, ends.peer.how().attribution)
-        };
+        let how = |ends: &Self| (ends.owner.how(), ends.peer.how());
         self.is_same(other)
-            && attribution(self) == attribution(other)
+            && how(self) == how(other)
             && self.asked.as_ref().map(|asked| asked.verdict)
                 == other.asked.as_ref().map(|asked| asked.verdict)
             && self.translation.as_ref().map(|it| it.reply)

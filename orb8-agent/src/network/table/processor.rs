@@ -2,9 +2,12 @@
 
 use std::sync::PoisonError;
 
+use orb8_common::network::PacketEvent;
+
+use super::name::question;
 use super::{FlowTable, SharedTable, blank};
-use crate::event::{Event, FlowRecord, PacketRecord, Told};
-use crate::k8s::identity::Resolver;
+use crate::event::{Event, FlowRecord, PacketRecord, Scope, Told};
+use crate::k8s::identity::{Batch, Began, Resolver, Span};
 use crate::network::keys;
 use crate::pipeline::enricher::EnrichedEvent;
 use crate::pipeline::processor::{EventProcessor, Output};
@@ -68,7 +71,7 @@ impl FlowProcessor {
                     table.close_drain(report.time_ns, output);
                 }
                 Event::Packet(packet) => {
-                    let flow = packet_flow(table, packet, enriched);
+                    let flow = packet_flow(table, packet, enriched, &mut batch);
                     let record = PacketRecord { packet: *packet, flow };
                     output.told.push(Told::Packet(Box::new(record)));
                 }
@@ -78,21 +81,28 @@ impl FlowProcessor {
     }
 }
 
-/// The flow of a packet; without a row in the table, its identity alone.
+/// The flow of a packet. It may have no row: its start comes by another ring, perhaps later, and
+/// what sockets count has rows of theirs; then it is named for itself.
 fn packet_flow(
     table: &FlowTable,
-    packet: &orb8_common::network::PacketEvent,
+    packet: &PacketEvent,
     enriched: &EnrichedEvent,
+    batch: &mut Batch<'_>,
 ) -> FlowRecord {
     let id = keys::packet_id(packet);
-    match table.find(&id) {
-        Some(slot) => table.record(&table.rows[slot as usize].flow),
-        None => FlowRecord {
-            interface: enriched.interface.clone(),
-            scope: keys::scope_of(&id.key, 0, enriched.local),
-            first_seen_ns: packet.time_ns,
-            last_seen_ns: packet.time_ns,
-            ..blank(id)
-        },
+    if let Some(slot) = table.find(&id) {
+        return table.record(&table.rows[slot as usize].flow);
     }
+    let flow = FlowRecord {
+        interface: enriched.interface.clone(),
+        membership: enriched.membership.clone(),
+        scope: keys::scope_of(&id.key, packet.scope, enriched.local),
+        first_seen_ns: packet.time_ns,
+        last_seen_ns: packet.time_ns,
+        ..blank(id)
+    };
+    let span = Span { since_ns: packet.time_ns, until_ns: packet.time_ns };
+    let answer = batch.resolve(&question(&flow, Began::Unknown), span);
+    let scope = if answer.forwarded { Scope::Forwarded } else { flow.scope };
+    FlowRecord { ends: answer.ends, scope, ..flow }
 }

@@ -2,7 +2,8 @@
 //!
 //! Knows nothing of what a row means; slots are checked by their users.
 
-use crate::event::{Ends, FlowId, FlowRecord, FlowState, Scope};
+use super::shares;
+use crate::event::{Attribution, Ends, FlowId, FlowRecord, FlowState, Scope};
 
 /// No row.
 pub(super) const NONE: u32 = u32::MAX;
@@ -35,6 +36,8 @@ pub(super) mod mark {
     pub(in super::super) const CONTINUES: u8 = 2;
     /// Its ends hold for what comes too, while knowledge does not move.
     pub(in super::super) const LASTING: u8 = 4;
+    /// Who an end is was learned when its own end had been told.
+    pub(in super::super) const NAMED_LATE: u8 = 8;
 }
 
 const _: () = assert!(size_of::<Row>() <= 208, "with the indexes, a flow takes 228 bytes at most");
@@ -52,6 +55,12 @@ impl Row {
             share: 0,
             marks: 0,
         }
+    }
+
+    /// How many of its two ends are identified, the owner as it was when the row was named last.
+    pub(super) fn identified(&self) -> u8 {
+        let peer = self.flow.ends.peer.how().attribution != Attribution::None;
+        u8::from(shares::is_identified(self.share)) + u8::from(peer)
     }
 
     pub(super) const fn is(&self, mark: u8) -> bool {

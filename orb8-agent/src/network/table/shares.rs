@@ -75,6 +75,11 @@ pub(super) fn share_of(flow: &FlowRecord) -> u16 {
     u16::try_from(share).unwrap_or(0)
 }
 
+/// Whether a share is that of owners who are identified.
+pub(super) const fn is_identified(share: u16) -> bool {
+    share as usize % HOWS / REASONS != Attribution::None as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -232,6 +232,20 @@ pub struct Endpoint {
     pub node: String,
 }
 
+/// The name of the `EndpointSlice` of a Service for the family of each of its addresses.
+pub fn slice_names(service: &str, ips: &[IpAddr]) -> Vec<String> {
+    ips.iter().map(|ip| slice_name(service, ip.is_ipv6())).collect()
+}
+
+fn slice_name(service: &str, ipv6: bool) -> String {
+    format!("{service}-{}", family(ipv6))
+}
+
+/// As the API names address types, in small letters.
+fn family(ipv6: bool) -> &'static str {
+    if ipv6 { "ipv6" } else { "ipv4" }
+}
+
 /// An EndpointSlice of one address family of a Service.
 #[must_use]
 pub fn endpoint_slice(
@@ -241,7 +255,6 @@ pub fn endpoint_slice(
     endpoints: &[Endpoint],
 ) -> Value {
     let (namespace, name, service_uid) = service;
-    let family = if ipv6 { "ipv6" } else { "ipv4" };
     let labels = [
         (
             "endpointslice.kubernetes.io/managed-by".to_owned(),
@@ -250,7 +263,7 @@ pub fn endpoint_slice(
         ("kubernetes.io/service-name".to_owned(), name.to_owned()),
     ];
     let owner = Owner { kind: "Service".into(), name: name.into(), uid: service_uid.to_owned() };
-    let mut metadata = metadata(namespace, &format!("{name}-{family}"), &uid(), &labels);
+    let mut metadata = metadata(namespace, &slice_name(name, ipv6), &uid(), &labels);
     metadata["ownerReferences"] = json!([owner.reference()]);
     let told: Vec<Value> = endpoints
         .iter()

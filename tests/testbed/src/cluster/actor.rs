@@ -160,6 +160,23 @@ impl Actor {
         (local, Self::connect_by(socket, to))
     }
 
+    /// A TCP connection that is on its way, from a port of the kernel's choice, and where it comes
+    /// from: what becomes of it is to be asked of the socket, which keeps count of what it sent.
+    ///
+    /// # Panics
+    /// If there is no route.
+    #[must_use]
+    pub fn dial(&self, to: SocketAddr) -> (SocketAddr, TcpStream) {
+        let socket = self.socket(domain(to), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0);
+        let own = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+        bind(&socket, SocketAddr::new(self.address(own), 0));
+        let local = rustix::net::getsockname(&socket).expect("a bound socket has an address");
+        let local = SocketAddr::try_from(local).expect("an IP address");
+        let begun = rustix::net::connect(&socket, &to);
+        assert_eq!(begun, Err(rustix::io::Errno::INPROGRESS), "dialling {to}");
+        (local, TcpStream::from(socket))
+    }
+
     fn connect_by(socket: OwnedFd, to: SocketAddr) -> io::Result<TcpStream> {
         let timeout = rustix::net::sockopt::Timeout::Send;
         rustix::net::sockopt::set_socket_timeout(&socket, timeout, Some(DEADLINE))?;

@@ -207,14 +207,35 @@ impl Cluster {
 
     /// Makes a Service and tells the API and all nodes.
     pub fn service(&self, name: &str, ports: &[ServicePort], backends: &[&Pod]) -> Service {
-        let (namespace, name) = name.split_once('/').expect("namespace/name");
         let number = self.next_service.fetch_add(1, Ordering::Relaxed);
         let ips = plan::cluster_ips(number);
+        let ips = ips.into_iter().filter(|ip| self.plan.families.has(ip)).collect();
+        self.service_at(name, ips, ports, backends)
+    }
+
+    /// Deletes a Service and gives its ClusterIPs and ports to a new one.
+    pub fn replace_service(&self, old: Service, name: &str, backends: &[&Pod]) -> Service {
+        self.services().retain(|known| known.uid != old.uid);
+        for slice in object::slice_names(&old.name, &old.ips) {
+            self.api.delete("endpointslices", &old.namespace, &slice);
+        }
+        self.api.delete("services", &old.namespace, &old.name);
+        self.service_at(name, old.ips, &old.ports, backends)
+    }
+
+    fn service_at(
+        &self,
+        name: &str,
+        ips: Vec<IpAddr>,
+        ports: &[ServicePort],
+        backends: &[&Pod],
+    ) -> Service {
+        let (namespace, name) = name.split_once('/').expect("namespace/name");
         let service = Service {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             uid: object::uid(),
-            ips: ips.into_iter().filter(|ip| self.plan.families.has(ip)).collect(),
+            ips,
             ports: ports.to_vec(),
             endpoints: backends.iter().flat_map(|pod| endpoints(pod)).collect(),
         };

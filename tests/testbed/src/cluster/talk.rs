@@ -358,15 +358,21 @@ fn end(address: SocketAddr) -> (IpAddr, u16) {
     (address.ip(), address.port())
 }
 
-/// Knocks at a Service that nobody is behind: one SYN there, one ICMP message back from the node.
+/// Knocks at a Service that nobody is behind: SYNs there, an ICMP message back from the node for
+/// each. The first message finds the socket still in use by the call that dials, if it is as fast as
+/// that, and the kernel then knocks once more.
 ///
 /// # Panics
 /// If somebody answers.
 #[must_use]
-pub fn refused_by_service(client: &Actor, to: SocketAddr) -> (Flow, Total) {
-    let (local, refused) = client.connect_from(0, to);
-    let error = refused.expect_err("nobody is behind it");
+pub fn refused_by_service(client: &Actor, to: SocketAddr) -> (Flow, Total, Total) {
+    let (local, socket) = client.dial(to);
+    wait_closed(&socket);
+    let sent = TcpCount::read(&socket).segments;
+    let error = socket.take_error().expect("a socket tells its error").expect("nobody is there");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
-    let bytes = ip_header(to.ip()) + TCP_HEADER + SYN_OPTIONS;
-    (Flow::ports(TCP, end(local), end(to)), Total { packets: 1, bytes })
+    let syn = ip_header(to.ip()) + TCP_HEADER + SYN_OPTIONS;
+    let refusal = ip_header(to.ip()) + SHORT_HEADER + syn;
+    let total = |len: u64| Total { packets: sent, bytes: sent * len };
+    (Flow::ports(TCP, end(local), end(to)), total(syn), total(refusal))
 }

@@ -282,12 +282,88 @@ fn an_uplink_flow_that_is_translated_late_is_a_pods_and_forwarded() {
     bench.feed([no_socket(counted(id, 2, SECOND, SECOND))]);
     assert_eq!(bench.named(), ["n1 address > external address: 2"]);
     assert_eq!(bench.rows()[0].scope, Scope::Unclaimed);
+    assert_eq!(bench.told(), [""; 0], "the kernel may be about to tell who is behind the address");
     let pod = SocketAddr::new(IpAddr::from([10, 244, 1, 5]), 4000);
     bench.world.translate((pod, far), (far, mask), SECOND + MS);
     bench.drain(2 * SECOND);
     assert_eq!(bench.named(), ["c masqueraded > external address: 2"]);
     assert_eq!(bench.rows()[0].scope, Scope::Forwarded);
     assert_eq!(bench.shares(), [("masqueraded ".to_owned(), 2)]);
+    assert_eq!(bench.told(), ["start c masqueraded"]);
+}
+
+/// What a subscriber is told of changes after a drain.
+fn updates(bench: &Bench, since: u32) -> Vec<String> {
+    let table = bench.table();
+    let changed = (0..table.used_rows()).filter_map(|slot| table.changed(slot, since, u32::MAX));
+    let line = |flow: &FlowRecord| {
+        let how = |end: &crate::event::End| (word(end), end.how().reason.as_str());
+        let (owner, peer) = (how(&flow.ends.owner), how(&flow.ends.peer));
+        format!("{} {} > {} {} {:?}", owner.0, owner.1, peer.0, peer.1, flow.state)
+    };
+    changed.map(line).collect()
+}
+
+#[test]
+fn a_flow_that_has_ended_is_told_again_when_it_gets_its_name_and_never_for_less() {
+    let mut bench = Bench::new(World::synced());
+    bench.world.cgroup(7, &cgroup_of("shop/late"));
+    bench.world.pod("shop/far", "n2", "10.244.2.5", 1);
+    let id = from_cgroup(7, "10.244.1.5:40000", "10.244.2.5:443");
+    bench.feed([began(id, SECOND), counted(id, 3, SECOND, SECOND), Event::Released(id)]);
+    bench.drain(2 * SECOND);
+    assert_eq!(bench.told(), ["start ? (pod_unknown)", "end Ended(Idle)"]);
+    let epoch = bench.table().epoch();
+    bench.drain(3 * SECOND);
+    assert_eq!(updates(&bench, epoch), [""; 0]);
+    bench.world.pod("shop/late", "n1", "10.244.1.5", 1);
+    bench.drain(4 * SECOND);
+    assert_eq!(updates(&bench, epoch), ["late cgroup  > far address  Ended(Idle)"]);
+    assert_eq!(bench.named(), ["late cgroup > far address: 3"]);
+    let epoch = bench.table().epoch();
+    // Its peer's address goes to another: that changes how it is known, and not who it was.
+    bench.world.delete("shop/far", 5 * SECOND);
+    bench.world.pod("shop/next", "n2", "10.244.2.5", 6 * SECOND);
+    bench.drain(7 * SECOND);
+    assert_eq!(bench.named(), ["late cgroup > far address_reused: 3"]);
+    assert_eq!(updates(&bench, epoch), [""; 0]);
+}
+
+#[test]
+fn that_the_api_is_not_heard_any_more_is_told_of_active_flows() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 1).pod("shop/far", "n2", "10.244.2.5", 1);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let to_pod = from_cgroup(7, "10.244.1.5:40000", "10.244.2.5:443");
+    let by_node = flow(6, (IpAddr::from([10, 0, 0, 2]), 5), ([10, 244, 1, 5].into(), 80), false);
+    let by_node = FlowId {
+        owner: 7,
+        key: orb8_common::network::FlowKey {
+            flags: by_node.key.flags | flag::SOCKET_PLANE,
+            ..by_node.key
+        },
+    };
+    let feed = |bench: &mut Bench, second: u64| {
+        let at_ns = second * SECOND;
+        bench.feed([counted(to_pod, 1, SECOND, at_ns), counted(by_node, 1, SECOND, at_ns)]);
+        bench.drain(at_ns + MS);
+    };
+    feed(&mut bench, 1);
+    let epoch = bench.table().epoch();
+    for resource in [crate::k8s::status::Resource::Pods, crate::k8s::status::Resource::Nodes] {
+        bench.world.known.registry.lose_touch(resource, SECOND - 1);
+    }
+    bench.drain(2 * SECOND);
+    let mut told = updates(&bench, epoch);
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        [
+            "web cgroup  > far address api_not_synced Active",
+            "web cgroup  > n2 masqueraded api_not_synced Active",
+        ]
+    );
 }
 
 #[test]

@@ -1,0 +1,93 @@
+//! What passes chosen interfaces while our programs are not there: it is lost, and told so, from the
+//! moment on at which the agent promises to see everything. What passed before that is before its
+//! time.
+//!
+//! Reads devices' own counters, and attaches nothing.
+
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use super::Worker;
+use crate::datapath::{ChosenBy, CountMode};
+use crate::ebpf::netlink::{Carried, Device};
+
+/// The agent answers after this at the latest, however many interfaces are still to be attached.
+const AT_MOST: Duration = Duration::from_secs(2);
+
+/// What ends when the agent may promise to see everything.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    by: Instant,
+    /// Whoever waits at the other end is told by its drop.
+    _waiting: SyncSender<()>,
+}
+
+impl Beginning {
+    /// One that begins now; its end is told by `waiting`, which is dropped.
+    pub(super) fn until(waiting: SyncSender<()>) -> Self {
+        Self { by: Instant::now() + AT_MOST, _waiting: waiting }
+    }
+}
+
+impl Worker {
+    /// Ends the beginning, once all that totals come from has had its turn: from now on, what passes
+    /// where no program is counts as lost.
+    pub(super) fn begin_if_ready(&mut self) {
+        let Some(beginning) = &self.beginning else { return };
+        let is_waited_for = self.pending.iter().any(|one| self.has_totals(one.why));
+        if is_waited_for && Instant::now() < beginning.by {
+            return;
+        }
+        for pending in &mut self.pending {
+            let now = self.netlink.carried(pending.device.ifindex);
+            pending.before = now.unwrap_or(pending.before);
+        }
+        for failed in self.failed.values_mut() {
+            let now = self.netlink.carried(failed.device.ifindex);
+            failed.carried = now.unwrap_or(failed.carried);
+        }
+        self.publish();
+        self.beginning = None;
+    }
+
+    /// What a device had carried when its loss began to count: when an attach first failed; for a
+    /// device that was there before us or was no uplink until now, as of the listing that chose
+    /// it; for one that came back, when it left; for a new one, nothing.
+    pub(super) fn carried_before(&self, device: &Device) -> Carried {
+        if let Some(failed) = self.failed.get(&device.ifindex) {
+            return failed.carried;
+        }
+        let Some(known) = &self.known else { return device.carried };
+        if known.contains_key(&device.ifindex) || device.hardware {
+            return device.carried;
+        }
+        Carried::default()
+    }
+
+    /// Whether totals come from there: of pods they may come from their sockets.
+    fn has_totals(&self, why: ChosenBy) -> bool {
+        why != ChosenBy::PodLink || self.options.mode == CountMode::Full
+    }
+
+    /// Counts what passed between the last look and now, once that is promised. Packets in the moment between attaching
+    /// and reading the device's counters are in both numbers, so this says at most how many.
+    ///
+    /// Nothing is lost where no totals come from.
+    pub(super) fn count_unattached(
+        &self,
+        device: &Device,
+        why: ChosenBy,
+        before: Carried,
+    ) -> Option<Carried> {
+        let now = self.netlink.carried(device.ifindex)?;
+        if self.beginning.is_some() || !self.has_totals(why) {
+            return Some(now);
+        }
+        let packets = now.rx_packets.saturating_sub(before.rx_packets)
+            + now.tx_packets.saturating_sub(before.tx_packets);
+        let bytes = now.rx_bytes.saturating_sub(before.rx_bytes)
+            + now.tx_bytes.saturating_sub(before.tx_bytes);
+        self.shared.side.add_unattached(packets, bytes);
+        Some(now)
+    }
+}
