@@ -85,6 +85,9 @@ pub struct FlowFacts {
 pub struct FlowCount {
     /// The flow.
     pub id: FlowId,
+    /// Number of the kernel line. The same line most often counts for the same flow again, which
+    /// nobody may rely on.
+    pub line: u32,
     /// True for the first count from a kernel line: the flow then holds one more line, and gives
     /// it back with one [`Event::Released`]. A flow may hold several lines.
     pub new_line: bool,

@@ -294,6 +294,7 @@ pub const fn count(id: FlowId, packets: u64, bytes: u64, time_ns: u64) -> Event 
     let facts = FlowFacts { cgroup_id: 0, cookie: 0, scope: 0, tcp_seen: 0 };
     Event::Count(FlowCount {
         id,
+        line: 0,
         new_line: false,
         packets,
         bytes,

@@ -1,105 +1,20 @@
-//! The right pod, or it says so: reused addresses, late names, moved processes, every form of
-//! cgroup path, nodes without cgroup2.
+//! The right pod, or it says so: late names, moved processes, every form of cgroup path, nodes
+//! without cgroup2.
 
 mod cluster_support;
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
-use cluster_support::rows::{End, by_address, ends, heard, key, said, who};
-use cluster_support::{Auto, Capture, DEADLINE, Scene, Socket, Tc, in_a_later_second, wait_flow};
-use orb8_proto::v1::NetworkFlow;
-use orb8_testbed::api::object::Owner;
+use cluster_support::rows::{End, by_address, ends, key, said, who};
+use cluster_support::{Auto, Capture, PORT, Scene, Socket, Tc, from_port, one_node, wait_flow};
 use orb8_testbed::api::pod::{Container, Qos, Role, Stage};
 use orb8_testbed::cluster::NEEDS;
 use orb8_testbed::cluster::path::{Driver, Layout, Runtime};
 use orb8_testbed::cluster::plan::{Cni, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
-use orb8_testbed::cluster::talk::{self, Talk, UdpTalk};
+use orb8_testbed::cluster::talk::{self, UdpTalk};
 use orb8_testbed::link::Family::V4;
 use orb8_testbed::need;
-use orb8_testbed::wait::wait_until;
-
-/// A port that pods send from.
-const PORT: u16 = 40_000;
-
-fn one_node() -> Plan {
-    Plan { nodes: 1, ..Plan::default() }
-}
-
-/// Datagrams from a certain port of a pod.
-fn from_port(client: &Pod, server: &Pod, port: u16, count: u64) -> Talk {
-    let socket = client.app.udp(client.at(V4, port));
-    let (_, mut talk) = UdpTalk::open_with(socket, &[&server.app], server.at(V4, 8080), 8080);
-    talk.say(count, 100);
-    talk.talk()
-}
-
-#[test]
-fn an_address_reused_within_a_second_names_each_holder() {
-    need!(@check NEEDS);
-    for capture in Capture::ALL {
-        let scene = Scene::start(one_node(), capture);
-        let server = scene.cluster.simple("shop/server", 1);
-        let first = scene.cluster.pod(PodPlan::new("shop/first", 1).number(99));
-        scene.wait_links(1, 2);
-        let before = from_port(&first, &server, PORT, 5);
-        let far = |peer: &str| End::pod(&server, capture, peer);
-        scene.expect_own(&heard(capture, &before, &far(&by_address(&first))));
-        in_a_later_second();
-        let given_up = Instant::now();
-        scene.cluster.delete(first);
-        let second = scene.cluster.pod(PodPlan::new("shop/second", 1).number(99));
-        assert!(given_up.elapsed() < Duration::from_secs(1), "{:?}", given_up.elapsed());
-        scene.wait_links(1, 2);
-        let after = from_port(&second, &server, PORT + 1, 7);
-        // What was said of the first one stays, though somebody else has its address now.
-        let mut rows = heard(capture, &before, &far("pod shop/first address_reused"));
-        rows.extend(heard(capture, &after, &far(&by_address(&second))));
-        scene.expect_own(&rows);
-        scene.assert_complete();
-    }
-}
-
-#[test]
-fn a_five_tuple_that_outlives_its_holder_is_split_and_never_misnamed() {
-    need!(@check NEEDS);
-    let scene = Scene::start(one_node(), Auto);
-    let server = scene.cluster.simple("shop/server", 1);
-    let first = scene.cluster.pod(PodPlan::new("shop/first", 1).number(99));
-    scene.wait_links(1, 2);
-    let before = from_port(&first, &server, PORT, 5);
-    let far = |peer: &str| End::pod(&server, Auto, peer);
-    scene.expect_own(&heard(Auto, &before, &far(&by_address(&first))));
-    in_a_later_second();
-    scene.cluster.delete(first);
-    let second = scene.cluster.pod(PodPlan::new("shop/second", 1).number(99));
-    scene.wait_links(1, 2);
-    let after = from_port(&second, &server, PORT, 7);
-    assert_eq!(before.client, after.client, "not even the 5-tuple tells them apart");
-    let both = before.there.packets + after.there.packets;
-    let of_server = |row: &NetworkFlow| {
-        key(row) == before.server && row.direction == "ingress" && ends(row).0.pod == "server"
-    };
-    let mut rows = Vec::new();
-    wait_until(DEADLINE, "all packets to be answered", || {
-        rows = scene.flows(1).into_iter().filter(of_server).collect();
-        rows.iter().map(|row| row.packets).sum::<u64>() == both
-    });
-    // Packets of the interval in which the holder changed may be either's, so they are nobody's.
-    for row in &rows {
-        let (_, peer) = ends(row);
-        let right = match (peer.pod.as_str(), peer.reason.as_str()) {
-            ("first", _) => row.packets == before.there.packets,
-            ("second", _) | ("", "address_ambiguous") => row.packets == after.there.packets,
-            _ => false,
-        };
-        assert!(right, "{row:?}");
-    }
-    let split = rows.iter().filter(|row| row.end_reason == "peer_changed").count();
-    assert_eq!((rows.len(), split), (2, 1), "{rows:?}");
-    scene.assert_complete();
-}
 
 #[test]
 fn a_pod_deleted_while_its_records_arrive_keeps_its_name_on_them() {
@@ -115,34 +30,6 @@ fn a_pod_deleted_while_its_records_arrive_keeps_its_name_on_them() {
         let talk = from_port(&client, &server, PORT, 50);
         scene.cluster.delete(client);
         scene.expect(&said(capture, &talk, &near, Some(&far)));
-        scene.assert_complete();
-    }
-}
-
-#[test]
-fn the_address_of_a_completed_job_is_its_next_holders() {
-    need!(@check NEEDS);
-    for capture in Capture::ALL {
-        let scene = Scene::start(one_node(), capture);
-        let server = scene.cluster.simple("shop/server", 1);
-        let job = PodPlan::new("shop/once-abcde", 1).number(77).owner(&Owner::new("Job", "once"));
-        let job = scene.cluster.pod(job);
-        scene.wait_links(1, 2);
-        let before = from_port(&job, &server, PORT, 2);
-        let far = End::pod(&server, capture, &by_address(&job));
-        scene.expect_own(&heard(capture, &before, &far));
-        in_a_later_second();
-        // The object stays, its address with it.
-        scene.cluster.announce(&job, Stage::Succeeded);
-        drop(job);
-        let next = scene.cluster.pod(PodPlan::new("shop/next", 1).number(77));
-        scene.wait_links(1, 2);
-        let after = from_port(&next, &server, PORT + 1, 3);
-        let past = End::pod(&server, capture, "pod shop/once-abcde address_reused");
-        let mut rows = heard(capture, &before, &past);
-        rows.extend(heard(capture, &after, &End::pod(&server, capture, &by_address(&next))));
-        scene.expect_own(&rows);
-        assert!(scene.cluster.api.store().get("pods", "shop", "once-abcde").is_some());
         scene.assert_complete();
     }
 }

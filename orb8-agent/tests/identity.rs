@@ -38,6 +38,7 @@ fn to(destination: &str) -> FlowId {
 fn counted(id: FlowId, packets: u64, time_ns: u64) -> Event {
     Event::Count(FlowCount {
         id,
+        line: 0,
         new_line: false,
         packets,
         bytes: 100 * packets,

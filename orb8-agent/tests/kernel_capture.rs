@@ -2,14 +2,17 @@
 
 mod support;
 
+use std::net::UdpSocket;
+
 use orb8_proto::v1::AgentStatus;
 use orb8_testbed::agent::AgentOptions;
 use orb8_testbed::link::{Family, Veth, VethOptions};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
+use orb8_testbed::scratch::Scratch;
 use orb8_testbed::traffic;
-use support::Watch;
-use support::cgroup::Cgroup;
+use support::cgroup::{self, Cgroup};
+use support::{DEADLINE, Watch};
 
 /// CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF.
 const CAPABILITIES: [u32; 3] = [12, 38, 39];
@@ -19,6 +22,21 @@ fn agent(tree: &Cgroup, capture: &str) -> AgentOptions {
         .env("ORB8_CAPTURE", capture)
         .env("ORB8_CGROUP_ROOT", tree.path().display())
         .capabilities(&CAPABILITIES)
+}
+
+/// A /proc in which controllers of version 1 are mounted beside cgroup2, whatever this machine has.
+fn hybrid() -> Scratch {
+    let proc = Scratch::folder("proc");
+    let mount = cgroup::mount();
+    let mounts = format!(
+        "30 1 0:30 / {} rw - cgroup2 cgroup2 rw\n\
+         31 1 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+        mount.display()
+    );
+    let own = proc.path().join("self");
+    std::fs::create_dir(&own).expect("a folder of our own");
+    std::fs::write(own.join("mountinfo"), mounts).expect("a folder of our own");
+    proc
 }
 
 fn capture(status: &AgentStatus) -> String {
@@ -38,9 +56,12 @@ fn a_hybrid_node_with_pods_in_cgroup2_gets_both_planes_and_each_packet_counts_on
     let pods = tree.child("kubepods.slice");
     let veth = Veth::addressed(VethOptions::default());
     traffic::plain_tcp([&veth.near, &veth.far]);
-    let watch = Watch::with(&agent(&tree, "auto"), &veth.near.netns, 1);
+    let proc = hybrid();
+    let agent = agent(&tree, "auto").env("ORB8_PROC_ROOT", proc.path().display());
+    let watch = Watch::with(&agent, &veth.near.netns, 1);
     let status = watch.status();
-    assert_eq!(status.capture, "both", "{}", capture(&status));
+    let found = "containers are in cgroup2 (hybrid node, found kubepods.slice)";
+    assert_eq!(capture(&status), format!("both: {found}"));
     assert!(status.healthy, "{}", status.health_message);
     assert_eq!(status.interfaces[0].mode, "supplement");
     let sent = pods.enter(|| traffic::tcp(&veth.near, &veth.far, Family::V4, 50_000, 1_000));
@@ -64,14 +85,59 @@ fn a_hybrid_node_without_pods_in_cgroup2_is_counted_at_interfaces() {
     need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     let tree = Cgroup::tree();
     let veth = Veth::addressed(VethOptions::default());
-    let watch = Watch::with(&agent(&tree, "auto"), &veth.near.netns, 1);
+    let proc = hybrid();
+    let agent = agent(&tree, "auto").env("ORB8_PROC_ROOT", proc.path().display());
+    let watch = Watch::with(&agent, &veth.near.netns, 1);
     let status = watch.status();
-    // What this machine is decides; it may have cgroup2 alone.
-    let hybrid = "tc: hybrid node without pods or containers in cgroup2";
-    let unified = "both: all processes are in cgroup2";
-    assert!([hybrid, unified].contains(&capture(&status).as_str()), "{}", capture(&status));
-    let mode = if status.capture == "tc" { "full" } else { "supplement" };
-    assert_eq!(status.interfaces[0].mode, mode);
+    assert_eq!(capture(&status), "tc: hybrid node without pods or containers in cgroup2");
+    assert_eq!(status.interfaces[0].mode, "full");
+}
+
+/// Such as a container that was started without a cgroup of its own: in the namespace of a pod, and
+/// in no cgroup that says so.
+#[test]
+fn a_process_of_the_root_cgroup_in_another_namespace_is_counted_once_each_way() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    let tree = Cgroup::tree();
+    // That pods are in cgroup2 makes it a node with both planes.
+    let _pods = tree.child("kubepods.slice");
+    let veth = Veth::addressed(VethOptions::default());
+    veth.lead_to_pod();
+    traffic::plain_tcp([&veth.near, &veth.far]);
+    let watch =
+        Watch::with(&agent(&tree, "auto").env("ORB8_INTERFACES", "auto"), &veth.near.netns, 1);
+    let (node, pod) = (&veth.near, &veth.far);
+    for family in Family::ALL {
+        let outside =
+            node.netns.enter(|| UdpSocket::bind((node.address(family), 0)).expect("free"));
+        outside.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
+        let inside = tree
+            .enter(|| pod.netns.enter(|| UdpSocket::bind((pod.address(family), 0)).expect("free")));
+        inside.set_read_timeout(Some(DEADLINE)).expect("a timeout is accepted");
+        for _ in 0..10 {
+            outside.send_to(&[1; 50], inside.local_addr().expect("bound")).expect("it leaves");
+            let (_, from) = inside.recv_from(&mut [0; 100]).expect("it arrives");
+            inside.send_to(&[2; 70], from).expect("an answer leaves");
+            outside.recv(&mut [0; 100]).expect("an answer arrives");
+        }
+    }
+    let sent = tree.enter(|| Family::ALL.map(|it| traffic::echo(pod, node, it, 3, 100)));
+    let pings: u64 = sent.iter().map(|both| both.total().packets / 2).sum();
+    // At the link 40 datagrams and the pings; at the socket the same, but for the node's own side.
+    let observed = watch.settled(2 * (40 + 2 * pings));
+    let count = |plane: &str, direction: &str, is_udp: bool| -> u64 {
+        let flows = observed.answer.flows.iter().filter(|flow| {
+            flow.plane == plane && flow.direction == direction && (flow.protocol == "udp") == is_udp
+        });
+        flows.map(|flow| flow.packets).sum()
+    };
+    let at = |plane| {
+        [("egress", true), ("ingress", true), ("egress", false), ("ingress", false)]
+            .map(|(direction, is_udp)| count(plane, direction, is_udp))
+    };
+    assert_eq!(at("socket"), [0, 20, 0, 0], "{:#?}", observed.answer.flows);
+    assert_eq!(at("tc"), [20, 0, pings, pings], "{:#?}", observed.answer.flows);
+    observed.assert_complete();
 }
 
 #[test]

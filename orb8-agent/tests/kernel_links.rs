@@ -10,7 +10,7 @@ use orb8_agent::datapath::{AttachRoute, AttachState, ChosenBy};
 use orb8_agent::event::Severity;
 use orb8_common::network::flag;
 use orb8_testbed::flow::UDP;
-use orb8_testbed::link::{self, Family, Veth, VethOptions, ifindex, mac_text};
+use orb8_testbed::link::{self, Family, Veth, VethOptions, ifindex};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
 use orb8_testbed::netns::Netns;
@@ -19,18 +19,6 @@ use orb8_testbed::wait::wait_until;
 use support::cgroup::Cgroup;
 use support::direct::{Direct, options};
 use support::{DEADLINE, Egress, Ingress};
-
-/// Makes the near end one without neighbours, as a CNI without a bridge does.
-fn lead_to_pod(link: &Veth) {
-    let (near, far) = (&link.near, &link.far);
-    let dev = &near.ifname;
-    near.netns.ip_batch(&[
-        format!("addr flush dev {dev}"),
-        format!("addr add {}/32 dev {dev}", near.v4),
-        format!("route add {}/32 dev {dev}", far.v4),
-        format!("neigh replace {} lladdr {} dev {dev} nud permanent", far.v4, mac_text(far.mac)),
-    ]);
-}
 
 #[test]
 fn at_a_pods_link_direction_and_cgroup_are_the_pods() {
@@ -48,7 +36,7 @@ fn check_view_of_pod(route: Option<AttachRoute>) {
     let tree = Cgroup::tree();
     let pod = tree.child("pod");
     let link = Veth::addressed(VethOptions::default());
-    lead_to_pod(&link);
+    link.lead_to_pod();
     let (node, inside) = (&link.near, &link.far);
     let mut options = options("none");
     options.route = route;
@@ -73,7 +61,7 @@ fn the_addresses_behind_a_link_are_known_from_routes_and_from_the_bridge() {
     need!();
     let node = Netns::new("node");
     let routed = Veth::between(&node, &Netns::new("routed"), VethOptions::default());
-    lead_to_pod(&routed);
+    routed.lead_to_pod();
     let bridged = Veth::between(
         &node,
         &Netns::new("bridged"),
@@ -98,6 +86,22 @@ fn the_addresses_behind_a_link_are_known_from_routes_and_from_the_bridge() {
         socket.send_to(&[1], (pod.v4, 9)).expect("a route");
     });
     wait_until(DEADLINE, "the address on the bridge", || knows(port, pod.v4.into()));
+    // Another pod gets it, while the link of the one that had it is still there.
+    let options = VethOptions { number: 2, ..Default::default() };
+    let next = Veth::between(&node, &Netns::new("next"), options);
+    node.ip_batch(&[
+        format!("addr flush dev {}", next.near.ifname),
+        format!("link set {} master cni0", next.near.ifname),
+    ]);
+    pod.netns.ip_batch(&[format!("addr del {}/24 dev {}", pod.v4, pod.ifname)]);
+    next.far.netns.ip_batch(&[format!("addr add {}/24 dev {}", pod.v4, next.far.ifname)]);
+    next.far.netns.enter(|| {
+        let socket = UdpSocket::bind((pod.v4, 0)).expect("a free port");
+        socket.send_to(&[1], (port.v4, 9)).expect("a route");
+    });
+    wait_until(DEADLINE, "the address at its new link alone", || {
+        knows(&next.near, pod.v4.into()) && !knows(port, pod.v4.into())
+    });
     assert!(watch.facts().pod_link(ifindex(&node, "cni0")).is_none(), "a bridge leads to many");
     node.run(&format!("ip link del {}", routed.near.ifname));
     let index = routed.near.ifindex;

@@ -162,19 +162,20 @@ fn rustix_pid(child: &std::process::Child) -> rustix::process::Pid {
 }
 
 #[test]
-fn packets_from_before_the_start_are_told_as_unattached() {
+fn packets_from_before_the_start_are_before_the_agents_time() {
     need!();
     let netns = Netns::new("late");
     let cable = Veth::cable(&netns, VethOptions::default());
-    let missed = send(&cable, 10, 3);
+    let _missed = send(&cable, 10, 3);
     let watch = Watch::start(&netns, "eth0", 1);
     let sent = send(&cable, 10, 4);
     let observed = watch.settled(sent.total().packets);
     observed.traffic("eth0", support::Egress).assert_equals(&sent, "since it is attached");
-    // An interface that was there before the agent is no loss of the agent's: nothing is claimed
-    // about the time before the start.
-    let unattached = lost(&observed.status, "unattached", "");
-    assert!(unattached == 0 || unattached == missed.total().packets, "{unattached}");
+    // Nothing is claimed about the time before it answered.
+    assert_eq!(lost(&observed.status, "unattached", ""), 0);
+    assert!(observed.answer.nodes[0].complete, "{:?}", observed.answer.nodes);
+    let held_since = observed.answer.context.as_ref().map_or(0, |context| context.held_since_ns);
+    assert!(observed.answer.flows.iter().all(|flow| flow.first_seen_ns >= held_since));
     assert_ledger_sums(&observed.status);
 }
 

@@ -170,7 +170,7 @@ impl Replay {
         let address = spec.and_then(|object| object["spec"]["clusterIP"].as_str());
         let address: IpAddr = address.and_then(|ip| ip.parse().ok()).expect("it has a ClusterIP");
         let view = self.registry.read();
-        let hit = view.service(address, port, 6).expect("it is found by its ClusterIP");
+        let hit = view.service(address, port, 6, u64::MAX).expect("it is found by its ClusterIP");
         assert_eq!(&*hit.service.name, name);
         hit.verdict
     }
@@ -212,7 +212,7 @@ fn the_steady_cluster_is_known_by_name_owner_and_service() {
     assert_eq!(replay.verdict("web", 80), Verdict::Ok);
     assert_eq!(replay.verdict("web-np", 80), Verdict::Ok);
     let view = replay.registry.read();
-    let node_port = view.node_port(30080, 6).expect("web-np has it");
+    let node_port = view.node_port(30080, 6, u64::MAX).expect("web-np has it");
     assert_eq!(&*node_port.service.name, "web-np");
     assert!(view.knows(Field::Pod, "shop/unsched"), "it waits for a node");
     assert!(view.knows(Field::Namespace, "shop") && !view.knows(Field::Namespace, "brief"));

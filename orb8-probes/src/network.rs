@@ -188,7 +188,7 @@ fn count<const HOOK: u32>(ctx: &TcContext, counters: Counters<HOOK>, parsed: Par
         key.flags &= !flag::SUPPLEMENT;
     }
     let bytes = parsed.datagram_bytes as u64 + parsed.gso_header_bytes(packets);
-    if is_supplement::<HOOK>(&key)
+    if sockets::is_supplement::<HOOK>(&key)
         && let Some(why) = supplement::left_out::<HOOK>(ctx, &key, parsed.tcp_flags, owner)
     {
         // Apart, so that the places are constants.
@@ -363,12 +363,6 @@ fn publish(cell: u32, slot: u32) {
     unsafe { core::ptr::write_volatile(cells.cast::<u32>().add(at), slot + 1) };
 }
 
-/// Whether the packet is one that the socket plane does not see.
-#[inline(always)]
-fn is_supplement<const HOOK: u32>(key: &FlowKey) -> bool {
-    HOOK & hook::SUPPLEMENT != 0 && key.flags & flag::SUPPLEMENT != 0
-}
-
 /// What is asked once a flow, and the event that tells it.
 #[inline(always)]
 fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
@@ -379,7 +373,7 @@ fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> 
         let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
         (packet.owner, cookie, scope::SOCKET)
     } else {
-        owner_facts::<HOOK>(ctx, &packet.key)
+        sockets::owner_facts::<HOOK>(ctx, &packet.key)
     };
     FlowEvent {
         key: packet.key,
@@ -394,36 +388,6 @@ fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> 
         reserved: 0,
         bytes: packet.bytes,
     }
-}
-
-/// cgroup, cookie and scope of a packet's owner at an interface.
-#[inline(always)]
-pub fn owner_facts<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> (u64, u64, u8) {
-    // A packet that comes over a veth still carries the sender's socket, which says nothing of
-    // who receives it.
-    if sockets::is_tunnel::<HOOK>(key) {
-        (0, 0, scope::TUNNEL)
-    } else if HOOK & hook::EGRESS != 0 {
-        sender_facts(ctx, is_supplement::<HOOK>(key))
-    } else if is_supplement::<HOOK>(key) {
-        // Asked before it came here.
-        let asked = sockets::can_be_asked_for(key);
-        (0, 0, if asked { scope::NO_SOCKET } else { scope::UNKNOWN })
-    } else {
-        (0, 0, sockets::receiver::<HOOK>(ctx, key))
-    }
-}
-
-/// cgroup, cookie and scope of the socket that a packet comes from.
-#[inline(always)]
-fn sender_facts(ctx: &TcContext, supplement: bool) -> (u64, u64, u8) {
-    let skb = ctx.skb.skb;
-    // SAFETY: helpers that a classifier may call.
-    let (cgroup_id, cookie) =
-        unsafe { (bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast())) };
-    // What is left to the supplement has a socket of the kernel's at most.
-    let socket = cookie != 0 && !supplement;
-    (cgroup_id, cookie, if socket { scope::SOCKET } else { scope::NO_SOCKET })
 }
 
 /// A packet with SYN, FIN or RST on a known flow.

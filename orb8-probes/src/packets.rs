@@ -9,8 +9,9 @@ use orb8_common::parse::Parsed;
 
 use crate::hooks::hook;
 use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS};
-use crate::network::{owner_facts, parse_slowly};
+use crate::network::parse_slowly;
 use crate::skb::frame;
+use crate::sockets::owner_facts;
 
 /// Tells a packet if it passes the filter and the rate.
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_fib_lookup, bpf_get_socket_cookie, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
     bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
 };
 use aya_ebpf::programs::TcContext;
@@ -69,6 +69,42 @@ pub fn is_tunnel<const HOOK: u32>(key: &FlowKey) -> bool {
 pub fn can_be_asked_for(key: &FlowKey) -> bool {
     (key.protocol == protocol::TCP || key.protocol == protocol::UDP)
         && key.flags & flag::FRAGMENT == 0
+}
+
+/// Whether the packet is one that the socket plane does not see.
+#[inline(always)]
+pub fn is_supplement<const HOOK: u32>(key: &FlowKey) -> bool {
+    HOOK & hook::SUPPLEMENT != 0 && key.flags & flag::SUPPLEMENT != 0
+}
+
+/// cgroup, cookie and scope of a packet's owner at an interface.
+#[inline(always)]
+pub fn owner_facts<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> (u64, u64, u8) {
+    // A packet that comes over a veth still carries the sender's socket, which says nothing of
+    // who receives it.
+    if is_tunnel::<HOOK>(key) {
+        (0, 0, scope::TUNNEL)
+    } else if HOOK & hook::EGRESS != 0 {
+        sender_facts(ctx, is_supplement::<HOOK>(key))
+    } else if is_supplement::<HOOK>(key) {
+        // Asked before it came here.
+        let asked = can_be_asked_for(key);
+        (0, 0, if asked { scope::NO_SOCKET } else { scope::UNKNOWN })
+    } else {
+        (0, 0, receiver::<HOOK>(ctx, key))
+    }
+}
+
+/// cgroup, cookie and scope of the socket that a packet comes from.
+#[inline(always)]
+fn sender_facts(ctx: &TcContext, supplement: bool) -> (u64, u64, u8) {
+    let skb = ctx.skb.skb;
+    // SAFETY: helpers that a classifier may call.
+    let (cgroup_id, cookie) =
+        unsafe { (bpf_skb_cgroup_id(skb), bpf_get_socket_cookie(skb.cast())) };
+    // What is left to the supplement has a socket of the kernel's at most.
+    let socket = cookie != 0 && !supplement;
+    (cgroup_id, cookie, if socket { scope::SOCKET } else { scope::NO_SOCKET })
 }
 
 /// The state of a connection whose socket is a stand-in (include/net/tcp_states.h).

@@ -13,14 +13,16 @@ use crate::needs;
 const OUTSIDE: [&str; 2] = ["orb8-probes", "fuzz"];
 
 /// Tests of the kernel side that need neither Kubernetes nor minutes.
-const SMOKE_TESTS: [&str; 2] = ["kernel_exact", "kernel_lifecycle"];
+const SMOKE_TESTS: [&str; 5] =
+    ["kernel_exact", "kernel_lifecycle", "kernel_capture", "kernel_socket", "kernel_supplement"];
 
 /// Tests of the simulated cluster: nodes, pods, Services and an API server, an agent a node.
-const CLUSTER_TESTS: [&str; 9] = [
+const CLUSTER_TESTS: [&str; 10] = [
     "cluster_api",
     "cluster_churn",
     "cluster_identity",
     "cluster_node_ports",
+    "cluster_reuse",
     "cluster_outages",
     "cluster_packets",
     "cluster_pods",

@@ -76,7 +76,7 @@ pub struct Status {
     pub driver: Option<Driver>,
     /// cgroups in the index, those removed lately included.
     pub known: u64,
-    /// Directories for which there was no room.
+    /// Directories for which there is no room, as of the last walk and what was made since.
     pub rejected: u64,
     /// Why ids may stay unknown; empty if there is no reason.
     pub reason: String,
@@ -180,8 +180,8 @@ impl Cgroups {
         self.shared.generation.fetch_add(1, Ordering::Release);
     }
 
-    pub(super) fn reject(&self) {
-        self.shared.rejected.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn set_rejected(&self, directories: u64) {
+        self.shared.rejected.store(directories, Ordering::Relaxed);
     }
 
     pub(super) fn set_reason(&self, reason: &str) {

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::index::{Cgroup, Cgroups};
 use super::process::Process;
+use crate::host::OwnHasher;
 
 /// Questions that may wait; one that finds no room is asked again with the flow's next event.
 pub(super) const QUEUE: usize = 256;
@@ -91,7 +92,7 @@ impl Membership {
 #[derive(Debug)]
 pub struct Memberships {
     cgroups: Cgroups,
-    remembered: HashMap<u64, Remembered>,
+    remembered: HashMap<u64, Remembered, OwnHasher>,
     line: Option<Line>,
 }
 
@@ -105,12 +106,12 @@ impl Memberships {
     /// One that asks nobody: it knows what the index knows, and no process.
     #[must_use]
     pub fn unanswered(cgroups: Cgroups) -> Self {
-        Self { cgroups, remembered: HashMap::new(), line: None }
+        Self { cgroups, remembered: HashMap::default(), line: None }
     }
 
     /// One whose questions go there.
     pub(super) fn asking(cgroups: Cgroups, line: Line) -> Self {
-        Self { cgroups, remembered: HashMap::new(), line: Some(line) }
+        Self { cgroups, remembered: HashMap::default(), line: Some(line) }
     }
 
     /// The index that the answers come from.

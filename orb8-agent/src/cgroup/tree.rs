@@ -57,6 +57,8 @@ pub(super) struct Tree {
     /// Events were lost since the last walk.
     behind: bool,
     full: bool,
+    /// Directories for which there was no room since the last walk began.
+    rejected: u64,
     /// Number of the last walk.
     walk: u32,
 }
@@ -84,6 +86,7 @@ impl Tree {
             watched: HashMap::new(),
             behind: true,
             full: false,
+            rejected: 0,
             walk: 0,
         }
     }
@@ -118,6 +121,7 @@ impl Tree {
         self.walk = self.walk.wrapping_add(1);
         self.behind = false;
         self.full = false;
+        self.rejected = 0;
         self.blind = self.inotify.is_none().then_some(self.blind).flatten();
         self.read("/".to_owned(), now_ns);
         let unseen = |node: &Node| node.walk != Some(self.walk);
@@ -209,7 +213,7 @@ impl Tree {
         if !self.nodes.contains_key(path) {
             if self.nodes.len() >= self.bounds.directories {
                 self.full = true;
-                self.cgroups.reject();
+                self.rejected += 1;
                 return false;
             }
             let cgroup = Arc::new(Cgroup::new(id, path, &self.pods));
@@ -279,6 +283,7 @@ impl Tree {
             String::new()
         };
         self.cgroups.set_reason(&reason);
+        self.cgroups.set_rejected(self.rejected);
     }
 }
 

@@ -81,6 +81,12 @@ impl Translation {
         (until_ns != GOES_ON).then_some(until_ns)
     }
 
+    /// Whether it had not ended before a time (CLOCK_MONOTONIC nanoseconds).
+    #[must_use]
+    pub fn holds_at(&self, at_ns: u64) -> bool {
+        self.until_ns.load(Ordering::Acquire) >= at_ns
+    }
+
     /// Notes that it is certain until then (CLOCK_MONOTONIC nanoseconds); false if it had ended.
     pub fn end(&self, until_ns: u64) -> bool {
         let (order, lost) = (Ordering::AcqRel, Ordering::Relaxed);

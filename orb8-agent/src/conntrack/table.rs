@@ -3,7 +3,8 @@
 //! One thread writes, any thread reads. A read allocates nothing, and waits at most for one entry
 //! of one shard to be put in. Nothing here talks to the kernel.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -15,6 +16,8 @@ use super::{State, Status, Translation, Tuple};
 const SHARDS: usize = 64;
 /// The kernel tells of a connection after its first packet has passed, and we read it later.
 const TOLD_LATE_NS: u64 = 1_000_000_000;
+/// Bytes of an address and a port.
+const END: usize = 18;
 
 type Shard = HashTable<(u64, Arc<Translation>)>;
 
@@ -62,7 +65,9 @@ impl Translations {
     /// Nothing if several could be meant, as with pings, whose identifiers are not kept.
     #[must_use]
     pub fn find(&self, tuple: &Tuple) -> Option<Arc<Translation>> {
-        self.best(tuple, |one| Some(one.until_ns().unwrap_or(u64::MAX)))
+        let hash = self.hash(tuple);
+        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
+        best(&shard, hash, tuple, |one| Some(one.until_ns().unwrap_or(u64::MAX))).cloned()
     }
 
     /// The connection that a packet of this form belonged to then (CLOCK_MONOTONIC nanoseconds).
@@ -70,14 +75,33 @@ impl Translations {
     /// Nothing if several could be meant.
     #[must_use]
     pub fn find_at(&self, tuple: &Tuple, at_ns: u64) -> Option<Arc<Translation>> {
-        self.best(tuple, |one| {
-            if one.until_ns().is_some_and(|until_ns| until_ns < at_ns) {
-                return None;
-            }
-            // Best one that was told before; else the next to be told, if it was told soon.
-            let told_late = one.from_ns.saturating_sub(at_ns);
-            (told_late <= TOLD_LATE_NS).then(|| u64::MAX - told_late)
-        })
+        self.find_over(tuple, at_ns, at_ns)
+    }
+
+    /// The connection that a packet of this form belonged to at the first time if it went on until
+    /// the last, else that of the last (CLOCK_MONOTONIC nanoseconds).
+    ///
+    /// Nothing if several could be meant.
+    #[must_use]
+    pub fn find_over(
+        &self,
+        tuple: &Tuple,
+        since_ns: u64,
+        until_ns: u64,
+    ) -> Option<Arc<Translation>> {
+        if self.is_empty() {
+            return None;
+        }
+        let hash = self.hash(tuple);
+        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
+        let at = |at_ns| best(&shard, hash, tuple, |one| rank_at(one, at_ns));
+        at(since_ns).filter(|one| one.holds_at(until_ns)).or_else(|| at(until_ns)).cloned()
+    }
+
+    /// Whether no connection is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.shared.entries.load(Ordering::Acquire) == 0
     }
 
     /// A number that moves with every change of the table.
@@ -109,33 +133,6 @@ impl Translations {
         translation
     }
 
-    /// The one that ranks highest; none if two that differ do.
-    fn best<R: Ord>(
-        &self,
-        tuple: &Tuple,
-        rank: impl Fn(&Translation) -> Option<R>,
-    ) -> Option<Arc<Translation>> {
-        let hash = self.hash(tuple);
-        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
-        let mut best: Option<(R, &Arc<Translation>)> = None;
-        let mut doubtful = false;
-        for (_, one) in shard.iter_hash(hash).filter(|(of, one)| *of == hash && one.covers(tuple)) {
-            let Some(rank) = rank(one) else { continue };
-            let order = best.as_ref().map(|(held, _)| rank.cmp(held));
-            match order {
-                Some(std::cmp::Ordering::Less) => {}
-                Some(std::cmp::Ordering::Equal) => {
-                    doubtful |= best.as_ref().is_some_and(|(_, held)| !held.is_like(one));
-                }
-                Some(std::cmp::Ordering::Greater) | None => {
-                    best = Some((rank, one));
-                    doubtful = false;
-                }
-            }
-        }
-        best.filter(|_| !doubtful).map(|(_, one)| Arc::clone(one))
-    }
-
     /// All of this tuple, in either direction.
     pub(super) fn each(&self, tuple: &Tuple, mut visit: impl FnMut(&Arc<Translation>)) {
         let hash = self.hash(tuple);
@@ -146,11 +143,12 @@ impl Translations {
     }
 
     pub(super) fn put(&self, one: &Arc<Translation>) {
+        // Before it can be found, so that nobody takes a table that holds something for empty.
+        self.shared.entries.fetch_add(1, Ordering::AcqRel);
         for hash in self.hashes(one) {
             let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
             shard.insert_unique(hash, (hash, Arc::clone(one)), |(hash, _)| *hash);
         }
-        self.shared.entries.fetch_add(1, Ordering::Relaxed);
         self.changed();
     }
 
@@ -202,10 +200,25 @@ impl Translations {
         std::iter::once(first).chain((first != second).then_some(second))
     }
 
-    /// The same for both ways round.
+    /// The same for both ways round. In one piece: the hasher is several times slower with a field
+    /// at a time.
     fn hash(&self, tuple: &Tuple) -> u64 {
-        let ends = (tuple.src.min(tuple.dst), tuple.src.max(tuple.dst));
-        self.shared.hasher.hash_one((tuple.protocol, ends))
+        let mut bytes = [0; 1 + 2 * END];
+        bytes[0] = tuple.protocol;
+        for (part, end) in bytes[1..]
+            .chunks_exact_mut(END)
+            .zip([tuple.src.min(tuple.dst), tuple.src.max(tuple.dst)])
+        {
+            let (address, port) = part.split_at_mut(END - 2);
+            match end.ip() {
+                IpAddr::V4(ip) => address[..4].copy_from_slice(&ip.octets()),
+                IpAddr::V6(ip) => address.copy_from_slice(&ip.octets()),
+            }
+            port.copy_from_slice(&end.port().to_ne_bytes());
+        }
+        let mut state = self.shared.hasher.build_hasher();
+        state.write(&bytes);
+        state.finish()
     }
 
     fn shard(&self, hash: u64) -> &RwLock<Shard> {
@@ -213,6 +226,39 @@ impl Translations {
         let at = usize::try_from((hash >> 32) % SHARDS as u64).unwrap_or(0);
         &self.shared.shards[at]
     }
+}
+
+/// What a connection is worth to a packet of a time: best is one that was told before; else the next
+/// to be told, if it was told soon.
+fn rank_at(one: &Translation, at_ns: u64) -> Option<u64> {
+    if !one.holds_at(at_ns) {
+        return None;
+    }
+    let told_late = one.from_ns.saturating_sub(at_ns);
+    (told_late <= TOLD_LATE_NS).then(|| u64::MAX - told_late)
+}
+
+/// The one that ranks highest; none if two that differ do.
+fn best<'a>(
+    shard: &'a Shard,
+    hash: u64,
+    tuple: &Tuple,
+    rank: impl Fn(&Translation) -> Option<u64>,
+) -> Option<&'a Arc<Translation>> {
+    let mut best: Option<(u64, &Arc<Translation>)> = None;
+    let mut doubtful = false;
+    for (_, one) in shard.iter_hash(hash).filter(|(of, one)| *of == hash && one.covers(tuple)) {
+        let Some(rank) = rank(one) else { continue };
+        match best {
+            Some((held, _)) if rank < held => {}
+            Some((held, other)) if rank == held => doubtful |= !other.is_like(one),
+            Some(_) | None => {
+                best = Some((rank, one));
+                doubtful = false;
+            }
+        }
+    }
+    best.filter(|_| !doubtful).map(|(_, one)| one)
 }
 
 #[cfg(test)]

@@ -229,6 +229,7 @@ impl LineSource {
         let meta = self.table.meta.copy(slot);
         out.push(Event::Count(FlowCount {
             id: FlowId { key: FlowKey { tag: 0, ..line.key }, owner: line.owner },
+            line: slot,
             new_line,
             packets: u64::from(more_packets),
             bytes: more_bytes,

@@ -184,6 +184,7 @@ impl Programs {
 /// # Errors
 /// What the kernel refuses, with the first and last lines of the verifier's log.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
+    super::memory::bound_heaps();
     let seed = seed()?;
     let groups = index::groups(options.max_flows);
     let mask = groups - 1;

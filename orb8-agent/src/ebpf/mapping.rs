@@ -14,8 +14,9 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 /// The kernel maps every page of an array at once, and each then counts as ours. So an array is
 /// mapped in windows of this many bytes, when the first value of a window is needed: a table made
-/// for many flows costs an idle agent next to nothing.
-const WINDOW_BYTES: usize = 256 * 1024;
+/// for many flows costs an idle agent next to nothing. A process may have 65 530 mappings, of
+/// which the table of the most flows that can be set takes 7 000.
+const WINDOW_BYTES: usize = 64 * 1024;
 
 /// An array map of `T`, mapped as far as it is needed.
 #[derive(Debug)]

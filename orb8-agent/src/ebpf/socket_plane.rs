@@ -41,7 +41,7 @@ impl SocketPlane {
         switch: &mut SocketSwitch,
     ) -> Option<Notice> {
         let notice = self.keep(programs);
-        let on = self.links.is_some();
+        let on = self.is_attached();
         if self.told == Some(on) {
             return notice;
         }
@@ -53,8 +53,13 @@ impl SocketPlane {
         notice
     }
 
+    /// Whether the programs are there, as of the last look.
+    pub(super) const fn is_attached(&self) -> bool {
+        self.links.is_some()
+    }
+
     fn keep(&mut self, programs: &Programs) -> Option<Notice> {
-        let attached = self.links.is_some();
+        let attached = self.is_attached();
         match self.try_keep(programs) {
             Ok(false) => None,
             Ok(true) => {
@@ -92,23 +97,35 @@ impl SocketPlane {
 
     /// True if something had to be attached.
     fn try_keep(&mut self, programs: &Programs) -> io::Result<bool> {
-        let cgroup = File::open(&self.root.path)?;
         if self.links.is_some() {
-            let mut all = true;
-            for (name, attach_type) in HOOKS {
-                let there = sys::cgroup_programs(cgroup.as_fd(), attach_type)?;
-                all &= programs.id(name).is_some_and(|id| there.contains(&id));
+            match self.is_whole(programs) {
+                Ok(true) => return Ok(false),
+                Ok(false) => self.detach(),
+                // With the cgroup, what was attached to it has gone.
+                Err(error) if is_gone(&error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "the socket plane's programs cannot be looked at");
+                    return Ok(false);
+                }
             }
-            if all {
-                return Ok(false);
-            }
-            self.detach();
         }
+        let cgroup = File::open(&self.root.path)?;
         let attach = |(name, attach_type): (&str, u32)| {
             sys::cgroup_attach(programs.fd(name), cgroup.as_fd(), attach_type)
         };
         self.links = Some([attach(HOOKS[0])?, attach(HOOKS[1])?]);
         Ok(true)
+    }
+
+    /// Whether the programs of both directions are at the cgroup.
+    fn is_whole(&self, programs: &Programs) -> io::Result<bool> {
+        let cgroup = File::open(&self.root.path)?;
+        let mut whole = true;
+        for (name, attach_type) in HOOKS {
+            let there = sys::cgroup_programs(cgroup.as_fd(), attach_type)?;
+            whole &= programs.id(name).is_some_and(|id| there.contains(&id));
+        }
+        Ok(whole)
     }
 
     /// Takes the programs off.
@@ -129,6 +146,11 @@ impl SocketPlane {
         };
         SocketPlaneStatus { root: self.root.path.clone(), state, reason: self.reason.clone() }
     }
+}
+
+/// Whether a look failed because there is no such cgroup any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
 #[cfg(test)]
@@ -188,6 +210,27 @@ mod tests {
         for (_, attach_type) in HOOKS {
             assert!(sys::cgroup_programs(cgroup.as_fd(), attach_type).unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn a_look_that_fails_takes_nothing_off_as_long_as_there_is_a_cgroup() {
+        let name = "a_look_that_fails_takes_nothing_off_as_long_as_there_is_a_cgroup";
+        if !met(name, &[Need::Root, Need::Bpf, Need::Cgroup2]) {
+            return;
+        }
+        let tree = Tree::new("socket-look");
+        let root = root(tree.root());
+        let (programs, mut switch) = programs(&root);
+        let mut plane = SocketPlane::new(root);
+        plane.keep_attached(&programs, &mut switch).unwrap();
+        // No cgroup, so that the kernel does not tell what is attached.
+        plane.root.path = "/proc".into();
+        assert_eq!(plane.keep_attached(&programs, &mut switch), None);
+        assert_eq!((plane.status().state, switch.get(&0, 0).unwrap()), (AttachState::Attached, 1));
+        plane.root.path = tree.root().join("gone");
+        let notice = plane.keep_attached(&programs, &mut switch).unwrap();
+        assert_eq!((notice.code, notice.severity), ("attach_failed", Severity::Error));
+        assert_eq!((plane.status().state, switch.get(&0, 0).unwrap()), (AttachState::Failed, 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Invariant: an interface is in `attached` if and only if our programs are on both its hooks.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -238,12 +238,14 @@ impl Worker {
 
     /// Detaches what is no longer chosen; what has gone has taken its programs with it.
     fn forget_others(&mut self, devices: &[Device], chosen: &[(Device, ChosenBy)]) {
-        let is_chosen = |ifindex: u32| chosen.iter().any(|(d, _)| d.ifindex == ifindex);
+        let there: HashSet<u32> = devices.iter().map(|device| device.ifindex).collect();
+        let chosen: HashSet<u32> = chosen.iter().map(|(device, _)| device.ifindex).collect();
+        let is_chosen = |ifindex: u32| chosen.contains(&ifindex);
         self.failed.retain(|ifindex, _| is_chosen(*ifindex));
         let gone: Vec<u32> =
             self.attached.keys().copied().filter(|ifindex| !is_chosen(*ifindex)).collect();
         for ifindex in gone {
-            let exists = devices.iter().any(|d| d.ifindex == ifindex);
+            let exists = there.contains(&ifindex);
             if let Some(attached) = self.attached.remove(&ifindex) {
                 let name = attached.device.name.clone();
                 self.detach(attached, exists);

@@ -212,7 +212,7 @@ fn note_socket(stream: &TcpStream, local: SocketAddr, facts: &HostFacts) {
     stream.set_nodelay(true).ok();
     let cookie = rustix::net::sockopt::socket_cookie(stream).ok();
     let address = stream.local_addr().ok().map(|address| address.ip());
-    facts.update(|facts| {
+    facts.update_sockets(|facts| {
         if let Some(cookie) = cookie {
             facts.add_own_cookie(cookie);
         }

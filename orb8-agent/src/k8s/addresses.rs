@@ -28,7 +28,7 @@ pub(crate) enum Who {
     Pod(Arc<Pod>),
     /// A node, as its own.
     Node(Arc<Node>),
-    /// A Service, as its ClusterIP.
+    /// A Service, as its ClusterIP or as an address of it outside of the cluster.
     Service(Arc<Service>),
 }
 
@@ -128,12 +128,23 @@ impl Tenure {
         self.ended_ns = end.told_ns;
     }
 
+    /// Somebody else has had the address since then.
+    fn runs_until(&mut self, at_ns: u64) {
+        self.until_ns = self.until_ns.min(at_ns.max(self.ended_ns));
+    }
+
     fn reopen(&mut self, claim: Claim) {
         (self.sure_until_ns, self.until_ns, self.ended_ns) = (OPEN, OPEN, OPEN);
         self.tell(claim);
     }
 
-    fn is_live(&self) -> bool {
+    /// What was told of an earlier holder is forgotten: before its end, this one was merely possible
+    /// beside it, and is not the one that is left.
+    fn yield_to(&mut self, forgotten_until_ns: u64) {
+        self.from_ns = self.from_ns.max(forgotten_until_ns.min(self.sure_from_ns));
+    }
+
+    const fn is_live(&self) -> bool {
         self.ended_ns == OPEN
     }
 
@@ -168,6 +179,9 @@ pub(crate) struct Addresses {
     /// Addresses with an ended tenure, in the order of the ends.
     ended: VecDeque<(u64, IpAddr)>,
     max_ended: usize,
+    /// When the last of the forgotten holders ended: who comes later may have been possible beside
+    /// one of them.
+    forgotten_until_ns: u64,
     /// Pods without an address yet, by node: uid and the earliest time of an address.
     awaiting: HashMap<Arc<str>, Vec<(Box<str>, u64)>>,
 }
@@ -178,6 +192,7 @@ impl Addresses {
             tenures: HashMap::new(),
             ended: VecDeque::new(),
             max_ended,
+            forgotten_until_ns: 0,
             awaiting: HashMap::new(),
         }
     }
@@ -197,14 +212,17 @@ impl Addresses {
         }
         // Whoever ran on has lost the address now at the latest.
         for ended in tenures.iter_mut().filter(|tenure| !tenure.is_live()) {
-            ended.until_ns = ended.until_ns.min(claim.told_ns.max(ended.ended_ns));
+            ended.runs_until(claim.told_ns);
         }
-        if tenures.len() >= MAX_TENURES
+        let mut begun = Tenure::begin(who, claim);
+        begun.yield_to(self.forgotten_until_ns.min(claim.told_ns));
+        tenures.push(begun);
+        if tenures.len() > MAX_TENURES
             && let Some(oldest) = (0..tenures.len()).min_by_key(|at| tenures[*at].ended_ns)
         {
-            tenures.remove(oldest);
+            let until_ns = tenures.remove(oldest).until_ns;
+            tenures.iter_mut().for_each(|tenure| tenure.yield_to(until_ns));
         }
-        tenures.push(Tenure::begin(who, claim));
         true
     }
 
@@ -220,6 +238,34 @@ impl Addresses {
             self.forget_first();
         }
         true
+    }
+
+    /// `who` has the addresses `now`, and those of `before` that are not among them no longer.
+    pub(crate) fn pass(
+        &mut self,
+        before: &[IpAddr],
+        now: &[IpAddr],
+        who: &Who,
+        claim: Claim,
+        end: End,
+    ) {
+        for address in before.iter().filter(|address| !now.contains(address)) {
+            self.release(*address, who, end);
+        }
+        for address in now {
+            self.claim(*address, who.clone(), claim);
+        }
+    }
+
+    /// Somebody of whom nothing is kept has `address`: whoever ran on has lost it.
+    pub(crate) fn taken(&mut self, address: IpAddr, told_ns: u64) -> bool {
+        let mut changed = false;
+        let ended = self.tenures.get_mut(&address).into_iter().flatten();
+        for tenure in ended.filter(|tenure| !tenure.is_live()) {
+            changed |= tenure.until_ns > told_ns.max(tenure.ended_ns);
+            tenure.runs_until(told_ns);
+        }
+        changed
     }
 
     /// `who` had `address` for some time before it ended, which was never told while it had it.
@@ -268,20 +314,49 @@ impl Addresses {
         held != self.ended.len()
     }
 
+    /// Forgets that before `until_ns` others may have come and gone without being told of.
+    pub(crate) fn forget_blind(&mut self, until_ns: u64) {
+        self.forgotten_until_ns = self.forgotten_until_ns.max(until_ns);
+        self.tenures.values_mut().flatten().for_each(|tenure| tenure.yield_to(until_ns));
+    }
+
     fn forget_first(&mut self) {
         let Some((ended_ns, address)) = self.ended.pop_front() else { return };
-        if let Some(tenures) = self.tenures.get_mut(&address) {
-            tenures.retain(|tenure| tenure.ended_ns > ended_ns);
-            if tenures.is_empty() {
-                self.tenures.remove(&address);
-            }
+        let Some(tenures) = self.tenures.get_mut(&address) else { return };
+        let gone = tenures.iter().filter(|tenure| tenure.ended_ns <= ended_ns);
+        let Some(until_ns) = gone.map(|tenure| tenure.until_ns).max() else { return };
+        tenures.retain(|tenure| tenure.ended_ns > ended_ns);
+        tenures.iter_mut().for_each(|tenure| tenure.yield_to(until_ns));
+        self.forgotten_until_ns = self.forgotten_until_ns.max(until_ns);
+        if tenures.is_empty() {
+            self.tenures.remove(&address);
         }
     }
 
     /// Who held `address` at `at_ns`, as far as it can be told. `blind`: others may have come and
     /// gone at that time without being told of.
     pub(crate) fn find(&self, address: IpAddr, at_ns: u64, blind: bool) -> Found<'_> {
-        let Some(tenures) = self.tenures.get(&address) else { return Found::Nobody };
+        self.tenures.get(&address).map_or(Found::Nobody, |held| self.among(held, at_ns, blind))
+    }
+
+    /// Whether it is in doubt who held `address` at each of these times, with which comes whether
+    /// others may have come and gone untold.
+    pub(crate) fn are_doubtful(&self, address: IpAddr, times: [(u64, bool); 2]) -> [bool; 2] {
+        let Some(tenures) = self.tenures.get(&address) else { return [false; 2] };
+        times.map(|(at_ns, blind)| matches!(self.among(tenures, at_ns, blind), Found::Ambiguous))
+    }
+
+    /// Whether `pod` may have held `address` at `at_ns`; if so, whether nobody else has it now.
+    pub(crate) fn may_hold(&self, address: IpAddr, pod: &Arc<Pod>, at_ns: u64) -> Option<bool> {
+        let tenures = self.tenures.get(&address)?;
+        let is_pod =
+            |tenure: &&Tenure| matches!(&tenure.who, Who::Pod(held) if Arc::ptr_eq(held, pod));
+        let mut its = tenures.iter().filter(is_pod);
+        its.any(|tenure| tenure.is_possible(at_ns))
+            .then(|| !tenures.iter().any(|tenure| tenure.is_live() && !is_pod(&tenure)))
+    }
+
+    fn among<'a>(&self, tenures: &'a [Tenure], at_ns: u64, blind: bool) -> Found<'a> {
         let possible = || tenures.iter().filter(|t| t.is_possible(at_ns));
         let sure = || possible().filter(|t| t.is_sure(at_ns));
         let only = match (sure().count(), possible().count()) {
@@ -297,25 +372,31 @@ impl Addresses {
             }
         };
         let Some(only) = only else { return Found::Ambiguous };
-        if self.may_be_taken(only, at_ns) {
-            return Found::Ambiguous;
-        }
         let passed_on = tenures.iter().any(|t| t.is_live() && !t.who.is(&only.who));
         Found::One(only, !passed_on)
     }
 
-    /// The holder's containers are gone, or the API forgot it, and a new pod of its node has no
-    /// address that is known yet.
-    fn may_be_taken(&self, tenure: &Tenure, at_ns: u64) -> bool {
+    /// Whether the holder's containers are gone, or the API forgot it, and a new pod that may get
+    /// its address has none that is known yet: one of its node where the address is of that node's
+    /// own range (`is_nodes`), else one of any node.
+    pub(crate) fn may_be_taken(
+        &self,
+        tenure: &Tenure,
+        at_ns: u64,
+        is_nodes: impl Fn(&Node) -> bool,
+    ) -> bool {
         let Who::Pod(pod) = &tenure.who else { return false };
-        if tenure.quiet_ns > at_ns {
+        if tenure.quiet_ns > at_ns || self.awaiting.is_empty() {
             return false;
         }
-        let node = pod.identity().and_then(|identity| identity.node.as_ref());
-        let waiting = node.and_then(|node| self.awaiting.get(&node.name));
-        waiting.is_some_and(|pods| {
+        let waits = |pods: &Vec<(Box<str>, u64)>| {
             pods.iter().any(|(uid, from_ns)| *from_ns <= at_ns && **uid != *pod.uid)
-        })
+        };
+        let node = pod.identity().and_then(|identity| identity.node.as_ref());
+        match node.filter(|node| is_nodes(node)) {
+            Some(node) => self.awaiting.get(&node.name).is_some_and(waits),
+            None => self.awaiting.values().any(waits),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod owner;
 mod peer;
 mod service;
 mod sides;
+mod uses;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::k8s::status::Resource;
 pub use enricher::OwnerEnricher;
 use links::Links;
 use sides::Sides;
+use uses::Uses;
 
 /// What can hold an address.
 const HOLDERS: &[Resource] = &[Resource::Pods, Resource::Nodes, Resource::Services];
@@ -72,6 +74,7 @@ impl Knowledge {
             facts: &facts,
             kubernetes: self.kubernetes,
             own_node: &own_node,
+            uses: &mut Uses::default(),
         };
         over(span, |at_ns| lookup.holder(address, at_ns))
     }
@@ -150,6 +153,7 @@ pub struct Resolver {
     known: Knowledge,
     facts: HostReader,
     links: Links,
+    uses: Uses,
     own_node: Arc<Node>,
 }
 
@@ -159,7 +163,7 @@ impl Resolver {
     pub fn new(known: Knowledge) -> Self {
         let facts = HostReader::new(Arc::clone(&known.facts));
         let own_node = known.registry.own_node();
-        Self { known, facts, links: Links::default(), own_node }
+        Self { known, facts, links: Links::default(), uses: Uses::default(), own_node }
     }
 
     /// Questions of one batch, under one lock; changes of the registry wait for its end.
@@ -171,6 +175,7 @@ impl Resolver {
             facts,
             kubernetes: self.known.kubernetes,
             own_node: &self.own_node,
+            uses: &mut self.uses,
         };
         Batch { lookup, known: &self.known, links: &mut self.links }
     }
@@ -199,29 +204,38 @@ impl Batch<'_> {
             .generation()
             .wrapping_add(self.known.cgroups.generation())
             .wrapping_add(self.known.facts.generation())
-            .wrapping_add(self.links.generation());
+            .wrapping_add(self.links.generation())
+            .wrapping_add(self.lookup.uses.generation());
         // Its low bits are enough to see that it has moved.
         u32::try_from(sum & u64::from(u32::MAX >> 1)).unwrap_or(0) + 1
+    }
+
+    /// Whether the kernel translates anything at all.
+    #[must_use]
+    pub fn has_translations(&self) -> bool {
+        !self.known.translations.is_empty()
     }
 
     /// The translation of a connection that the kernel may have told since: that of the first
     /// packet if it held for the last one too, else that of the last one.
     #[must_use]
     pub fn translation(&self, question: &Question<'_>, span: Span) -> Option<Arc<Translation>> {
-        let tuple = question.tuple();
-        let find = |at_ns| self.known.translations.find_at(&tuple, at_ns);
-        find(span.since_ns)
-            .filter(|found| holds_at(found, span.until_ns))
-            .or_else(|| find(span.until_ns))
+        let by_loopback = question.owner.is_loopback() || question.peer.is_loopback();
+        if by_loopback && !owner::is_of_host(question) {
+            // The kernel notes that of the host's own network, and each network has such addresses.
+            return None;
+        }
+        self.known.translations.find_over(&question.tuple(), span.since_ns, span.until_ns)
     }
 
     /// Who the ends of a flow were for the whole of a time.
     pub fn resolve(&mut self, question: &Question<'_>, span: Span) -> Answer {
-        let kept = question.translation.filter(|held| holds_at(held, span.until_ns));
+        let kept = question.translation.filter(|held| held.holds_at(span.until_ns));
         let translation = kept.cloned().or_else(|| self.translation(question, span));
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
         self.learn(question, span);
         let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
+        self.note_use(question, &owner, span);
         let peer = over(span, |at_ns| self.peer(question, sides.as_ref(), &owner, at_ns));
         let asked = self.asked(question, &peer, translation.as_deref(), span);
         let waits = |found: &&Arc<Membership>| found.cgroup().is_none() && !found.is_gone();
@@ -233,18 +247,13 @@ impl Batch<'_> {
     }
 }
 
-/// Whether a connection had not ended before a time.
-#[must_use]
-pub fn holds_at(translation: &Translation, at_ns: u64) -> bool {
-    translation.until_ns().is_none_or(|until_ns| until_ns >= at_ns)
-}
-
 /// Looks addresses up.
 struct Lookup<'a> {
     view: View<'a>,
     facts: &'a Facts,
     kubernetes: bool,
     own_node: &'a Arc<Node>,
+    uses: &'a mut Uses,
 }
 
 impl Lookup<'_> {
@@ -280,7 +289,7 @@ impl Lookup<'_> {
             {
                 own()
             }
-            Holder::Ambiguous => End::unknown(Reason::AddressAmbiguous),
+            Holder::Ambiguous => self.user(address, at_ns),
             Holder::InCluster => End::unknown(Reason::AddressUnknown),
             Holder::Outside | Holder::NotSynced if is_shared(address) => {
                 End::unknown(Reason::AddressUnknown)
@@ -293,6 +302,15 @@ impl Lookup<'_> {
             }
             Holder::NotSynced => End::External(How::not(Reason::NoKubernetes)),
         }
+    }
+
+    /// Of those who may have held an address at a time, the only one that was seen to use it.
+    fn user(&self, address: IpAddr, at_ns: u64) -> End {
+        let Some((pod, current)) = self.uses.find(address, at_ns, &self.view) else {
+            return End::unknown(Reason::AddressAmbiguous);
+        };
+        let attribution = if current { Attribution::Address } else { Attribution::AddressReused };
+        End::Pod(How::by(attribution), Arc::clone(pod))
     }
 }
 

@@ -83,11 +83,16 @@ struct Entry {
     usable: Vec<(u32, u32)>,
 }
 
+/// An address of a Service's own, or None for that of any node; port; IP protocol number.
+type Dialled = (Option<IpAddr>, u16, u8);
+
 #[derive(Clone, Debug)]
 struct Place {
     of: Name,
     port: usize,
     kind: ServiceKind,
+    /// It is the Service's since then at the earliest, CLOCK_MONOTONIC nanoseconds.
+    from_ns: u64,
 }
 
 /// Services by address and port. Bounded by the numbers of Services and of slices that are kept.
@@ -96,9 +101,7 @@ pub(crate) struct Services {
     entries: HashMap<Name, Entry>,
     slices: HashMap<Name, Slice>,
     slices_of: HashMap<Name, Vec<Name>>,
-    by_address: HashMap<(IpAddr, u16, u8), Place>,
-    by_node_port: HashMap<(u16, u8), Place>,
-    externals: HashMap<IpAddr, Vec<Name>>,
+    places: HashMap<Dialled, Place>,
 }
 
 impl Services {
@@ -122,29 +125,19 @@ impl Services {
         self.entries.get(name).map(|entry| &entry.told)
     }
 
-    /// Sets a Service. True if anything changed.
-    pub(crate) fn apply(&mut self, name: &Name, told: Told) -> bool {
+    /// Sets a Service. What it had not before is its own from `from_ns` (CLOCK_MONOTONIC
+    /// nanoseconds) on at the earliest. True if anything changed.
+    pub(crate) fn apply(&mut self, name: &Name, told: Told, from_ns: u64) -> bool {
         if self.entries.get(name).is_some_and(|held| held.told.same_as(&told)) {
             return false;
         }
-        self.remove(name);
+        let before: HashMap<Dialled, u64> = self.taken_out(name).into_iter().collect();
         for (port, facts) in told.service.ports.iter().enumerate() {
-            let at = |kind| Place { of: name.clone(), port, kind };
-            for ip in &told.cluster_ips {
-                let place = at(ServiceKind::ClusterIp);
-                self.by_address.insert((*ip, facts.port, facts.protocol), place);
+            for (dialled, kind) in told.dialled(facts) {
+                let from_ns = before.get(&dialled).map_or(from_ns, |since_ns| *since_ns);
+                // After a cut a Service may be told of before the one that had its address is gone.
+                self.places.insert(dialled, Place { of: name.clone(), port, kind, from_ns });
             }
-            for ip in &told.external_ips {
-                let place = at(ServiceKind::External);
-                self.by_address.entry((*ip, facts.port, facts.protocol)).or_insert(place);
-            }
-            if facts.node_port != 0 {
-                let place = at(ServiceKind::NodePort);
-                self.by_node_port.insert((facts.node_port, facts.protocol), place);
-            }
-        }
-        for ip in &told.external_ips {
-            self.externals.entry(*ip).or_default().push(name.clone());
         }
         self.entries.insert(name.clone(), Entry { told, usable: vec![] });
         self.count(name);
@@ -153,29 +146,23 @@ impl Services {
 
     /// Removes a Service and gives back what was known of it.
     pub(crate) fn remove(&mut self, name: &Name) -> Option<Told> {
-        let entry = self.entries.remove(name)?;
-        for facts in &entry.told.service.ports {
-            let ips = entry.told.cluster_ips.iter().chain(&entry.told.external_ips);
-            for ip in ips {
-                let key = (*ip, facts.port, facts.protocol);
-                if self.by_address.get(&key).is_some_and(|place| place.of == *name) {
-                    self.by_address.remove(&key);
-                }
-            }
-            let key = (facts.node_port, facts.protocol);
-            if self.by_node_port.get(&key).is_some_and(|place| place.of == *name) {
-                self.by_node_port.remove(&key);
-            }
-        }
-        for ip in &entry.told.external_ips {
-            if let Some(names) = self.externals.get_mut(ip) {
-                names.retain(|of| of != name);
-                if names.is_empty() {
-                    self.externals.remove(ip);
-                }
+        self.taken_out(name);
+        self.entries.remove(name).map(|entry| entry.told)
+    }
+
+    /// Takes out what is dialled for a Service, and gives back since when it was the Service's.
+    fn taken_out(&mut self, name: &Name) -> Vec<(Dialled, u64)> {
+        let Some(entry) = self.entries.get(name) else { return vec![] };
+        let ports = entry.told.service.ports.iter();
+        let mut taken = vec![];
+        for (dialled, _) in ports.flat_map(|facts| entry.told.dialled(facts)) {
+            if self.places.get(&dialled).is_some_and(|place| place.of == *name)
+                && let Some(place) = self.places.remove(&dialled)
+            {
+                taken.push((dialled, place.from_ns));
             }
         }
-        Some(entry.told)
+        taken
     }
 
     /// Sets a slice, or removes it. True if it changed.
@@ -214,28 +201,18 @@ impl Services {
         entry.usable = entry.told.service.ports.iter().map(sum).collect();
     }
 
-    /// The Service at an address of its own.
+    /// The Service at an address of its own, or without one at a port of the nodes, if it was that
+    /// already at `at_ns` (CLOCK_MONOTONIC nanoseconds).
     pub(crate) fn at(
         &self,
-        ip: IpAddr,
+        ip: Option<IpAddr>,
         port: u16,
         protocol: u8,
+        at_ns: u64,
         listed: bool,
     ) -> Option<ServiceHit<'_>> {
-        self.hit(self.by_address.get(&(ip, port, protocol))?, listed)
-    }
-
-    /// The Service at a port of the nodes.
-    pub(crate) fn at_node(&self, port: u16, protocol: u8, listed: bool) -> Option<ServiceHit<'_>> {
-        self.hit(self.by_node_port.get(&(port, protocol))?, listed)
-    }
-
-    /// The Services that an external address belongs to: none, one, or (None) several.
-    pub(crate) fn external(&self, ip: IpAddr) -> Option<Option<&Arc<Service>>> {
-        match self.externals.get(&ip)?.as_slice() {
-            [only] => self.entries.get(only).map(|entry| Some(&entry.told.service)),
-            _several => Some(None),
-        }
+        let place = self.places.get(&(ip, port, protocol))?;
+        self.hit(place, listed).filter(|_| place.from_ns <= at_ns)
     }
 
     /// Services whose key a list did not name.
@@ -274,6 +251,18 @@ impl Services {
 }
 
 impl Told {
+    /// What is dialled for a port of it.
+    fn dialled(&self, port: &ServicePort) -> impl Iterator<Item = (Dialled, ServiceKind)> {
+        let (number, node_port, protocol) = (port.port, port.node_port, port.protocol);
+        let at = move |kind| move |ip: &IpAddr| ((Some(*ip), number, protocol), kind);
+        let own = self.cluster_ips.iter().map(at(ServiceKind::ClusterIp));
+        let external = self.external_ips.iter().map(at(ServiceKind::External));
+        let at_nodes =
+            (node_port != 0).then_some(((None, node_port, protocol), ServiceKind::NodePort));
+        // A later one takes the place of an earlier one: its own address counts before one from outside.
+        external.chain(own).chain(at_nodes)
+    }
+
     fn same_as(&self, other: &Self) -> bool {
         self.service == other.service
             && self.cluster_ips == other.cluster_ips

@@ -51,6 +51,20 @@ enum Heard {
     Nothing,
     /// An event, or a bookmark at least.
     Something,
+    /// The same, and the time that it was asked for ran out: the API server tells everything before
+    /// it ends a watch for that. One that shuts down ends it alike and does not.
+    Everything,
+}
+
+impl Heard {
+    /// What an end after so long makes of it, of a watch that was `asked` for so long.
+    fn at_end(self, lasted: Duration, asked: Duration) -> Self {
+        if self == Self::Something && lasted >= whole_seconds(asked) {
+            Self::Everything
+        } else {
+            self
+        }
+    }
 }
 
 /// The running watchers; dropping it ends them.
@@ -226,12 +240,11 @@ impl Watcher {
         loop {
             let begun = Instant::now();
             let error = match self.watch_once(&mut version).await {
-                // The API server's own end of a watch, after the time that it was asked for.
-                Ok(Heard::Something) if begun.elapsed() >= self.pace.watch_for => {
-                    // It tells everything before it ends a watch.
+                Ok(Heard::Everything) => {
                     self.heard_ns = self.clock.monotonic_ns();
                     continue;
                 }
+                Ok(Heard::Something) if begun.elapsed() >= self.pace.watch_for => continue,
                 Ok(Heard::Nothing) if begun.elapsed() >= self.pace.watch_for => {
                     return AskError::Gone(SILENT.to_owned());
                 }
@@ -250,6 +263,7 @@ impl Watcher {
     /// One watch, to its end. Moves `version` along.
     async fn watch_once(&mut self, version: &mut String) -> Result<Heard, AskError> {
         let asked = self.pace.watch_for + within(self.pace.watch_for / 4);
+        let begun = Instant::now();
         let mut body = self.ask_watch(version, asked).await?;
         let (opened, cut_ns) = (Instant::now(), self.heard_ns);
         let mut is_behind = true;
@@ -266,6 +280,11 @@ impl Watcher {
             let frame = match timeout(wait, body.frame()).await {
                 Err(_elapsed) if is_behind => continue,
                 Err(_elapsed) => return Err(AskError::Slow(asked + OVERDUE)),
+                Ok(None)
+                    if heard == Heard::Something && begun.elapsed() >= whole_seconds(asked) =>
+                {
+                    return Ok(Heard::Everything);
+                }
                 Ok(None) => return Ok(heard),
                 Ok(Some(Err(error))) => return Err(AskError::Broken(error.to_string())),
                 Ok(Some(Ok(frame))) => frame,
@@ -287,7 +306,7 @@ impl Watcher {
     }
 
     async fn ask_watch(&self, version: &str, asked: Duration) -> Result<Body, AskError> {
-        let seconds = u32::try_from(asked.as_secs()).unwrap_or(u32::MAX).max(1);
+        let seconds = u32::try_from(whole_seconds(asked).as_secs()).unwrap_or(u32::MAX);
         let params =
             WatchParams { timeout: Some(seconds), bookmarks: true, ..WatchParams::default() };
         let mut request = self.prepared(self.path().watch(&params, version), "")?;
@@ -411,5 +430,24 @@ impl Watcher {
             | AskError::Unreadable(_) => self.backoff.next(&self.pace),
         };
         sleep(wait).await;
+    }
+}
+
+/// As much of a time as the API can be asked for.
+fn whole_seconds(asked: Duration) -> Duration {
+    Duration::from_secs(asked.as_secs().max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_has_told_everything_if_it_ended_because_its_time_ran_out() {
+        let (asked, early) = (Duration::from_millis(290_700), Duration::from_millis(289_999));
+        let whole = Duration::from_secs(290);
+        assert_eq!(Heard::Something.at_end(whole, asked), Heard::Everything);
+        assert_eq!(Heard::Something.at_end(early, asked), Heard::Something, "a shutdown");
+        assert_eq!(Heard::Nothing.at_end(whole, asked), Heard::Nothing);
     }
 }

@@ -140,10 +140,13 @@ impl EventFilter for SelfTraffic {
 /// The reason that the ledger shows.
 pub const ROOT_CGROUP: &str = "root_cgroup";
 
-/// Drops what the socket plane counted for sockets of its own cgroup in other network namespaces:
-/// replies of the kernel there. The pod's own link shows them, with the pod's name; the program
-/// there passes on what has a socket below that cgroup, and nothing else. An address that stands
-/// for many does not tell the namespace: what uses one stays.
+/// Drops what the socket plane counted for sockets of its own cgroup in other network namespaces,
+/// as far as the pod's own link shows it, with the pod's name: what they send, which may be a reply
+/// of the kernel, since the program there leaves out only what comes from below that cgroup; and
+/// what they take of protocols that cannot be looked up, since only a sender below that cgroup
+/// vouches for its answers. TCP and UDP that they take stays: a look-up at the link finds the
+/// socket, and does not tell its cgroup. An address that stands for many does not tell the
+/// namespace: what uses one stays.
 #[derive(Debug)]
 pub struct RootCgroup {
     facts: HostReader,
@@ -171,12 +174,22 @@ impl EventFilter for RootCgroup {
         };
         let is_of_root = keys::ifindex(id).is_none() && self.id != 0 && id.owner == self.id;
         let owner = keys::owner(&id.key);
-        if is_of_root && !is_nobodys(owner) && self.facts.get().is_local(owner) == Some(false) {
+        let is_at_link = id.key.flags & flag::EGRESS != 0 || !is_looked_up(&id.key);
+        if is_of_root
+            && is_at_link
+            && !is_nobodys(owner)
+            && self.facts.get().is_local(owner) == Some(false)
+        {
             Verdict::Drop(ROOT_CGROUP)
         } else {
             Verdict::Keep
         }
     }
+}
+
+/// Whether programs at interfaces look up who takes such a packet.
+const fn is_looked_up(key: &FlowKey) -> bool {
+    matches!(key.protocol, keys::TCP | keys::UDP)
 }
 
 /// Addresses that no host has as its own, so that they do not say which host it is.
@@ -217,6 +230,7 @@ mod tests {
         let key = FlowKey { src, dst, src_port, dst_port, protocol: keys::TCP, flags, tag: 0 };
         let event = Event::Count(FlowCount {
             id: FlowId { key, owner: 2 },
+            line: 0,
             new_line: false,
             packets: 1,
             bytes: 60,
@@ -229,27 +243,37 @@ mod tests {
     }
 
     #[test]
-    fn replies_of_the_kernel_in_other_namespaces_are_left_to_the_pods_link() {
+    fn what_the_root_cgroup_sends_in_other_namespaces_is_left_to_the_pods_link() {
         let facts = HostFacts::shared();
         facts.update(|facts| facts.set_addresses([IpAddr::from([10, 0, 0, 1])]));
         let root = SocketRoot { path: "/sys/fs/cgroup".into(), id: 77, level: 0 };
-        let check = |root: Option<&SocketRoot>, source: [u8; 4], owner, flags, expected| {
-            let end = |address: [u8; 4]| (IpAddr::from(address), 80);
-            let mut id = crate::testing::flow(6, end(source), end([10, 0, 0, 9]), true);
-            (id.owner, id.key.flags) = (owner, id.key.flags | flags);
+        let at = |root: Option<&SocketRoot>, own: [u8; 4], owner, plane, protocol, egress| {
+            let (own, other) = ((IpAddr::from(own), 80), (IpAddr::from([10, 0, 0, 9]), 81));
+            let (source, destination) = if egress { (own, other) } else { (other, own) };
+            let mut id = crate::testing::flow(protocol, source, destination, egress);
+            (id.owner, id.key.flags) = (owner, id.key.flags | plane);
             let event = crate::testing::count(id, 1, 60, 1);
-            let verdict = RootCgroup::new(Arc::clone(&facts), root).filter(&event);
-            assert_eq!(verdict, expected, "{source:?} {owner} {flags:#x}");
+            RootCgroup::new(Arc::clone(&facts), root).filter(&event)
+        };
+        let sent = |root: Option<&SocketRoot>, own, owner, plane, expected| {
+            let verdict = at(root, own, owner, plane, keys::TCP, true);
+            assert_eq!(verdict, expected, "{own:?} {owner} {plane:#x}");
         };
         let (pod, host) = ([10, 244, 1, 5], [10, 0, 0, 1]);
         let drop = Verdict::Drop(ROOT_CGROUP);
-        check(Some(&root), pod, 77, flag::SOCKET_PLANE, drop);
-        check(Some(&root), pod, 78, flag::SOCKET_PLANE, Verdict::Keep);
-        check(Some(&root), pod, 77, 0, Verdict::Keep);
-        check(Some(&root), host, 77, flag::SOCKET_PLANE, Verdict::Keep);
-        check(None, pod, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        sent(Some(&root), pod, 77, flag::SOCKET_PLANE, drop);
+        sent(Some(&root), pod, 78, flag::SOCKET_PLANE, Verdict::Keep);
+        sent(Some(&root), pod, 77, 0, Verdict::Keep);
+        sent(Some(&root), host, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        sent(None, pod, 77, flag::SOCKET_PLANE, Verdict::Keep);
         for shared in [[224, 0, 0, 251], [255, 255, 255, 255], [0, 0, 0, 0]] {
-            check(Some(&root), shared, 77, flag::SOCKET_PLANE, Verdict::Keep);
+            sent(Some(&root), shared, 77, flag::SOCKET_PLANE, Verdict::Keep);
+        }
+        for (protocol, expected) in
+            [(keys::TCP, Verdict::Keep), (keys::UDP, Verdict::Keep), (1, drop), (132, drop)]
+        {
+            let verdict = at(Some(&root), pod, 77, flag::SOCKET_PLANE, protocol, false);
+            assert_eq!(verdict, expected, "taken: protocol {protocol}");
         }
     }
 

@@ -13,6 +13,8 @@ use crate::pipeline::enricher::Keys;
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const UDP_LITE: u8 = 136;

@@ -5,6 +5,7 @@ use orb8_proto::v1::condition::Field;
 use orb8_proto::v1::{QueryFlowsRequest, Strings, Unmatched};
 
 use crate::k8s::registry::{self, Registry, View};
+use crate::k8s::status::Resource;
 use crate::network::nearest::nearest;
 use crate::network::view::with_labels;
 
@@ -80,9 +81,9 @@ fn named_by(field: &Field) -> Option<(&'static str, &Strings, Named)> {
     })
 }
 
+/// Labels and containers are pods'; before these are listed nothing is known to be amiss.
 fn is_whole(view: &View<'_>) -> bool {
-    // What cannot be a name of a node is known only as long as nodes or pods are not listed.
-    !view.knows(registry::Field::Pod, "/")
+    view.is_listed(Resource::Pods)
 }
 
 fn has_labels(view: &View<'_>, selector: &str) -> bool {

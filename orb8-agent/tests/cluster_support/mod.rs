@@ -17,7 +17,10 @@ use orb8_testbed::api::object::wall_second;
 use orb8_testbed::cluster::Cluster;
 use orb8_testbed::cluster::node::Node;
 use orb8_testbed::cluster::plan::{API, Cni, Plan};
+use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::talk::{Talk, UdpTalk};
 use orb8_testbed::flow::{Flow, L4, Total};
+use orb8_testbed::link::Family::V4;
 use orb8_testbed::wait::{wait_for, wait_until};
 
 use ask::{Trace, ask};
@@ -198,6 +201,18 @@ impl Scene {
                 .iter()
                 .filter(|one| one.chosen_by == "pod_link" && one.state == "attached");
             links_now.count() == links
+        });
+    }
+
+    /// Waits until the link of one pod is attached where links matter.
+    #[track_caller]
+    pub fn wait_link(&self, pod: &Pod) {
+        if self.capture == Socket {
+            return;
+        }
+        self.wait_status(pod.node, "the pod's attached link", |status| {
+            let link = status.interfaces.iter().find(|one| one.name == pod.host_ifname());
+            link.is_some_and(|one| one.state == "attached")
         });
     }
 
@@ -413,6 +428,21 @@ fn is_of_the_agents(flow: &NetworkFlow) -> bool {
         }
         L4::Fragment | L4::Plain => false,
     }
+}
+
+/// A port that pods send from.
+pub const PORT: u16 = 40_000;
+
+pub fn one_node() -> Plan {
+    Plan { nodes: 1, ..Plan::default() }
+}
+
+/// Datagrams from a certain port of a pod.
+pub fn from_port(client: &Pod, server: &Pod, port: u16, count: u64) -> Talk {
+    let socket = client.app.udp(client.at(V4, port));
+    let (_, mut talk) = UdpTalk::open_with(socket, &[&server.app], server.at(V4, 8080), 8080);
+    talk.say(count, 100);
+    talk.talk()
 }
 
 /// The API writes times in whole seconds: packets of the second in which an address changes hands

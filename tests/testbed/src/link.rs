@@ -157,6 +157,26 @@ impl Veth {
         veth
     }
 
+    /// Makes the near end that of a link to a pod as a CNI without a bridge does: its addresses have
+    /// no neighbours, and one route leads to each of the far end's.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn lead_to_pod(&self) {
+        let (near, far) = (&self.near, &self.far);
+        let (dev, mac) = (&near.ifname, mac_text(far.mac));
+        near.netns.ip_batch(&[
+            format!("addr del {}/24 dev {dev}", near.v4),
+            format!("addr add {}/32 dev {dev}", near.v4),
+            format!("route add {}/32 dev {dev}", far.v4),
+            // Gone with the address that had neighbours.
+            format!("neigh replace {} lladdr {mac} dev {dev} nud permanent", far.v4),
+            format!("addr del {}/64 dev {dev}", near.v6),
+            format!("addr add {}/128 dev {dev} nodad", near.v6),
+            format!("route add {}/128 dev {dev}", far.v6),
+        ]);
+    }
+
     /// Both ends up, no addresses.
     fn bare(near: &Netns, far: &Netns, options: VethOptions) -> Self {
         let VethOptions { mtu, segmentation, number } = options;

@@ -126,6 +126,46 @@ pub fn echo(from: &Port, to: &Port, family: Family, count: usize, len: usize) ->
     [flow, flow.reply()].into_iter().map(|flow| (flow, total(count as u64, bytes))).collect()
 }
 
+/// Sends replies to pings that nobody has sent.
+#[derive(Debug)]
+pub struct Replies {
+    socket: UdpSocket,
+    message: Vec<u8>,
+}
+
+impl Replies {
+    /// From one address to another, in the namespace of the calling thread.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    pub fn open(from: IpAddr, to: IpAddr) -> Self {
+        let (domain, number, message, header) = match from {
+            IpAddr::V4(_) => {
+                (AddressFamily::INET, ipproto::ICMP, crate::packet::icmp(0, 0, 100), 20)
+            }
+            IpAddr::V6(_) => {
+                (AddressFamily::INET6, ipproto::ICMPV6, crate::packet::icmpv6(129, 0, 100), 40)
+            }
+        };
+        let socket = rustix::net::socket(domain, SocketType::RAW, Some(number))
+            .expect("root may open a raw socket");
+        // All that is needed of a datagram socket works on a raw one, too.
+        let socket = UdpSocket::from(socket);
+        socket.connect((to, 0)).expect("a link has a route");
+        let message = crate::packet::ip(from, to, &message).bytes.split_off(header);
+        Self { socket, message }
+    }
+
+    /// Sends one.
+    ///
+    /// # Panics
+    /// If it does not leave.
+    pub fn send(&self) {
+        self.socket.send(&self.message).expect("an echo reply leaves");
+    }
+}
+
 /// What a TCP connection did, as its two sockets counted it.
 #[derive(Clone, Debug)]
 pub struct TcpReport {

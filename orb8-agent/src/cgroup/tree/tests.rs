@@ -177,6 +177,8 @@ fn directories_beyond_the_bound_are_counted_and_said() {
     assert!(!tree.is_current(), "an id that is not known may be one of the others");
     let status = cgroups.status();
     assert_eq!((status.known, status.rejected), (8, 3));
+    tree.read_all(1);
+    assert_eq!(cgroups.status().rejected, 3, "the same ones");
     assert!(status.reason.contains("more than 8 cgroups"), "{}", status.reason);
     assert_eq!(kernel_watches(&tree), 8, "no watch without an entry");
     for n in 0..5 {
@@ -185,6 +187,7 @@ fn directories_beyond_the_bound_are_counted_and_said() {
     tree.read_changes(1);
     tree.read_all(2);
     assert!(tree.is_current());
+    assert_eq!(cgroups.status().rejected, 0);
     assert!((5..10).all(|n| cgroups.find(place.id(&format!("d{n}"))).is_some()));
 }
 

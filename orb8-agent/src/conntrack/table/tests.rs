@@ -41,6 +41,29 @@ fn each_form_of_a_packet_leads_to_its_connection() {
 }
 
 #[test]
+fn over_a_time_the_first_one_counts_if_it_went_on_and_else_the_last() {
+    const S: u64 = 1_000_000_000;
+    let table = Translations::empty(8);
+    assert!(table.is_empty());
+    let asked = tuple("10.244.0.5:4000", "10.96.0.1:80");
+    let first = table.insert(served("10.244.0.5:4000", "10.244.0.6:8080", 10 * S));
+    end(&first, 20 * S);
+    let second = table.insert(served("10.244.0.5:4000", "10.244.0.7:8080", 30 * S));
+    assert!(!table.is_empty());
+    let over = |since_ns, until_ns| {
+        table.find_over(&asked, since_ns, until_ns).map(|found| found.reply.src.to_string())
+    };
+    let (one, two) = (Some("10.244.0.6:8080".to_owned()), Some("10.244.0.7:8080".to_owned()));
+    assert_eq!(over(11 * S, 20 * S), one);
+    assert_eq!(over(11 * S, 30 * S), two, "the first had ended by then");
+    assert_eq!(over(2 * S, 15 * S), one, "it was told after the first packet");
+    assert_eq!(over(11 * S, 22 * S), None, "nobody held it at the end");
+    table.take(&first);
+    table.take(&second);
+    assert!(table.is_empty() && over(11 * S, 20 * S).is_none());
+}
+
+#[test]
 fn a_reused_tuple_leads_to_the_connection_of_that_time() {
     const S: u64 = 1_000_000_000;
     let table = Translations::empty(8);

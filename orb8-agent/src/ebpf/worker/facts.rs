@@ -1,7 +1,7 @@
 //! What the attach thread tells the rest of the agent of this host: names, addresses, and which
 //! addresses are behind the links to pods.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -40,7 +40,8 @@ impl Known {
 impl Worker {
     /// Tells names and addresses.
     pub(super) fn remember(&self, devices: &[Device], addresses: &[Address]) {
-        let gone = |ifindex: &u32| !devices.iter().any(|d| d.ifindex == *ifindex);
+        let there: HashSet<u32> = devices.iter().map(|device| device.ifindex).collect();
+        let gone = |ifindex: &u32| !there.contains(ifindex);
         let gone: Vec<u32> =
             self.known.iter().flat_map(HashMap::keys).copied().filter(gone).collect();
         self.shared.facts.update_if(|facts| {
@@ -138,11 +139,15 @@ impl Worker {
         let neighbours = if self.behind.links.is_empty() {
             Default::default()
         } else {
-            self.netlink.neighbours().unwrap_or_else(|error| {
-                tracing::debug!(%error, "neighbours cannot be listed, tried again soon");
-                self.shared.neighbours.store(true, Ordering::Release);
-                Default::default()
-            })
+            match self.netlink.neighbours() {
+                Ok(neighbours) => neighbours,
+                Err(error) => {
+                    // Without them nothing would be behind a bridge's ports: what was told stays.
+                    tracing::debug!(%error, "neighbours cannot be listed, tried again soon");
+                    self.shared.neighbours.store(true, Ordering::Release);
+                    return;
+                }
+            }
         };
         let now = pod_links::behind(&self.behind.links, &routes.hosts, &neighbours);
         let listed_ns = self.behind.clock.monotonic_ns().saturating_sub(STAMP_SLACK_NS);

@@ -8,8 +8,9 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use crate::datapath::{ChosenBy, CountMode};
+use crate::datapath::ChosenBy;
 use crate::ebpf::netlink::{Carried, Device};
+use crate::ebpf::socket_plane::SocketPlane;
 
 /// The agent answers after this at the latest, however many interfaces are still to be attached.
 const AT_MOST: Duration = Duration::from_secs(2);
@@ -64,13 +65,15 @@ impl Worker {
         Carried::default()
     }
 
-    /// Whether totals come from there: of pods they may come from their sockets.
+    /// Whether totals come from there: of pods they come from their sockets while these are watched.
     fn has_totals(&self, why: ChosenBy) -> bool {
-        why != ChosenBy::PodLink || self.options.mode == CountMode::Full
+        let sockets = self.socket.as_ref().is_some_and(SocketPlane::is_attached);
+        why != ChosenBy::PodLink || !sockets
     }
 
-    /// Counts what passed between the last look and now, once that is promised. Packets in the moment between attaching
-    /// and reading the device's counters are in both numbers, so this says at most how many.
+    /// Counts what passed between the last look and now, once that is promised. Packets in the
+    /// moment between attaching and reading the device's counters are in both numbers, so this says
+    /// at most how many.
     ///
     /// Nothing is lost where no totals come from.
     pub(super) fn count_unattached(

@@ -68,7 +68,9 @@ impl Links {
 
 impl Batch<'_> {
     /// Notes which pod is behind a link, from what leaves it: a socket of the pod's cgroup, from an
-    /// address that is not another pod's, all while this link was there.
+    /// address that is this pod's, all while this link was there. Before the address is known to be
+    /// its own, it may be a process that entered another pod's network; where there is no Kubernetes
+    /// nobody will ever tell.
     pub(super) fn learn(&mut self, question: &Question<'_>, span: Span) {
         let Some(ifindex) = question.ifindex.filter(|_| question.egress) else { return };
         let pod = question.membership.and_then(|found| found.cgroup()).and_then(|it| it.pod());
@@ -81,10 +83,11 @@ impl Batch<'_> {
         else {
             return;
         };
-        // A process that entered another pod's network sends from that pod's address.
-        if let End::Pod(_, holder) = self.lookup.holder(question.owner, span.until_ns)
-            && holder.uid != pod.uid
-        {
+        let is_its_own = match self.lookup.holder(question.owner, span.until_ns) {
+            End::Pod(_, holder) => holder.uid == pod.uid,
+            _ => !self.lookup.kubernetes,
+        };
+        if !is_its_own {
             return;
         }
         self.links.learn(ifindex, interface, pod);

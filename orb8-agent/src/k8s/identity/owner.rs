@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::{Batch, Question, Sides};
 use crate::event::{Attribution, End, How, Reason, Scope};
 use crate::host::KnownLink;
-use crate::k8s::model::Pod;
 
 impl Batch<'_> {
     /// The owner at a time.
@@ -36,47 +35,41 @@ impl Batch<'_> {
 
     /// Who is behind a link to a pod, as the link and the address tell together.
     fn behind(&self, ifindex: u32, link: &KnownLink, owner: IpAddr, at_ns: u64) -> End {
-        let found = match self.by_link(ifindex, link, at_ns) {
-            Ok(found) => found,
-            Err(reason) => return End::unknown(reason),
-        };
+        let found = self.by_link(ifindex, link, at_ns);
         match (found, self.lookup.holder(owner, at_ns)) {
             // A process that entered, or an address that somebody borrowed: either may be it.
-            (Some(pod), End::Pod(_, holder)) if holder.uid != pod.uid => {
+            (End::Pod(_, pod), End::Pod(_, holder)) if holder.uid != pod.uid => {
                 End::unknown(Reason::AddressAmbiguous)
             }
-            (Some(pod), _) => End::Pod(How::by(Attribution::Interface), pod),
-            (None, end @ End::Pod(..)) => end,
-            (None, End::Unknown(how)) if how.reason == Reason::AddressAmbiguous => {
-                End::Unknown(how)
-            }
-            (None, _) => End::unknown(Reason::InterfaceUnknown),
+            (found @ End::Pod(..), _) => found,
+            (End::Unknown(how), _) if how.reason == Reason::AddressAmbiguous => End::Unknown(how),
+            (_, end @ End::Pod(..)) => end,
+            (_, End::Unknown(how)) if how.reason == Reason::AddressAmbiguous => End::Unknown(how),
+            (_, _) => End::unknown(Reason::InterfaceUnknown),
         }
     }
 
     /// The pod to which a link leads. A link leads to one network for its whole life, so what is
     /// learned of it later holds for before; another link with the same index tells nothing.
-    fn by_link(
-        &self,
-        ifindex: u32,
-        link: &KnownLink,
-        at_ns: u64,
-    ) -> Result<Option<Arc<Pod>>, Reason> {
+    fn by_link(&self, ifindex: u32, link: &KnownLink, at_ns: u64) -> End {
         if at_ns < link.since_ns {
-            return Ok(None);
+            return End::unknown(Reason::InterfaceUnknown);
         }
         if let Some(pod) = self.links.pod(ifindex) {
-            return Ok(Some(Arc::clone(pod)));
+            return End::Pod(How::by(Attribution::Interface), Arc::clone(pod));
         }
-        let mut found: Option<Arc<Pod>> = None;
+        let mut found = None;
         for address in &link.link.addresses {
-            let End::Pod(_, pod) = self.lookup.holder(*address, at_ns) else { continue };
-            if found.as_ref().is_some_and(|other| other.uid != pod.uid) {
-                return Err(Reason::AddressAmbiguous);
+            let End::Pod(how, pod) = self.lookup.holder(*address, at_ns) else { continue };
+            match &found {
+                Some(End::Pod(_, other)) if other.uid != pod.uid => {
+                    return End::unknown(Reason::AddressAmbiguous);
+                }
+                Some(_) => {}
+                None => found = Some(End::Pod(by_route(how), pod)),
             }
-            found = Some(pod);
         }
-        Ok(found)
+        found.unwrap_or_else(|| End::unknown(Reason::InterfaceUnknown))
     }
 
     /// Who holds an address at the host itself, or at a socket whose cgroup does not tell.
@@ -125,6 +118,12 @@ impl Batch<'_> {
     }
 }
 
+/// How a pod behind a link is known that the host's route through it leads to: by the link, as far
+/// as the address is beyond doubt the pod's.
+fn by_route(how: How) -> How {
+    if how == How::by(Attribution::Address) { How::by(Attribution::Interface) } else { how }
+}
+
 /// The owner by the cgroup of its socket, or what there is to say about not knowing it.
 fn by_cgroup(question: &Question<'_>) -> Result<End, Reason> {
     let Some(membership) = question.membership else { return Err(Reason::None) };
@@ -138,4 +137,17 @@ fn by_cgroup(question: &Question<'_>) -> Result<End, Reason> {
         }
         None => Ok(End::Process(by_cgroup)),
     }
+}
+
+/// Whether the socket's cgroup tells that the owner has the host's network.
+pub(super) fn is_of_host(question: &Question<'_>) -> bool {
+    let cgroup = question.membership.and_then(|found| found.cgroup());
+    cgroup.is_some_and(|cgroup| match cgroup.pod() {
+        Some(pod) => pod.identity().is_some_and(|of| of.host_network),
+        None if cgroup.is_root() => false,
+        None => {
+            let placement = cgroup.placement.as_ref();
+            placement.is_none_or(|found| found.pod.is_none() && found.container.is_none())
+        }
+    })
 }

@@ -26,14 +26,13 @@ impl Batch<'_> {
         }
         let (owner_port, peer_port) = question.ports?;
         let own = self.at_own_address((question.peer, peer_port).into(), question.protocol, span);
+        let node_port = |port| self.at_nodes(port, question.protocol, span);
         let (hit, port) = match own {
             Some(hit) => (Some(hit), peer_port),
             None if question.began == Began::Owner && matches!(peer, End::Node(..)) => {
-                (self.lookup.view.node_port(peer_port, question.protocol), peer_port)
+                (node_port(peer_port), peer_port)
             }
-            None if self.is_dialled_here(question) => {
-                (self.lookup.view.node_port(owner_port, question.protocol), owner_port)
-            }
+            None if self.is_dialled_here(question) => (node_port(owner_port), owner_port),
             None => (None, 0),
         };
         hit.map(|hit| asked(hit, port))
@@ -44,8 +43,13 @@ impl Batch<'_> {
         let own = self.at_own_address(address, protocol, span);
         own.or_else(|| {
             let is_nodes = self.is_a_nodes(address.ip(), span.until_ns);
-            is_nodes.then(|| self.lookup.view.node_port(address.port(), protocol)).flatten()
+            is_nodes.then(|| self.at_nodes(address.port(), protocol, span)).flatten()
         })
+    }
+
+    /// The Service at a port of the nodes, if that was its port from the first packet on.
+    fn at_nodes(&self, port: u16, protocol: u8, span: Span) -> Option<ServiceHit<'_>> {
+        self.lookup.view.node_port(port, protocol, span.since_ns)
     }
 
     /// The Service at an address of its own, if that was its address for the whole of a time.
@@ -55,8 +59,9 @@ impl Batch<'_> {
         protocol: u8,
         span: Span,
     ) -> Option<ServiceHit<'_>> {
-        let hit = self.lookup.view.service(address.ip(), address.port(), protocol)?;
-        let held = |at_ns| match self.lookup.view.holder(address.ip(), at_ns) {
+        let view = &self.lookup.view;
+        let hit = view.service(address.ip(), address.port(), protocol, span.since_ns)?;
+        let held = |at_ns| match view.holder(address.ip(), at_ns) {
             Holder::Service { service: then, .. } => {
                 then.namespace == hit.service.namespace && then.name == hit.service.name
             }

@@ -9,6 +9,7 @@ use crate::k8s::services::{ServiceKind, Verdict};
 use crate::testing::{World, cgroup_of};
 
 const SECOND: u64 = 1_000_000_000;
+const MILLI: u64 = 1_000_000;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -157,7 +158,8 @@ fn behind_a_link_the_pod_is_known_without_a_cgroup() {
     assert_eq!(who(&at_link(5, false)), "pod shop/web interface", "by the host route");
     assert_eq!(who(&at_link(6, false)), "unknown none interface_unknown");
     let db = world.cgroup(7, &cgroup_of("shop/db"));
-    assert_eq!(who(&Question { membership: Some(&db), ..at_link(6, true) }), "pod shop/db cgroup");
+    let from_db = Question { owner: ip("10.244.1.6"), membership: Some(&db), ..at_link(6, true) };
+    assert_eq!(who(&from_db), "pod shop/db cgroup");
     assert_eq!(who(&at_link(6, false)), "pod shop/db interface", "learned from what left it");
     let root = world.cgroup(1, "/");
     let reply = Question { membership: Some(&root), ..at_link(6, true) };
@@ -165,10 +167,17 @@ fn behind_a_link_the_pod_is_known_without_a_cgroup() {
     let web = world.cgroup(8, &cgroup_of("shop/web"));
     let intruder = Question { membership: Some(&web), ..at_link(6, true) };
     assert_eq!(who(&intruder), "pod shop/web cgroup", "a process that entered");
+    assert_eq!(who(&at_link(6, false)), "pod shop/db interface", "which teaches nothing");
+    let at_home = Question { owner: ip("10.244.1.5"), ..intruder };
+    assert_eq!(
+        who(&at_home),
+        "pod shop/web cgroup",
+        "a process that entered, from its own address"
+    );
     assert_eq!(who(&at_link(6, false)), "unknown none interface_unknown", "two were seen");
     world.unlink(6, 5);
     world.link(6, &[]);
-    assert_eq!(who(&Question { membership: Some(&db), ..at_link(6, true) }), "pod shop/db cgroup");
+    assert_eq!(who(&from_db), "pod shop/db cgroup");
     assert_eq!(who(&at_link(6, false)), "pod shop/db interface", "another link, same index");
 }
 
@@ -185,7 +194,8 @@ fn a_link_that_has_gone_is_no_uplink_and_its_pods_keep_their_names() {
     };
     let db = world.cgroup(7, &cgroup_of("shop/db"));
     let mut resolver = Resolver::new(world.known.clone());
-    resolver.batch().resolve(&Question { membership: Some(&db), ..at_link(6, true) }, then(5));
+    let from_db = Question { owner: ip("10.244.1.6"), membership: Some(&db), ..at_link(6, true) };
+    resolver.batch().resolve(&from_db, then(5));
     world.translate(
         (at("10.244.1.9:4"), at("10.96.0.9:4")),
         (at("1.1.1.1:4"), at("10.244.1.9:4")),
@@ -228,9 +238,85 @@ fn a_process_that_entered_a_pods_network_does_not_name_its_link() {
     who(&Question { membership: Some(&b), ..at_link("10.244.1.5:4", true) });
     assert_eq!(who(&at_link("10.244.1.5:4", false)), "pod shop/a address");
     assert_eq!(who(&at_link("10.244.1.9:4", false)), "unknown none interface_unknown");
-    // From an address that is nobody's it teaches; then the address itself says otherwise.
     who(&Question { membership: Some(&b), ..at_link("10.244.1.9:4", true) });
-    assert_eq!(who(&at_link("10.244.1.5:4", false)), "unknown none address_ambiguous");
+    assert_eq!(who(&at_link("10.244.1.9:4", false)), "unknown none interface_unknown");
+    assert_eq!(who(&at_link("10.244.1.5:4", false)), "pod shop/a address");
+}
+
+#[test]
+fn a_link_is_learned_when_the_address_is_known_to_be_the_pods_and_not_before() {
+    let mut world = World::synced();
+    world.pod("shop/tunnel", "n1", "10.244.1.5", 2).pod("shop/new", "n1", "", 2);
+    world.pod_with("shop/cni", "n1", "10.0.0.1", 2, |pod| pod["spec"]["hostNetwork"] = true.into());
+    world.link(5, &[]);
+    let at_link = |membership, egress| Question {
+        ifindex: Some(5),
+        egress,
+        membership,
+        scope: Scope::Unclaimed,
+        ..asking("10.244.1.6:4", "1.1.1.1:4")
+    };
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut who =
+        |question: &Question<'_>| word(&resolver.batch().resolve(question, then(5)).ends.owner);
+    let [tunnel, cni, new] = ["shop/tunnel", "shop/cni", "shop/new"]
+        .map(|name| world.cgroup(u64::from(name.as_bytes()[5]), &cgroup_of(name)));
+    for entered in [&tunnel, &cni] {
+        assert!(who(&at_link(Some(entered), true)).ends_with("cgroup"));
+        assert_eq!(who(&at_link(None, false)), "unknown none interface_unknown");
+    }
+    assert_eq!(who(&at_link(Some(&new), true)), "pod shop/new cgroup");
+    assert_eq!(who(&at_link(None, false)), "unknown none interface_unknown", "not told yet");
+    world.pod("shop/new", "n1", "10.244.1.6", 4);
+    assert_eq!(who(&at_link(None, false)), "pod shop/new address");
+    assert_eq!(who(&at_link(Some(&new), true)), "pod shop/new cgroup");
+    assert_eq!(who(&at_link(None, false)), "pod shop/new interface");
+}
+
+#[test]
+fn a_pod_known_by_the_route_to_it_is_as_sure_as_its_address() {
+    let mut world = World::synced();
+    world.pod("shop/old", "n1", "10.244.1.5", 2);
+    world.link(5, &[ip("10.244.1.5")]);
+    let question = Question {
+        ifindex: Some(5),
+        egress: false,
+        scope: Scope::Unclaimed,
+        ..asking("10.244.1.5:4", "1.1.1.1:4")
+    };
+    world.known.registry.lose_touch(Resource::Pods, 10);
+    assert_eq!(owner(&world, &question, 5), "pod shop/old interface");
+    assert_eq!(owner(&world, &question, 20), "pod shop/old address api_not_synced");
+    world.known.registry.regain_touch(Resource::Pods);
+    world.delete("shop/old", 30).pod("shop/new", "n1", "10.244.1.5", 40);
+    assert_eq!(owner(&world, &question, 5), "pod shop/old address_reused");
+    assert_eq!(owner(&world, &question, 50), "pod shop/new interface");
+}
+
+#[test]
+fn what_a_pod_says_to_itself_is_no_connection_of_the_hosts() {
+    let mut world = World::synced();
+    world.service("shop/web", "10.96.0.10", 30_080, 1, 2);
+    world.pod("shop/c", "n1", "10.244.1.5", 2).pod("shop/b", "n1", "10.244.1.6", 2);
+    world.pod_with("shop/cni", "n1", "10.0.0.1", 2, |pod| pod["spec"]["hostNetwork"] = true.into());
+    let (from, to) = (at("127.0.0.1:4000"), at("127.0.0.1:30080"));
+    world.translate((from, to), (at("10.244.1.6:8080"), at("10.244.1.1:4000")), 3);
+    let docker = format!("/system.slice/docker-{}.scope", "ab".repeat(32));
+    for (path, is_hosts) in [
+        (cgroup_of("shop/c"), false),
+        (docker, false),
+        (cgroup_of("shop/cni"), true),
+        ("/system.slice/sshd.service".to_owned(), true),
+    ] {
+        let membership = world.cgroup(7, &path);
+        let question = Question {
+            membership: Some(&membership),
+            ..asking(&from.to_string(), &to.to_string())
+        };
+        let ends = Resolver::new(world.known.clone()).batch().resolve(&question, then(5)).ends;
+        assert_eq!(ends.translation.is_some(), is_hosts, "{path}");
+        assert_eq!(ends.asked.is_some(), is_hosts, "{path}");
+    }
 }
 
 #[test]
@@ -274,6 +360,98 @@ fn the_other_end_is_who_held_the_address_then() {
     check(20, "pod shop/new address");
     let both = Span { since_ns: 5 * SECOND, until_ns: 20 * SECOND };
     assert_eq!(ends(&world, &question, both).1, "unknown none address_ambiguous");
+}
+
+#[test]
+fn the_address_of_a_service_is_that_of_who_had_it_then() {
+    let world = World::synced();
+    world.service("shop/old", "10.96.0.10", 0, 1, 2 * SECOND);
+    world.service("shop/other", "10.96.0.11", 0, 1, 2 * SECOND);
+    world.remove_service("shop/old", 10 * SECOND);
+    world.remove_service("shop/other", 10 * SECOND);
+    world.service("shop/new", "10.96.0.10", 0, 1, 20 * SECOND);
+    let check = |address: &str, at_s: u64, expected: &str| {
+        let question = asking("10.0.0.1:4", address);
+        assert_eq!(peer(&world, &question, at_s * SECOND), expected, "{address} at {at_s} s");
+    };
+    check("10.96.0.10:80", 5, "service shop/old address_reused");
+    check("10.96.0.10:80", 25, "service shop/new address");
+    check("10.96.0.11:80", 5, "service shop/other address");
+}
+
+/// Two pods of this node that the API tells of late: either may have had the address from 10.5 s to
+/// 11 s. Membership of each.
+fn handed_over() -> (World, [Arc<Membership>; 2]) {
+    let mut world = World::synced();
+    world.pod("shop/old", "n1", "10.244.1.5", 2 * SECOND);
+    let second = |pod: &mut serde_json::Value| {
+        pod["metadata"]["creationTimestamp"] = "1970-01-01T00:00:10Z".into();
+    };
+    world.delete("shop/old", 11 * SECOND);
+    world.pod_with("shop/new", "n1", "10.244.1.5", 11 * SECOND, second);
+    let memberships =
+        [(7, "shop/old"), (8, "shop/new")].map(|(id, name)| world.cgroup(id, &cgroup_of(name)));
+    (world, memberships)
+}
+
+#[test]
+fn an_address_in_doubt_is_that_of_the_pod_of_this_node_that_was_seen_to_use_it() {
+    let (world, [old, new]) = handed_over();
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut ask = |question: &Question<'_>, since_ms: u64, until_ms: u64| {
+        let span = Span { since_ns: since_ms * MILLI, until_ns: until_ms * MILLI };
+        word(&resolver.batch().resolve(question, span).ends.peer)
+    };
+    let peer = asking("10.0.0.1:4", "10.244.1.5:80");
+    let doubt = "unknown none address_ambiguous";
+    assert_eq!(ask(&peer, 10_300, 10_400), doubt);
+    let own = |membership| Question {
+        membership: Some(membership),
+        ..asking("10.244.1.5:80", "10.0.0.1:4")
+    };
+    ask(&own(&old), 9_000, 10_400);
+    ask(&own(&new), 10_700, 12_000);
+    assert_eq!(ask(&peer, 10_300, 10_410), "pod shop/old address_reused");
+    assert_eq!(ask(&peer, 10_300, 10_450), doubt, "long after it was last seen");
+    assert_eq!(ask(&peer, 10_700, 10_900), "pod shop/new address");
+    assert_eq!(ask(&peer, 10_300, 10_900), doubt, "both had it");
+    ask(&own(&old), 9_000, 10_800);
+    assert_eq!(ask(&peer, 10_750, 10_750), doubt, "both used it");
+}
+
+#[test]
+fn a_process_that_entered_a_pods_network_does_not_prove_who_had_the_address() {
+    let (mut world, _) = handed_over();
+    world.pod("shop/other", "n1", "10.244.1.9", 2 * SECOND);
+    let other = world.cgroup(9, &cgroup_of("shop/other"));
+    let mut resolver = Resolver::new(world.known.clone());
+    let own = Question { membership: Some(&other), ..asking("10.244.1.5:80", "10.0.0.1:4") };
+    let span = Span { since_ns: 10_300 * MILLI, until_ns: 10_400 * MILLI };
+    let answer = resolver.batch().resolve(&own, span);
+    assert_eq!(word(&answer.ends.owner), "pod shop/other cgroup");
+    let peer = asking("10.0.0.1:4", "10.244.1.5:80");
+    let answer = resolver.batch().resolve(&peer, span);
+    assert_eq!(word(&answer.ends.peer), "unknown none address_ambiguous");
+}
+
+#[test]
+fn a_use_is_noted_once_and_only_where_there_is_doubt() {
+    let (world, [old, new]) = handed_over();
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut generation_after = |membership, since_ms: u64, until_ms: u64| {
+        let own =
+            Question { membership: Some(membership), ..asking("10.244.1.5:80", "10.0.0.1:4") };
+        let span = Span { since_ns: since_ms * MILLI, until_ns: until_ms * MILLI };
+        let mut batch = resolver.batch();
+        batch.resolve(&own, span);
+        batch.generation()
+    };
+    let first = generation_after(&old, 3_000, 4_000);
+    assert_eq!(generation_after(&new, 15_000, 16_000), first, "nobody doubts it");
+    let noted = generation_after(&new, 10_700, 16_000);
+    assert_ne!(noted, first);
+    // A row that began in doubt and goes on is asked about again with each count.
+    assert_eq!(generation_after(&new, 10_700, 17_000), noted);
 }
 
 #[test]
@@ -411,6 +589,22 @@ fn a_service_is_not_asked_for_by_what_went_to_its_address_before_it_had_it() {
     };
     assert_eq!(name(5), None);
     assert_eq!(name(25).as_deref(), Some("new"));
+}
+
+#[test]
+fn a_port_of_the_nodes_that_passes_on_names_no_old_connection() {
+    let world = World::synced();
+    world.service("shop/old", "10.96.0.10", 30_080, 1, 2 * SECOND);
+    world.remove_service("shop/old", 10 * SECOND);
+    world.service("shop/new", "10.96.0.11", 30_080, 1, 11 * SECOND);
+    let name = |at_s: u64| {
+        let span = then(at_s * SECOND);
+        let question = asking("10.244.1.5:40000", "10.0.0.2:30080");
+        let answer = Resolver::new(world.known.clone()).batch().resolve(&question, span);
+        answer.ends.asked.map(|it| it.service.name.to_string())
+    };
+    assert_eq!(name(5), None);
+    assert_eq!(name(12).as_deref(), Some("new"));
 }
 
 #[test]

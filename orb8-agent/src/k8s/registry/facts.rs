@@ -9,17 +9,20 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod as ApiPod,
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 /// Set by the kubelet on the object that mirrors a static pod, to the config hash that also names
-/// the pod's cgroup. Only nodes may make mirror objects, so nobody can borrow another pod's hash;
-/// `kubernetes.io/config.hash` anybody may write.
+/// the pod's cgroup. The API server asks for no more than that such an object is bound to a node, so
+/// anybody who may create pods may write it: it never takes a name from a pod that has one.
 const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Hexadecimal digits of a config hash. The API's own uids have dashes, so none is taken for one.
+const HASH_DIGITS: usize = 32;
 
 /// A pod object, with what is of use picked out.
 #[derive(Debug)]
 pub(super) struct PodFacts<'a> {
     pub(super) meta: &'a ObjectMeta,
     pub(super) uid: &'a str,
-    /// As the kubelet names the cgroup.
-    pub(super) cgroup_uid: &'a str,
+    /// The config hash of the static pod that it claims to mirror: its cgroup's uid on its node.
+    pub(super) mirrored: Option<&'a str>,
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
     pub(super) node: Option<&'a str>,
@@ -49,7 +52,7 @@ impl<'a> PodFacts<'a> {
         Some(Self {
             meta,
             uid,
-            cgroup_uid: mirror.map_or(uid, String::as_str),
+            mirrored: mirror.map(String::as_str).filter(|hash| is_config_hash(hash)),
             namespace: meta.namespace.as_deref()?,
             name: meta.name.as_deref()?,
             node: spec.and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty()),
@@ -155,6 +158,10 @@ fn ended_id(state: &ContainerState) -> Option<&str> {
 /// `containerd://<id>` to `<id>`.
 fn bare_id(id: &str) -> &str {
     id.split_once("://").map_or(id, |(_scheme, id)| id)
+}
+
+fn is_config_hash(text: &str) -> bool {
+    text.len() == HASH_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn addresses(status: &PodStatus) -> Vec<IpAddr> {

@@ -118,6 +118,12 @@ impl Tables {
         changed
     }
 
+    /// Whether an address is of the range that a node gives its own pods addresses from.
+    pub(super) fn is_of_node(&self, address: IpAddr, node: &Node) -> bool {
+        let held = self.nodes.get(&node.name);
+        held.is_some_and(|held| held.pod_ranges.iter().any(|range| range.contains(&address)))
+    }
+
     /// Drops nodes that only a pod named and no pod names any more.
     pub(super) fn expire_nodes(&mut self) {
         self.nodes.retain(|_, held| held.told || Arc::strong_count(&held.node) > 1);

@@ -8,12 +8,16 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::facts::unix_ns;
-use super::tables::Tables;
+use super::tables::{SECOND_NS, Tables};
 use super::{Seen, names::Names};
-use crate::k8s::addresses::Who;
+use crate::k8s::addresses::{End, Who};
 use crate::k8s::model::{Service, ServicePort};
 use crate::k8s::services::{Name, Slice, Told, Usable, key_of};
 use crate::k8s::status::Resource;
+
+/// An address that a load balancer or a user gives passes on at once, while a watch tells of it
+/// later than kube-proxy is told: for this long before, both may have it.
+const LAG_NS: u64 = SECOND_NS;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -30,27 +34,28 @@ impl Tables {
             return false;
         }
         let told = service(api, &name);
-        let service = Arc::clone(&told.service);
-        let now = told.cluster_ips.clone();
-        let before = self.services.get(&name).map(|held| held.cluster_ips.clone());
-        let before = before.unwrap_or_default();
-        let had_others = before.iter().any(|ip| !now.contains(ip));
-        let who = Who::Service(service);
-        for ip in before.iter().filter(|ip| !now.contains(ip)) {
-            self.addresses.release(*ip, &who, seen.end(false));
+        let who = Who::Service(Arc::clone(&told.service));
+        let (own, outer) = (told.cluster_ips.clone(), told.external_ips.clone());
+        let (own_before, outer_before) = match self.services.get(&name) {
+            Some(held) => (held.cluster_ips.clone(), held.external_ips.clone()),
+            None => Default::default(),
+        };
+        let from_ns = if self.services.contains(&name) {
+            // It had not what it has now when it was told of before.
+            seen.since_ns.saturating_sub(LAG_NS)
+        } else {
+            seen.earliest(api.metadata.creation_timestamp.as_ref().and_then(unix_ns))
+        };
+        if !self.services.apply(&name, told, from_ns) {
+            return false;
         }
-        let from_ns = seen.earliest(api.metadata.creation_timestamp.as_ref().and_then(unix_ns));
         let claim = seen.claim(from_ns);
-        let changed = self.services.apply(&name, told);
-        if changed {
-            for ip in &now {
-                self.addresses.claim(*ip, who.clone(), claim);
-            }
-        }
-        if had_others || before.len() != now.len() {
+        self.addresses.pass(&own_before, &own, &who, claim, seen.end(false));
+        self.external.pass(&outer_before, &outer, &who, claim, passing(seen));
+        if own_before != own {
             self.ranges_changed(Resource::Services);
         }
-        changed
+        true
     }
 
     /// A Service is gone.
@@ -64,6 +69,9 @@ impl Tables {
         let who = Who::Service(told.service);
         for ip in told.cluster_ips {
             self.addresses.release(ip, &who, seen.end(false));
+        }
+        for ip in told.external_ips {
+            self.external.release(ip, &who, passing(seen));
         }
         self.ranges_changed(Resource::Services);
         true
@@ -128,6 +136,11 @@ impl Tables {
         }
         !followers.is_empty()
     }
+}
+
+/// When an external address was lost of which it is told now.
+fn passing(seen: Seen) -> End {
+    End { sure_until_ns: seen.since_ns.saturating_sub(LAG_NS), ..seen.end(false) }
 }
 
 fn name_of(meta: &ObjectMeta, names: &mut Names) -> Option<Name> {

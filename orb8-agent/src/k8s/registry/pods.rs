@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 use super::facts::PodFacts;
 use super::tables::Tables;
 use super::uids::Uids;
-use super::{Seen, write};
+use super::{Seen, read, write};
 use crate::k8s::addresses::{Claim, End, OPEN, RUNS_ON_NS, Who};
 use crate::k8s::model::{Pod, PodIdentity};
 use crate::k8s::status::Resource;
@@ -46,7 +46,7 @@ impl Tables {
             }
             if !self.make_room(local, seen, uids) {
                 self.rejected += 1;
-                return false;
+                return self.addresses_taken(facts, seen);
             }
             self.add_pod(facts, seen, uids);
             changed = true;
@@ -107,8 +107,36 @@ impl Tables {
         true
     }
 
+    /// As the kubelet of this node names the pod's cgroup. That of a static pod is another's if a pod
+    /// with another name has it already.
+    fn cgroup_uid<'a>(&mut self, facts: &PodFacts<'a>, uids: &RwLock<Uids>) -> &'a str {
+        let is_local = facts.node == Some(&*self.own_node.name);
+        let Some(hash) = facts.mirrored.filter(|_| is_local) else { return facts.uid };
+        let known = read(uids).get(hash);
+        let is_anothers = known
+            .as_ref()
+            .and_then(|pod| pod.identity())
+            .is_some_and(|of| *of.namespace != *facts.namespace || *of.name != *facts.name);
+        if is_anothers {
+            self.rejected += 1;
+            return facts.uid;
+        }
+        hash
+    }
+
+    /// A pod that is not kept has addresses: none of those who had them before has them still.
+    fn addresses_taken(&mut self, facts: &PodFacts<'_>, seen: Seen) -> bool {
+        let has_own = !facts.host_network && !facts.finished;
+        let mut changed = false;
+        for address in facts.addresses.iter().filter(|_| has_own) {
+            changed |= self.addresses.taken(*address, seen.at_ns);
+        }
+        changed
+    }
+
     fn add_pod(&mut self, facts: &PodFacts<'_>, seen: Seen, uids: &RwLock<Uids>) {
-        let pod = write(uids).told(facts.cgroup_uid);
+        let uid = self.cgroup_uid(facts, uids);
+        let pod = write(uids).told(uid);
         pod.update(|state| state.ended_ns = None);
         let unbound = pod.identity().is_none().then(|| {
             Box::new(PodIdentity {

@@ -37,6 +37,9 @@ pub(super) struct Tables {
     pub(super) local: usize,
     pub(super) nodes: HashMap<Arc<str>, HeldNode>,
     pub(super) addresses: Addresses,
+    /// Addresses of Services outside of the cluster. They are apart: a user writes them at will, and
+    /// what a pod or a node has, as where a node is its own load balancer, is that one's.
+    pub(super) external: Addresses,
     pub(super) services: Services,
     pub(super) owners: Owners,
     pub(super) names: Names,
@@ -65,6 +68,7 @@ impl Tables {
             pods: HashMap::new(),
             local: 0,
             addresses: Addresses::new(max.max(1024)),
+            external: Addresses::new(max.max(1024)),
             services: Services::default(),
             owners: Owners::new(max.saturating_mul(OWNERS_PER_POD)),
             names: Names::default(),
@@ -182,7 +186,14 @@ impl Tables {
             Some(_) | None => self.blind.push_back((since_ns, until_ns)),
         }
         if self.blind.len() > MAX_BLIND {
-            self.blind.pop_front();
+            self.forget_blind();
+        }
+    }
+
+    fn forget_blind(&mut self) {
+        if let Some((_, until_ns)) = self.blind.pop_front() {
+            self.addresses.forget_blind(until_ns);
+            self.external.forget_blind(until_ns);
         }
     }
 
@@ -224,8 +235,12 @@ impl Tables {
         self.owners.expire();
         self.names.expire();
         self.expire_nodes();
-        self.blind.retain(|(_, until_ns)| *until_ns >= before_ns);
-        self.addresses.expire(before_ns)
+        let held = self.blind.len();
+        while self.blind.front().is_some_and(|(_, until_ns)| *until_ns < before_ns) {
+            self.forget_blind();
+        }
+        let external = self.external.expire(before_ns);
+        self.addresses.expire(before_ns) || external || held != self.blind.len()
     }
 
     pub(super) fn count(&self, status: &mut Status) {

@@ -1,5 +1,7 @@
 //! The registry as the watchers fill it: names, addresses over time, Services, owners, bounds.
 
+mod borrowed;
+mod passing;
 mod truth;
 
 use std::net::IpAddr;
@@ -289,12 +291,12 @@ fn services_are_found_by_what_is_dialled_and_say_whether_anybody_answers() {
     registry.apply_service(&service(web.clone()), at(SECOND));
     let verdicts = |registry: &Registry| {
         let view = registry.read();
-        let own = view.service(ip("10.96.0.7"), 80, 6).expect("its ClusterIP");
-        let outer = view.service(ip("203.0.113.9"), 80, 6).expect("its external address");
-        let node = view.node_port(30080, 6).expect("its node port");
+        let own = view.service(ip("10.96.0.7"), 80, 6, SECOND).expect("its ClusterIP");
+        let outer = view.service(ip("203.0.113.9"), 80, 6, SECOND).expect("its external address");
+        let node = view.node_port(30080, 6, SECOND).expect("its node port");
         assert_eq!((own.kind, outer.kind), (ServiceKind::ClusterIp, ServiceKind::External));
         assert_eq!((node.kind, &*node.service.name), (ServiceKind::NodePort, "web"));
-        assert!(view.service(ip("10.96.0.7"), 80, 17).is_none(), "UDP is another port");
+        assert!(view.service(ip("10.96.0.7"), 80, 17, SECOND).is_none(), "UDP is another port");
         (own.verdict, node.verdict)
     };
     assert_eq!(verdicts(&registry), (Verdict::NoEndpoints, Verdict::NoEndpoints));
@@ -307,7 +309,7 @@ fn services_are_found_by_what_is_dialled_and_say_whether_anybody_answers() {
     assert!(registry.read().knows(Field::Service, "shop/web"));
     assert!(!registry.read().knows(Field::Service, "other/web"));
     registry.delete_service(&meta(&web), at(4 * SECOND));
-    assert!(registry.read().node_port(30080, 6).is_none());
+    assert!(registry.read().node_port(30080, 6, 5 * SECOND).is_none());
     assert_eq!(who(&registry, "10.96.0.7", 5 * SECOND), "outside");
 }
 
@@ -320,7 +322,7 @@ fn a_verdict_is_unknown_before_the_slices_are_listed() {
     });
     registry.apply_service(&service(web), at(SECOND));
     let view = registry.read();
-    let hit = view.service(ip("10.96.0.7"), 53, 17).expect("its ClusterIP");
+    let hit = view.service(ip("10.96.0.7"), 53, 17, SECOND).expect("its ClusterIP");
     assert_eq!(hit.verdict, Verdict::Unknown);
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Uids {
     ended: usize,
     max_placeholders: usize,
     max_ended: usize,
+    /// Ended pods above which those that nobody holds are dropped.
+    sweep_above: usize,
     rejected: u64,
 }
 
@@ -37,6 +39,7 @@ impl Uids {
             ended: 0,
             max_placeholders: max_pods.max(MIN_PLACEHOLDERS),
             max_ended: max_pods.max(MIN_PLACEHOLDERS),
+            sweep_above: max_pods.max(MIN_PLACEHOLDERS),
             rejected: 0,
         }
     }
@@ -85,8 +88,10 @@ impl Uids {
             *kept = Kept::Ended(at_ns);
             self.ended += 1;
         }
-        if self.ended > self.max_ended {
+        if self.ended > self.sweep_above {
             self.drop_unheld(|kept| matches!(kept, Kept::Ended(_)));
+            // All pods are looked at for it, and rows may hold those that ended.
+            self.sweep_above = self.ended.max(self.max_ended).saturating_add(self.max_ended / 8);
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 use super::read;
 use super::tables::Tables;
 use super::uids::Uids;
-use crate::k8s::addresses::{Found, Who};
+use crate::k8s::addresses::{Found, Tenure, Who};
 use crate::k8s::model::{Node, Pod, PodIdentity, Service};
 use crate::k8s::services::ServiceHit;
 use crate::k8s::status::Resource;
@@ -29,7 +29,7 @@ pub enum Holder<'a> {
         /// Nobody else has the address now.
         current: bool,
     },
-    /// A Service had it at that time as its ClusterIP, or has it as an external address.
+    /// A Service had it at that time, as its ClusterIP or as an address outside of the cluster.
     Service {
         /// The Service.
         service: &'a Arc<Service>,
@@ -44,6 +44,16 @@ pub enum Holder<'a> {
     Outside,
     /// Nobody's that is known, and the API has not told of everybody yet.
     NotSynced,
+}
+
+impl<'a> Holder<'a> {
+    const fn of(tenure: &'a Tenure, current: bool) -> Self {
+        match &tenure.who {
+            Who::Pod(pod) => Self::Pod { pod, current },
+            Who::Node(node) => Self::Node { node, current },
+            Who::Service(service) => Self::Service { service, current },
+        }
+    }
 }
 
 /// What a filter may speak of.
@@ -80,15 +90,36 @@ impl<'r> View<'r> {
         if !self.tables.is_listed(Resource::Pods) {
             return Holder::NotSynced;
         }
-        match self.tables.addresses.find(address, at_ns, self.tables.is_blind(at_ns)) {
+        let (tables, blind) = (&self.tables, self.tables.is_blind(at_ns));
+        match tables.addresses.find(address, at_ns, blind) {
+            Found::One(tenure, _) if self.may_be_taken(tenure, address, at_ns) => Holder::Ambiguous,
+            Found::One(tenure, current) => Holder::of(tenure, current),
             Found::Ambiguous => Holder::Ambiguous,
-            Found::Nobody => self.nobody(address),
-            Found::One(tenure, current) => match &tenure.who {
-                Who::Pod(pod) => Holder::Pod { pod, current },
-                Who::Node(node) => Holder::Node { node, current },
-                Who::Service(service) => Holder::Service { service, current },
+            Found::Nobody => match tables.external.find(address, at_ns, blind) {
+                Found::One(tenure, current) => Holder::of(tenure, current),
+                Found::Ambiguous => Holder::Ambiguous,
+                Found::Nobody => self.nobody(address),
             },
         }
+    }
+
+    fn may_be_taken(&self, tenure: &Tenure, address: IpAddr, at_ns: u64) -> bool {
+        let is_nodes = |node: &Node| self.tables.is_of_node(address, node);
+        self.tables.addresses.may_be_taken(tenure, at_ns, is_nodes)
+    }
+
+    /// Whether the API leaves it in doubt who had `address` at each of these times (monotonic).
+    #[must_use]
+    pub fn are_doubtful(&self, address: IpAddr, times: [u64; 2]) -> [bool; 2] {
+        let times = times.map(|at_ns| (at_ns, self.tables.is_blind(at_ns)));
+        self.tables.addresses.are_doubtful(address, times)
+    }
+
+    /// Whether `pod` may have had `address` at `at_ns` (monotonic), as far as the API tells; if so,
+    /// whether nobody else has it now.
+    #[must_use]
+    pub fn may_have_had(&self, address: IpAddr, pod: &Arc<Pod>, at_ns: u64) -> Option<bool> {
+        self.tables.addresses.may_hold(address, pod, at_ns)
     }
 
     /// Whether the API tells what was so at `at_ns`; after a cut, a name may be another's by then.
@@ -99,11 +130,6 @@ impl<'r> View<'r> {
     }
 
     fn nobody(&self, address: IpAddr) -> Holder<'_> {
-        match self.tables.services.external(address) {
-            Some(Some(service)) => return Holder::Service { service, current: true },
-            Some(None) => return Holder::Ambiguous,
-            None => {}
-        }
         if self.tables.is_in_cluster(address) {
             return Holder::InCluster;
         }
@@ -115,18 +141,25 @@ impl<'r> View<'r> {
         }
     }
 
-    /// The Service that is dialled at an address and port; `protocol` is the IP protocol's number.
+    /// The Service that is dialled at an address and port, if it was there at `at_ns` (monotonic);
+    /// `protocol` is the IP protocol's number.
     #[must_use]
-    pub fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<ServiceHit<'_>> {
+    pub fn service(
+        &self,
+        address: IpAddr,
+        port: u16,
+        protocol: u8,
+        at_ns: u64,
+    ) -> Option<ServiceHit<'_>> {
         let listed = self.tables.is_listed(Resource::EndpointSlices);
-        self.tables.services.at(address, port, protocol, listed)
+        self.tables.services.at(Some(address), port, protocol, at_ns, listed)
     }
 
-    /// The Service that is dialled at a port of a node.
+    /// The Service that is dialled at a port of a node, if it was there at `at_ns` (monotonic).
     #[must_use]
-    pub fn node_port(&self, port: u16, protocol: u8) -> Option<ServiceHit<'_>> {
+    pub fn node_port(&self, port: u16, protocol: u8, at_ns: u64) -> Option<ServiceHit<'_>> {
         let listed = self.tables.is_listed(Resource::EndpointSlices);
-        self.tables.services.at_node(port, protocol, listed)
+        self.tables.services.at(None, port, protocol, at_ns, listed)
     }
 
     /// A node by its name.
@@ -139,6 +172,12 @@ impl<'r> View<'r> {
     #[must_use]
     pub fn own_node(&self) -> &Arc<Node> {
         self.tables.own_node()
+    }
+
+    /// Whether all objects of a kind were told of once.
+    #[must_use]
+    pub fn is_listed(&self, resource: Resource) -> bool {
+        self.tables.is_listed(resource)
     }
 
     /// Whether anything is known that a filter's value can mean, ended pods that are kept included.

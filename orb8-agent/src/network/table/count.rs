@@ -55,7 +55,7 @@ impl FlowTable {
         self.note_drain_begins();
         self.now_ns = self.now_ns.max(count.last_seen_ns);
         let volume = Volume { packets: count.packets, bytes: count.bytes };
-        let found = self.find(&count.id);
+        let found = self.find_at_line(count.line, &count.id);
         let Some(slot) = found.or_else(|| self.insert(count.id, count.first_seen_ns, output))
         else {
             output.tally.lose(losses::of_packets("flow_table", "no_room", volume));
@@ -77,6 +77,11 @@ impl FlowTable {
             output.tally.lose(losses::of_packets("flow_table", "no_room", volume));
             return;
         };
+        self.note_line(count.line, slot);
+        if is_new && found.is_some() {
+            self.merge(slot, &count.facts, added);
+            self.account(slot);
+        }
         self.add(slot, count, volume);
         self.note_answer(slot);
         self.touch(slot);

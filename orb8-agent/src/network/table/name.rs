@@ -5,9 +5,10 @@ use super::rows::{Row, mark};
 use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
 use crate::event::{
-    Asked, End, EndReason, Ends, FlowRecord, FlowState, Reason, Scope, Told, Volume, tcp_bit,
+    Asked, Attribution, End, EndReason, Ends, FlowRecord, FlowState, Reason, Scope, Told, Volume,
+    tcp_bit,
 };
-use crate::k8s::identity::{Answer, Batch, Began, Question, Span, holds_at};
+use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
 use crate::k8s::services::Verdict;
 use crate::network::keys;
 use crate::pipeline::processor::Output;
@@ -67,7 +68,7 @@ impl FlowTable {
         output: &mut Output,
     ) -> Option<(u32, bool)> {
         let row = &self.rows[slot as usize];
-        let held = row.flow.ends.translation.as_ref().is_none_or(|it| holds_at(it, until_ns));
+        let held = row.flow.ends.translation.as_ref().is_none_or(|it| it.holds_at(until_ns));
         if held && row.is(mark::LASTING) && self.is_current(slot, batch) {
             return Some((slot, false));
         }
@@ -101,6 +102,7 @@ impl FlowTable {
     fn may_be_translated(&self, slot: u32, batch: &Batch<'_>) -> bool {
         let flow = &self.rows[slot as usize].flow;
         flow.ends.translation.is_none()
+            && batch.has_translations()
             && self.is_young(flow)
             && batch.translation(&question(flow, Began::Unknown), self.span(slot)).is_some()
     }
@@ -145,7 +147,7 @@ impl FlowTable {
         let is_same = known.service.namespace == asked.service.namespace
             && known.service.name == asked.service.name
             && known.port == asked.port;
-        let proven = now.translation.is_some() && (is_young || is_same);
+        let proven = now.translation.is_some() && is_same;
         let first = is_same && is_young && known.verdict == Verdict::Unknown;
         Some(if proven || first { asked } else { known }.clone())
     }
@@ -182,6 +184,8 @@ impl FlowTable {
         let old = self.rows[slot as usize].flow.clone();
         self.end(slot, EndReason::PeerChanged, output);
         let slot = self.insert(old.id, since.since_ns, output)?;
+        // A scope that a translation told ends with it; what is counted next tells it anew.
+        let was_told = old.scope == Scope::Forwarded && !now.forwarded;
         let row = &mut self.rows[slot as usize];
         row.lines_or_end_s = lines;
         row.set(mark::CONTINUES, true);
@@ -195,6 +199,7 @@ impl FlowTable {
             packet_rate: 0.0,
             changed_epoch: 0,
             ends: Ends::default(),
+            scope: if was_told { Scope::Unknown } else { old.scope },
             ..old
         };
         self.keep_young(slot);
@@ -414,7 +419,12 @@ impl Ends {
         let either = |now: End, known: &End| {
             let forgotten = match &now {
                 End::Unknown(how) => how.reason != Reason::AddressAmbiguous,
-                End::External(_) => known.pod().is_some(),
+                End::External(how) => match known {
+                    End::Pod(..) => true,
+                    // What was hidden behind it is no forgotten holder.
+                    End::Node(..) | End::Service(..) => how.attribution != Attribution::Masqueraded,
+                    End::External(_) | End::Unknown(_) | End::Process(_) => false,
+                },
                 End::Process(_) | End::Node(..) | End::Pod(..) | End::Service(..) => false,
             };
             if forgotten && !known.is_unknown() { known.clone() } else { now }

@@ -40,7 +40,7 @@ pub(super) mod mark {
     pub(in super::super) const NAMED_LATE: u8 = 8;
 }
 
-const _: () = assert!(size_of::<Row>() <= 208, "with the index, a flow takes 224 bytes at most");
+const _: () = assert!(size_of::<Row>() <= 208, "with the indexes, a flow takes 228 bytes at most");
 
 impl Row {
     /// A row that no flow has.

@@ -36,6 +36,8 @@ enum Op {
     Resume(bool),
     Look(usize),
     Wait(u64),
+    /// So long that what has ended is forgotten.
+    Age,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -52,6 +54,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<bool>().prop_map(Op::Resume),
         6 => (0..ADDRESSES).prop_map(Op::Look),
         4 => (1_u64..1500).prop_map(|ms| Op::Wait(ms * MILLI)),
+        1 => Just(Op::Age),
     ]
 }
 
@@ -141,6 +144,13 @@ impl World {
             }
         }
         self.heard = self.now;
+    }
+
+    /// While nobody runs on that the API has forgotten: for this long none does.
+    fn age(&mut self) {
+        if self.pods.iter().all(|real| !real.forced || real.released) {
+            self.now += super::super::KEPT_NS + SECOND;
+        }
     }
 
     fn pick(&self, nth: usize, fits: impl Fn(&Real) -> bool) -> Option<usize> {
@@ -281,6 +291,7 @@ impl World {
             Op::Cut => self.is_cut = true,
             Op::Resume(relist) => self.resume(*relist),
             Op::Wait(span) => self.now += span,
+            Op::Age => self.age(),
             Op::Look(address) => {
                 self.looks.push((*address, self.now));
                 // During a cut nobody can know better than what was told before it.

@@ -123,6 +123,7 @@ fn counted(id: FlowId, packets: u64, first_seen_ns: u64, last_seen_ns: u64) -> E
     let bytes = 100 * packets;
     Event::Count(FlowCount {
         id,
+        line: 0,
         new_line: false,
         packets,
         bytes,
@@ -233,6 +234,31 @@ fn a_row_that_was_named_stays_named_when_the_pod_is_forgotten() {
         bench.drain(second * SECOND);
     }
     assert_eq!(bench.named(), ["process cgroup > web address: 5"]);
+}
+
+#[test]
+fn a_row_that_was_named_stays_named_when_the_service_or_node_is_forgotten() {
+    let mut bench = Bench::new(World::synced());
+    bench.world.service("shop/web", "10.96.0.10", 0, 1, SECOND);
+    bench.world.cgroup(7, "/system.slice/curl.service");
+    let to_service = from_cgroup(7, "10.0.0.1:40000", "10.96.0.10:80");
+    let to_node = from_cgroup(7, "10.0.0.1:40000", "10.0.0.2:80");
+    for id in [to_service, to_node] {
+        bench.feed([began(id, 2 * SECOND), counted(id, 5, 2 * SECOND, 2 * SECOND)]);
+    }
+    bench.drain(3 * SECOND);
+    bench.world.remove_service("shop/web", 4 * SECOND);
+    let meta = serde_json::from_value(serde_json::json!({ "name": "n2" })).unwrap();
+    let registry = Arc::clone(&bench.world.known.registry);
+    registry.delete_node(&meta, crate::k8s::registry::Seen::live(4 * SECOND, 0));
+    bench.drain(5 * SECOND);
+    // Long after: the registry forgets with the next change.
+    bench.world.pod("shop/other", "n2", "10.244.2.6", 1_000 * SECOND);
+    for second in 6..9 {
+        bench.drain(second * SECOND);
+    }
+    let rows = bench.named();
+    assert_eq!(rows, ["process cgroup > web address: 5", "process cgroup > n2 address: 5"]);
 }
 
 #[test]
@@ -366,6 +392,40 @@ fn that_the_api_is_not_heard_any_more_is_told_of_active_flows() {
 }
 
 #[test]
+fn what_the_host_sends_where_a_pod_was_hidden_before_is_the_hosts() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 1);
+    let mut bench = Bench::new(world);
+    let (mask, far): (SocketAddr, SocketAddr) =
+        ("10.0.0.1:4000".parse().unwrap(), "1.1.1.1:443".parse().unwrap());
+    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
+    let scoped = |event, scope| match event {
+        Event::Count(count) => {
+            let facts = FlowFacts { scope, ..FlowFacts::default() };
+            Event::Count(FlowCount { facts, ..count })
+        }
+        other => other,
+    };
+    let pod = SocketAddr::new(IpAddr::from([10, 244, 1, 5]), 4000);
+    let hidden = bench.world.translate((pod, far), (far, mask), SECOND);
+    bench.feed([scoped(counted(id, 2, SECOND, SECOND), scope::NO_SOCKET)]).drain(2 * SECOND);
+    hidden.end(3 * SECOND);
+    for second in 4..7 {
+        let count = counted(id, 1, SECOND, second * SECOND);
+        bench.feed([scoped(count, scope::SOCKET)]).drain((second + 1) * SECOND);
+    }
+    assert_eq!(
+        bench.named(),
+        ["c masqueraded > external address: 2", "n1 address > external address: 3"]
+    );
+    let scopes: Vec<_> = bench.rows().iter().map(|flow| flow.scope).collect();
+    assert_eq!(scopes, [Scope::Forwarded, Scope::Local]);
+    let table = bench.table();
+    let shares: Vec<_> = table.shares().map(|it| (it.scope, it.volume.packets)).collect();
+    assert!(shares.contains(&(Scope::Local, 3)) && shares.contains(&(Scope::Forwarded, 2)));
+}
+
+#[test]
 fn who_sent_first_is_not_guessed_of_what_was_on_its_way_at_the_start() {
     let mut world = World::synced();
     world.pod("shop/web", "n1", "10.244.1.5", 1);
@@ -435,6 +495,23 @@ fn a_verdict_is_that_of_the_time_and_a_reused_service_address_names_no_old_row()
     bench.world.service("shop/new", "10.96.0.10", 0, 1, 7 * SECOND);
     bench.drain(8 * SECOND);
     assert_eq!(verdicts(bench), ["old NoEndpoints: 3"], "the address was another Service's");
+}
+
+#[test]
+fn a_port_of_the_nodes_that_passes_on_names_no_young_row_that_was_translated() {
+    let bench = &mut Bench::new(World::synced());
+    bench.world.service("shop/old", "10.96.0.10", 30_080, 1, SECOND);
+    let (client, dialled): (SocketAddr, SocketAddr) =
+        ("10.244.1.5:40000".parse().unwrap(), "10.0.0.1:30080".parse().unwrap());
+    let backend = SocketAddr::new(IpAddr::from([10, 244, 2, 1]), 8080);
+    bench.world.translate((client, dialled), (backend, client), SECOND);
+    let id = from_cgroup(7, &client.to_string(), &dialled.to_string());
+    bench.feed([began(id, 2 * SECOND), counted(id, 3, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
+    assert_eq!(verdicts(bench), ["old Ok: 3"]);
+    bench.world.remove_service("shop/old", 3 * SECOND);
+    bench.world.service("shop/new", "10.96.0.11", 30_080, 1, 4 * SECOND);
+    bench.drain(5 * SECOND);
+    assert_eq!(verdicts(bench), ["old Ok: 3"]);
 }
 
 #[test]
