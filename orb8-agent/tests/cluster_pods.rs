@@ -5,14 +5,13 @@ mod cluster_support;
 
 use std::net::SocketAddr;
 
-use cluster_support::rows::{End, Row, by_address, ends, heard, said, who};
+use cluster_support::rows::{End, Row, by_address, ends, heard, key, said, who};
 use cluster_support::{Auto, Capture, Scene, Socket, Tc};
-use orb8_proto::v1::NetworkFlow;
 use orb8_testbed::cluster::plan::{Cni, Families, Masquerade, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::talk::Talk;
 use orb8_testbed::cluster::{NEEDS, talk};
-use orb8_testbed::flow::L4;
+use orb8_testbed::flow::{L4, Total};
 use orb8_testbed::link::Family::{self, V4};
 use orb8_testbed::need;
 
@@ -59,12 +58,29 @@ fn pods_that_talk_through_an_overlay_are_named_and_the_tunnel_is_kept_apart() {
     need!(@check NEEDS);
     for capture in Capture::ALL {
         let scene = Scene::start(Plan { overlay: true, ..plan() }, capture);
-        check_across(&scene, Family::V4);
+        let inner = check_across(&scene, Family::V4);
         if capture != Socket {
-            let outer = scene.flows(1).into_iter().find(|flow| flow.dst_port == 8472);
-            assert_eq!(outer.expect("the tunnel is counted").scope, "tunnel");
+            check_tunnel(&scene, inner);
         }
         scene.assert_complete();
+    }
+}
+
+/// The tunnel carries what was said from node 1 to node 2 with 50 bytes before each packet: IPv4,
+/// UDP, VXLAN and Ethernet.
+#[track_caller]
+fn check_tunnel(scene: &Scene, inner: Total) {
+    for (node, direction) in [(1, "egress"), (2, "ingress")] {
+        let mut outer = Total::default();
+        let flows = scene.flows(node);
+        for flow in flows.iter().filter(|flow| flow.dst_port == 8472) {
+            assert_eq!(flow.scope, "tunnel", "{flow:?}");
+            if flow.direction == direction {
+                outer.add(flow.packets, flow.bytes);
+            }
+        }
+        let wanted = Total { bytes: inner.bytes + 50 * inner.packets, ..inner };
+        assert_eq!(outer, wanted, "node{node}");
     }
 }
 
@@ -83,16 +99,16 @@ fn pods_of_two_families_are_named_by_each_of_their_addresses() {
 #[test]
 fn pods_of_an_ipv6_cluster_are_named() {
     need!(@check NEEDS);
-    for cni in [Cni::Bridge, Cni::Routed] {
-        let scene = Scene::start(Plan { families: Families::V6, cni, ..plan() }, Auto);
+    for (cni, capture) in [(Cni::Bridge, Auto), (Cni::Routed, Auto), (Cni::Routed, Tc)] {
+        let scene = Scene::start(Plan { families: Families::V6, cni, ..plan() }, capture);
         check_across(&scene, Family::V6);
         scene.assert_complete();
     }
 }
 
-/// UDP and TCP from a pod of node 1 to one of node 2.
+/// UDP and TCP from a pod of node 1 to one of node 2; what the first one sent.
 #[track_caller]
-fn check_across(scene: &Scene, family: Family) {
+fn check_across(scene: &Scene, family: Family) -> Total {
     let capture = scene.capture;
     let name = |what: &str| format!("shop/{what}-{}", family.header_len());
     let a = scene.cluster.simple(&name("a"), 1);
@@ -102,15 +118,18 @@ fn check_across(scene: &Scene, family: Family) {
     let client = End::pod(&a, capture, &by_address(&b));
     let server = End::pod(&b, capture, &by_address(&a));
     let mut rows = Vec::new();
+    let mut sent = Total::default();
     for talk in [
         talk::udp(&a.app, &b.app, b.at(family, 8080), 20, 500),
         talk::tcp(&a.app, &b.app, b.at(family, 80), 2_000, 100_000),
     ] {
         rows.extend(said(capture, &talk, &client, Some(&server)));
+        sent.add(talk.there.packets, talk.there.bytes);
     }
     scene.expect(&rows);
     scene.cluster.delete(a);
     scene.cluster.delete(b);
+    sent
 }
 
 #[test]
@@ -118,15 +137,17 @@ fn behind_a_masquerade_the_receiver_says_node_and_invents_no_pod() {
     need!(@check NEEDS);
     for capture in Capture::ALL {
         let masquerade = Masquerade::Everything;
-        let scene = Scene::start(Plan { masquerade, ..plan() }, capture);
+        let scene = Scene::start(Plan { masquerade, families: Families::Dual, ..plan() }, capture);
         let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 2));
         scene.wait_links(1, 1);
         scene.wait_links(2, 1);
-        let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 20, 500);
-        assert_ne!(talk.client, talk.server, "the node hides the pod");
-        let client = End::pod(&a, capture, &by_address(&b));
-        let server = End::pod(&b, capture, "node node1 masqueraded");
-        scene.expect(&said(capture, &talk, &client, Some(&server)));
+        for family in Family::ALL {
+            let talk = talk::udp(&a.app, &b.app, b.at(family, 8080), 20, 500);
+            assert_ne!(talk.client, talk.server, "the node hides the pod");
+            let client = End::pod(&a, capture, &by_address(&b));
+            let server = End::pod(&b, capture, "node node1 masqueraded");
+            scene.expect(&said(capture, &talk, &client, Some(&server)));
+        }
         scene.assert_complete();
     }
 }
@@ -156,25 +177,27 @@ fn a_masqueraded_pod_that_calls_a_host_process_is_told_as_its_node_and_as_hidden
 fn a_pod_that_goes_out_through_masquerade_is_counted_once_and_never_as_its_node() {
     need!(@check NEEDS);
     for capture in Capture::ALL {
-        let scene = Scene::start(Plan { nodes: 1, ..plan() }, capture);
+        let scene = Scene::start(Plan { nodes: 1, families: Families::Dual, ..plan() }, capture);
         let pod = scene.cluster.simple("shop/a", 1);
         scene.wait_links(1, 1);
-        let dial = SocketAddr::new(scene.cluster.outside.address(V4), 9000);
-        let talk = talk::tcp(&pod.app, &scene.cluster.outside, dial, 5_000, 50_000);
-        let client = End::pod(&pod, capture, OUTSIDE);
-        scene.expect_own(&said(capture, &talk, &client, None));
-        // On the uplink it has the node's address; the row says that it passes through.
-        let flows = scene.flows(1);
-        let hidden = |flow: &&NetworkFlow| {
-            [talk.server, talk.server.reply()].contains(&cluster_support::rows::key(flow))
-        };
-        for flow in flows.iter().filter(hidden) {
-            assert_eq!(flow.scope, "forwarded", "{flow:?}");
-            let (owner, _) = ends(flow);
-            assert_eq!(who(&owner), "pod shop/a masqueraded", "who passes through is known");
-        }
-        if capture != Socket {
-            assert_eq!(flows.iter().filter(hidden).count(), 2, "the uplink carried it");
+        for family in Family::ALL {
+            let dial = SocketAddr::new(scene.cluster.outside.address(family), 9000);
+            let talk = talk::tcp(&pod.app, &scene.cluster.outside, dial, 5_000, 50_000);
+            assert_ne!(talk.client, talk.server, "the node hides the pod");
+            let client = End::pod(&pod, capture, OUTSIDE);
+            scene.expect(&said(capture, &talk, &client, None));
+            // On the uplink it has the node's address; the row says that it passes through.
+            let flows = scene.flows(1);
+            for (flow, total) in [(talk.server, talk.there), (talk.server.reply(), talk.back)] {
+                let hidden: Vec<_> = flows.iter().filter(|row| key(row) == flow).collect();
+                assert_eq!(hidden.len(), usize::from(capture != Socket), "the uplink carried it");
+                for row in hidden {
+                    assert_eq!((row.packets, row.bytes), (total.packets, total.bytes), "{row:?}");
+                    assert_eq!(row.scope, "forwarded", "{row:?}");
+                    let (owner, _) = ends(row);
+                    assert_eq!(who(&owner), "pod shop/a masqueraded", "who passes is known");
+                }
+            }
         }
         scene.assert_complete();
     }
@@ -240,7 +263,7 @@ fn from_interfaces_alone_host_network_pods_are_named_where_they_send() {
 #[test]
 fn one_five_tuple_on_the_loopback_of_two_pods_is_two_flows() {
     need!(@check NEEDS);
-    for capture in [Auto, Socket] {
+    for capture in Capture::ALL {
         let scene = Scene::start(Plan { nodes: 1, ..plan() }, capture);
         let pods = ["shop/a", "shop/b"].map(|name| scene.cluster.simple(name, 1));
         let dial = SocketAddr::from(([127, 0, 0, 1], 8080));
@@ -276,56 +299,74 @@ fn one_five_tuple_on_the_loopback_of_two_pods_is_two_flows() {
                 });
             }
         }
-        scene.expect(&rows);
-        scene.assert_complete();
-    }
-}
-
-#[test]
-fn refused_ports_and_pings_are_shown_as_supplement() {
-    need!(@check NEEDS);
-    // A bridge does not tell the node which address is behind which port before the node itself
-    // has talked to it; a route does.
-    for (cni, known_by) in [(Cni::Bridge, "address"), (Cni::Routed, "interface")] {
-        let scene = Scene::start(Plan { nodes: 1, cni, ..plan() }, Auto);
-        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
-        scene.wait_links(1, 2);
-        let knock = talk::refused_tcp(&a.app, b.at(V4, 81));
-        let (datagram, refusal) = talk::refused_udp(&a.app, b.at(V4, 82), 100);
-        let pinged = talk::ping(&a.app, b.address(V4), 3, 56);
-        let near = End::pod(&a, Auto, &by_address(&b));
-        // No socket of the pod took or sent these: the kernel answered in its place.
-        let kernel = |pod: &Pod, peer: &Pod| {
-            let (namespace, name) = pod.key();
-            let owner = format!("pod {namespace}/{name} address");
-            End::named(1, &owner, &owner, &by_address(peer))
-        };
-        let (at_a, at_b) = (kernel(&a, &b), kernel(&b, &a));
-        let mut rows = said(Auto, &knock, &near, None);
-        rows.extend(supplement(&knock, &at_b));
-        rows.extend(said(Auto, &pinged, &near, None));
-        rows.extend(supplement(&pinged, &at_b));
-        rows.extend(said(Auto, &datagram, &near, None).into_iter().take(1));
-        let mut refused = supplement(&datagram, &at_b);
-        refused[1].flow = refusal;
-        let message = Talk { client: refusal, server: refusal, there: datagram.back, ..datagram };
-        refused.extend(supplement(&message, &at_a).into_iter().take(1));
-        rows.extend(refused);
-        scene.expect(&rows);
-        let flows = scene.flows(1);
-        let spoken = |row: &&NetworkFlow| row.supplement && !ends(row).0.pod.is_empty();
-        for row in flows.iter().filter(spoken) {
-            assert_eq!(ends(row).0.attribution, known_by, "{row:?}");
+        if capture == Tc {
+            // No packet of it passes an interface that is watched: this plane cannot see it.
+            scene.wait_links(1, 2);
+            let later = talk::udp(&pods[0].app, &pods[1].app, pods[1].at(V4, 8080), 2, 10);
+            let ends = [0, 1].map(|of| End::pod(&pods[of], Tc, &by_address(&pods[1 - of])));
+            scene.expect(&said(Tc, &later, &ends[0], Some(&ends[1])));
+            let flows = scene.flows(1);
+            assert!(!flows.iter().any(|flow| flow.src_ip == "127.0.0.1"), "{flows:#?}");
+        } else {
+            scene.expect(&rows);
         }
         scene.assert_complete();
     }
 }
 
-/// What the interface of one end saw of a talk that has no socket there.
-fn supplement(talk: &Talk, end: &End) -> Vec<Row> {
-    let mut rows = heard(Tc, talk, end);
-    for row in &mut rows {
-        row.supplement = true;
+#[test]
+fn refused_ports_and_pings_are_shown_as_supplement_or_at_the_links() {
+    need!(@check NEEDS);
+    for (cni, capture) in
+        [(Cni::Bridge, Auto), (Cni::Routed, Auto), (Cni::Routed, Tc), (Cni::Bridge, Socket)]
+    {
+        let scene =
+            Scene::start(Plan { nodes: 1, cni, families: Families::Dual, ..plan() }, capture);
+        let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+        scene.wait_links(1, 2);
+        let mut rows = Vec::new();
+        for family in Family::ALL {
+            rows.extend(refusals(capture, &a, &b, family));
+        }
+        scene.expect(&rows);
+        for row in scene.flows(1).iter().filter(|row| row.supplement) {
+            let owner = ends(row).0;
+            // A bridge does not tell the node which address is behind which port before the node
+            // itself has talked to it; a route does.
+            let known_by = if cni == Cni::Routed { "interface" } else { "address" };
+            assert!(owner.pod.is_empty() || owner.attribution == known_by, "{row:?}");
+        }
+        scene.assert_complete();
+    }
+}
+
+/// A pod knocks at closed ports of another one and pings it: what a plane can see of that.
+fn refusals(capture: Capture, a: &Pod, b: &Pod, family: Family) -> Vec<Row> {
+    let knock = talk::refused_tcp(&a.app, b.at(family, 81));
+    let (datagram, refusal) = talk::refused_udp(&a.app, b.at(family, 82), 100);
+    let pinged = talk::ping(&a.app, b.address(family), 3, 56);
+    let near = End::pod(a, capture, &by_address(b));
+    let mut rows = said(capture, &knock, &near, None);
+    rows.extend(said(capture, &pinged, &near, None));
+    rows.extend(said(capture, &datagram, &near, None).into_iter().take(1));
+    // No socket took or sent the rest, the kernel answered in the pods' place: sockets alone cannot
+    // see it.
+    let kernel = |pod: &Pod, peer: &Pod| {
+        let owner = by_address(pod);
+        End::named(1, &owner, &owner, &by_address(peer))
+    };
+    let (at_a, at_b) = (kernel(a, b), kernel(b, a));
+    let mut refused = heard(Tc, &datagram, &at_b);
+    refused[1].flow = refusal;
+    let message = Talk { client: refusal, server: refusal, there: datagram.back, ..datagram };
+    refused.extend(heard(Tc, &message, &at_a).into_iter().take(1));
+    refused.extend(heard(Tc, &knock, &at_b));
+    refused.extend(heard(Tc, &pinged, &at_b));
+    for row in &mut refused {
+        row.supplement = capture == Auto;
+    }
+    if capture != Socket {
+        rows.extend(refused);
     }
     rows
 }

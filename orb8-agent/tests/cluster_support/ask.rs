@@ -13,6 +13,8 @@ use orb8_testbed::agent::LISTEN;
 use orb8_testbed::netns::Netns;
 use tonic::transport::{Channel, Endpoint};
 
+use super::rows::ends;
+
 /// Calls an agent from inside its namespace.
 pub fn ask<T: Send>(
     netns: &Netns,
@@ -52,8 +54,9 @@ pub struct Trace {
 #[derive(Clone, Debug)]
 pub struct Latest {
     pub flow: NetworkFlow,
-    /// When its owner's pod was named first, Unix nanoseconds; 0 if it was not.
-    pub named_ns: i64,
+    /// When the pods of its owner and of the other end were named first, Unix nanoseconds; 0 if
+    /// they were not.
+    pub named_ns: [i64; 2],
     /// Each word on who its ends are, from the first to the latest.
     pub said: Vec<NetworkFlow>,
 }
@@ -148,7 +151,13 @@ fn note(all: &mut HashMap<u64, Latest>, flow: NetworkFlow, time_ns: i64) {
     let (before, mut said) = all
         .remove(&flow.flow_id)
         .map_or_else(Default::default, |latest| (latest.named_ns, latest.said));
-    let named_ns = if before == 0 && !flow.pod_name.is_empty() { time_ns } else { before };
+    let (owner, peer) = ends(&flow);
+    let mut named_ns: [i64; 2] = before;
+    for (end, named_ns) in [owner, peer].iter().zip(&mut named_ns) {
+        if *named_ns == 0 && !end.pod.is_empty() {
+            *named_ns = time_ns;
+        }
+    }
     let same =
         |last: &NetworkFlow| (&last.source, &last.destination) == (&flow.source, &flow.destination);
     if !said.last().is_some_and(same) {
