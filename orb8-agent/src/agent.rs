@@ -41,9 +41,6 @@ mod listen;
 use known::{Keepers, Running};
 use listen::listen;
 
-/// After this long only what runs all the time still runs.
-const STARTED: Duration = Duration::from_secs(10);
-
 /// The agent could not start, or did not end as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -326,10 +323,6 @@ impl Agent {
         let health = shared.status.follow_health();
         let server = grpc::serve(listener, service, health, facts, stop);
         let server = tokio::spawn(server);
-        tokio::spawn(async {
-            tokio::time::sleep(STARTED).await;
-            tokio::task::spawn_blocking(ebpf::memory::forget_start);
-        });
         info!(%address, node = %shared.status.node_name(), "The agent answers.");
         Ok(Self {
             address,
