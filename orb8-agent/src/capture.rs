@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::mounts::{Mode, Mounts, ROOT_INODE};
+use crate::cgroup::path;
 use crate::config::Capture;
 
 /// Where packets are counted.
@@ -206,8 +207,11 @@ fn find_containers(root: &Path) -> Option<String> {
 
 /// Names that the kubelet and runtimes give.
 fn is_of_containers(name: &str) -> bool {
-    const PREFIXES: [&str; 7] =
-        ["cri-containerd-", "crio-", "docker-", "libpod", "nerdctl-", "docker", "lxc."];
+    const PREFIXES: [&str; 6] =
+        ["cri-containerd-", "crio-", "docker-", "libpod", "nerdctl-", "docker"];
+    if path::system(name).is_some() {
+        return true;
+    }
     // The kubelet's own may bear the name of the cgroup above it first.
     (name.contains("kubepods") || PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
         // systemd's service of the engine is not a container.

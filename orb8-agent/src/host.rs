@@ -60,6 +60,8 @@ pub struct Facts {
     interfaces: HashMap<u32, Arc<InterfaceName>, OwnHasher>,
     pod_links: Arc<HashMap<u32, KnownLink, OwnHasher>>,
     addresses: HashSet<IpAddr, OwnHasher>,
+    /// Those of [`Self::addresses`] at which the kernel answers for Services.
+    service_addresses: HashSet<IpAddr, OwnHasher>,
     listening: Vec<SocketAddr>,
     own_addresses: HashSet<IpAddr, OwnHasher>,
     served: Cookies,
@@ -177,6 +179,15 @@ impl Facts {
         changed
     }
 
+    /// Replaces those addresses of this host that a Service proxy has put here, so that the kernel
+    /// takes what is sent to Services; nobody of this host listens there. True if that is news.
+    pub fn set_service_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
+        let now: HashSet<IpAddr, OwnHasher> = addresses.into_iter().collect();
+        let changed = now != self.service_addresses;
+        self.service_addresses = now;
+        changed
+    }
+
     /// Adds an address of this host.
     pub fn add_address(&mut self, address: IpAddr) {
         self.addresses.insert(address);
@@ -214,13 +225,20 @@ impl Facts {
         self.interfaces.get(&index)
     }
 
-    /// Whether an address belongs to this host; unknown while no address is known.
+    /// Whether the kernel of this host takes what is sent to an address, and sends from it; unknown
+    /// while no address is known.
     #[must_use]
     pub fn is_local(&self, address: IpAddr) -> Option<bool> {
         if address.is_loopback() {
             return Some(true);
         }
         (!self.addresses.is_empty()).then(|| self.addresses.contains(&address))
+    }
+
+    /// Whether an address stands for this host: it is this host's, and not put here for a Service.
+    #[must_use]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.is_local(address) == Some(true) && !self.service_addresses.contains(&address)
     }
 
     /// Whether the agent owns the socket with this cookie.
@@ -243,8 +261,7 @@ impl Facts {
                 && (own.ip() == address
                     || (own.ip().is_unspecified()
                         && (own.is_ipv6() || address.is_ipv4())
-                        && (self.is_local(address) == Some(true)
-                            || self.own_addresses.contains(&address))))
+                        && (self.is_own(address) || self.own_addresses.contains(&address))))
         })
     }
 }
@@ -454,6 +471,15 @@ mod tests {
         check("fd00::1", 9292, true);
         check("10.0.0.1", 9292, true);
         check("10.0.0.2", 9191, false);
+        // All Services on an IPVS node: others serve on the agent's port, too.
+        facts.set_addresses([ip("10.0.0.1"), ip("10.96.0.10")]);
+        facts.set_service_addresses([ip("10.96.0.10")]);
+        let check = |address: &str, expected| {
+            assert_eq!(facts.is_own_listener(ip(address), 9191), expected, "{address}");
+        };
+        check("10.0.0.1", true);
+        check("10.96.0.10", false);
+        assert_eq!(facts.is_local(ip("10.96.0.10")), Some(true));
     }
 
     #[test]

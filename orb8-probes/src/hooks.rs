@@ -7,6 +7,7 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
+use orb8_common::network::flag;
 
 use crate::maps::CLOCK;
 use crate::network::observe;
@@ -25,6 +26,21 @@ pub mod hook {
     pub const SUPPLEMENT: u32 = 1 << 3;
 }
 use hook::{EGRESS, POD, SOCKET, SUPPLEMENT};
+
+/// The bits of a key that the hook knows.
+pub const fn flags_of(of: u32) -> u8 {
+    let mut flags = 0;
+    if of & hook::EGRESS != 0 {
+        flags |= flag::EGRESS;
+    }
+    if of & hook::SOCKET != 0 {
+        flags |= flag::SOCKET_PLANE;
+    }
+    if of & hook::SUPPLEMENT != 0 {
+        flags |= flag::SUPPLEMENT;
+    }
+    flags
+}
 
 macro_rules! hook {
     ($name:ident, $function:ident, $link:expr, $hook:expr) => {

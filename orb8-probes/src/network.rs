@@ -15,7 +15,7 @@ use orb8_common::network::{
 use orb8_common::parse::{self, Frame, Parsed, tcp_flag};
 
 use crate::atomic::{add32, add64};
-use crate::hooks::hook;
+use crate::hooks::{flags_of, hook};
 use crate::maps::{COUNTERS, EVENTS, FREE, INDEX, LINES, META, fault_bytes, group_mask, seed};
 use crate::skb::{Anywhere, Linear, frame, seen_bytes};
 use crate::{sockets, supplement};
@@ -121,21 +121,6 @@ fn owner<const HOOK: u32>(ctx: &TcContext) -> u64 {
             (*ctx.skb.skb).ifindex as u64
         }
     }
-}
-
-/// The bits of a key that the hook knows.
-const fn flags_of(hook: u32) -> u8 {
-    let mut flags = 0;
-    if hook & hook::EGRESS != 0 {
-        flags |= flag::EGRESS;
-    }
-    if hook & hook::SOCKET != 0 {
-        flags |= flag::SOCKET_PLANE;
-    }
-    if hook & hook::SUPPLEMENT != 0 {
-        flags |= flag::SUPPLEMENT;
-    }
-    flags
 }
 
 /// Books the differences between what the skb weighs and what its datagrams weigh on the wire.

@@ -22,10 +22,10 @@ const CLUSTER_TESTS: [&str; 10] = [
     "cluster_churn",
     "cluster_identity",
     "cluster_node_ports",
-    "cluster_reuse",
     "cluster_outages",
     "cluster_packets",
     "cluster_pods",
+    "cluster_reuse",
     "cluster_scale",
     "cluster_services",
 ];

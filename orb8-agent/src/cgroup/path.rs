@@ -90,6 +90,11 @@ const PARENTS: [(&str, Runtime); 5] = [
     ("k8s.io", Runtime::Containerd),
     ("libpod_parent", Runtime::Podman),
 ];
+/// Prefixes of the names of whole systems in containers, which LXC and systemd-nspawn make.
+const SYSTEMS: [(&str, &str); 3] =
+    [("lxc.payload.", ""), ("machine-", ".scope"), ("systemd-nspawn@", ".service")];
+/// A virtual machine of libvirt is a process in the host's own network.
+const VIRTUAL_MACHINES: &str = "machine-qemu";
 /// Length of the ids that all runtimes make; a bare name must have it.
 const ID_LENGTH: usize = 64;
 /// Lengths of ids behind a prefix.
@@ -207,10 +212,21 @@ fn container(name: &str, parent: Option<&str>) -> Option<Container> {
             return Some(Container { id: id.into(), runtime });
         }
     }
+    if let Some(system) = system(name) {
+        return Some(Container { id: system.into(), runtime: None });
+    }
     (name.len() == ID_LENGTH && is_hex(name)).then(|| {
         let of_parent = PARENTS.iter().find(|(of, _)| Some(*of) == parent);
         Container { id: name.into(), runtime: of_parent.map(|(_, runtime)| *runtime) }
     })
+}
+
+/// The name of a whole system in a container, by that of its cgroup.
+pub(crate) fn system(name: &str) -> Option<&str> {
+    let named = |(before, after): &(&str, &str)| {
+        name.strip_prefix(*before)?.strip_suffix(*after).filter(|system| !system.is_empty())
+    };
+    SYSTEMS.iter().find_map(named).filter(|_| !name.starts_with(VIRTUAL_MACHINES))
 }
 
 fn is_hex(text: &str) -> bool {

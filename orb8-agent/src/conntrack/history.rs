@@ -6,11 +6,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::message::Connection;
 use super::table::Translations;
-use super::{Translation, Tuple};
+use super::{GOES_ON, Translation, Tuple};
 
 /// An ended connection stays for this long: counts and events of its flows arrive late.
 const KEPT_NS: u64 = 30_000_000_000;
@@ -28,6 +28,8 @@ pub(super) struct History {
     ended: VecDeque<Arc<Translation>>,
     held: usize,
     dump: u64,
+    /// When the last dump was begun: what it did not tell was not there.
+    dumped_ns: u64,
     /// Until then everything was told.
     heard_ns: u64,
 }
@@ -41,13 +43,18 @@ impl History {
             ended: VecDeque::new(),
             held: 0,
             dump: 0,
+            dumped_ns: 0,
             heard_ns: 0,
         }
     }
 
     /// A connection began.
     pub(super) fn begin(&mut self, connection: &Connection, now_ns: u64) {
-        self.take_in(connection, now_ns, now_ns);
+        self.take_in(connection, now_ns, |history| {
+            let one = connection.translation(now_ns);
+            one.earliest_ns.fetch_max(history.dumped_ns, Ordering::Relaxed);
+            one
+        });
     }
 
     /// A connection ended.
@@ -58,7 +65,7 @@ impl History {
         let one = match self.same(connection) {
             Some(one) => one,
             // Its beginning was not told; its last records may still come.
-            None => self.put(connection, self.untold_ns(now_ns)),
+            None => self.put(self.untold(connection, now_ns)),
         };
         self.close(&one, now_ns);
     }
@@ -70,13 +77,40 @@ impl History {
 
     /// A connection is in the kernel's table.
     pub(super) fn exists(&mut self, connection: &Connection, now_ns: u64) {
-        self.take_in(connection, self.untold_ns(now_ns), self.heard_ns);
+        self.take_in(connection, self.heard_ns, |history| history.untold(connection, now_ns));
     }
 
     /// All of the kernel's table as of `start_ns` was told: what was not is over, nobody knows since
     /// when.
     pub(super) fn end_dump(&mut self, start_ns: u64) {
+        self.settle(start_ns);
+        self.heard_ns = start_ns;
+        self.dumped_ns = start_ns;
+    }
+
+    /// The kernel tells nothing any more, and has not since `told_ns` at the latest: what is held is
+    /// certain until then.
+    pub(super) fn silenced(&mut self, told_ns: u64) {
+        self.heard_ns = self.heard_ns.min(told_ns);
+        if self.dump > 0 {
+            self.begin_dump();
+            self.settle(GOES_ON);
+        }
+    }
+
+    /// Takes back what is not certain of the time from when everything was told to `start_ns`: of
+    /// what was read since, nobody knows what was lost beside it.
+    fn settle(&mut self, start_ns: u64) {
         let (dump, heard_ns) = (self.dump, self.heard_ns);
+        let doubtful = |ns: u64| ns > heard_ns && ns <= start_ns;
+        for one in &self.order {
+            if doubtful(one.from_ns) {
+                one.earliest_ns.fetch_max(start_ns, Ordering::AcqRel);
+            }
+            if one.until_ns().is_some_and(doubtful) {
+                one.until_ns.store(heard_ns, Ordering::Release);
+            }
+        }
         let over = |one: &&Arc<Translation>| {
             one.until_ns().is_none() && one.dump.load(Ordering::Relaxed) != dump
         };
@@ -84,7 +118,6 @@ impl History {
         for one in over {
             self.close(&one, heard_ns);
         }
-        self.heard_ns = start_ns;
     }
 
     /// Everything that happened until now was told.
@@ -116,25 +149,38 @@ impl History {
         Some(self.ended.front()?.until_ns()?.saturating_add(KEPT_NS))
     }
 
-    /// From when on a connection is certain whose beginning was not told. Nothing was told before
-    /// the first dump, so there it can only have been there; later, others may have been.
-    const fn untold_ns(&self, now_ns: u64) -> u64 {
-        if self.dump <= 1 { 0 } else { now_ns }
+    /// A connection whose beginning was not told. Nothing was told before the first dump, so there it
+    /// can only have been there; later, others may have been until now.
+    const fn untold(&self, connection: &Connection, now_ns: u64) -> Translation {
+        let from_ns = if self.dump <= 1 { 0 } else { now_ns };
+        let mut one = connection.translation(from_ns);
+        one.earliest_ns = AtomicU64::new(from_ns);
+        one
     }
 
     /// Puts it in if it is not there, where it ends others as of `over_ns`.
-    fn take_in(&mut self, connection: &Connection, from_ns: u64, over_ns: u64) {
+    fn take_in(
+        &mut self,
+        connection: &Connection,
+        over_ns: u64,
+        make: impl FnOnce(&Self) -> Translation,
+    ) {
         let known = self.same(connection).filter(|one| one.until_ns().is_none());
         let one = match known {
             Some(one) => one,
             None => {
-                self.displace(connection, over_ns);
-                if !connection.is_translated() {
+                let mut one = make(self);
+                let follows = self.displace(connection, over_ns, *one.earliest_ns.get_mut());
+                if !connection.is_translated() && !follows {
                     return;
                 }
-                self.put(connection, from_ns)
+                self.put(one)
             }
         };
+        if !connection.is_translated() {
+            // Held for as long as its first packets may be taken for those of the one before.
+            self.close(&one, one.from_ns);
+        }
         one.dump.store(self.dump, Ordering::Relaxed);
     }
 
@@ -154,32 +200,32 @@ impl History {
         found
     }
 
-    /// Ends those that hold a tuple of this connection.
-    fn displace(&mut self, connection: &Connection, over_ns: u64) {
+    /// Ends those that hold a tuple of this connection; true if there are some that packets since
+    /// `earliest_ns` may be of.
+    fn displace(&mut self, connection: &Connection, over_ns: u64, earliest_ns: u64) -> bool {
         if ICMP.contains(&connection.original.protocol) {
-            return;
+            return false;
         }
         let own = [connection.original, connection.reply];
-        let mut over: Vec<Arc<Translation>> = Vec::new();
+        let mut others: Vec<Arc<Translation>> = Vec::new();
         for tuple in own {
             self.table.each(&tuple, |one| {
                 let theirs: [Tuple; 2] = [one.original, one.reply];
                 let shared = theirs.iter().any(|tuple| own.contains(tuple));
-                if shared && one.zone == connection.zone && one.until_ns().is_none() {
-                    over.push(Arc::clone(one));
+                if shared && one.zone == connection.zone && end_of(one) >= earliest_ns {
+                    others.push(Arc::clone(one));
                 }
             });
         }
-        for one in over {
-            self.close(&one, over_ns);
-        }
+        others.iter().for_each(|one| self.close(one, over_ns));
+        others.iter().any(|one| end_of(one) >= earliest_ns)
     }
 
-    fn put(&mut self, connection: &Connection, from_ns: u64) -> Arc<Translation> {
+    fn put(&mut self, one: Translation) -> Arc<Translation> {
         while self.held >= self.table.max_entries() {
             self.evict();
         }
-        let one = Arc::new(connection.translation(from_ns));
+        let one = Arc::new(one);
         self.table.put(&one);
         self.order.push_back(Arc::clone(&one));
         self.held += 1;

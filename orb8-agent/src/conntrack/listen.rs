@@ -1,5 +1,5 @@
 //! The thread that listens to the kernel: the whole table first, then what begins and ends. When
-//! messages were lost, the whole table again.
+//! messages were lost, and now and then anyway, the whole table again.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,6 +27,12 @@ const MIN_REST: Duration = Duration::from_secs(1);
 const BATCH: usize = 1024;
 /// A kernel that tells nothing is asked again: its modules may be loaded later.
 const RETRY: Duration = Duration::from_secs(60);
+/// The kernel says nothing when somebody turns its events off, so this is looked at: what was held
+/// is believed for so long after.
+const LOOK: Duration = Duration::from_secs(5);
+/// Of connections that began while nobody listened the kernel may tell no end; the whole table shows
+/// which ones are over.
+const RENEW: Duration = Duration::from_secs(300);
 
 /// Whether the kernel tells of connections, below the root of /proc (kernel's documentation,
 /// nf_conntrack-sysctl); of the network namespace of the thread that reads it.
@@ -39,6 +45,8 @@ pub struct Bounds {
     pub max_entries: Option<usize>,
     /// Bytes of messages that may wait; none: 8 MiB.
     pub queue_bytes: Option<usize>,
+    /// How often the whole table is read, if nothing calls for it before; none: each 5 minutes.
+    pub renew: Option<Duration>,
 }
 
 /// Listens until it is dropped.
@@ -83,7 +91,9 @@ pub fn start(bounds: Bounds, proc: &Path, clock: Arc<dyn Clock>) -> io::Result<T
         events_file: proc.join(EVENTS),
         queue: bounds.queue_bytes,
         buffer: vec![0; DATAGRAM].into(),
+        renew: bounds.renew.unwrap_or(RENEW),
         next_dump: clock.instant(),
+        told_ns: 0,
         clock,
     };
     let thread = thread::Builder::new()
@@ -101,7 +111,22 @@ struct Listener {
     queue: Option<usize>,
     buffer: Box<[u8]>,
     clock: Arc<dyn Clock>,
+    renew: Duration,
+    /// No dump before.
     next_dump: Instant,
+    /// The kernel was telling then: a message came, or its setting said so.
+    told_ns: u64,
+}
+
+/// What there was to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// All that happened until now.
+    All,
+    /// Not all; there is more.
+    Some,
+    /// Not all; some was lost.
+    Lost,
 }
 
 /// Asked to end.
@@ -111,6 +136,11 @@ impl Listener {
     fn run(&mut self) {
         loop {
             let Err(error) = self.listen() else { return };
+            let until_ns = match error {
+                Unavailable::TurnedOff => self.told_ns,
+                Unavailable::Events(_) | Unavailable::Dump(_) => u64::MAX,
+            };
+            self.history.silenced(until_ns);
             self.table.set_state(State::Unavailable, &error.to_string());
             if self.wait(None, Some(RETRY)).is_err() {
                 return;
@@ -123,36 +153,40 @@ impl Listener {
         let events = Events::open(self.queue).map_err(Unavailable::Events)?;
         let mut behind = true;
         let mut look_again = self.clock.instant();
+        let mut renew = look_again + self.renew;
         loop {
             let now = self.clock.instant();
             if now >= look_again {
-                // The kernel says nothing when somebody turns it off.
                 self.check_told()?;
-                look_again = now + RETRY;
+                look_again = now + LOOK;
             }
-            if behind && now >= self.next_dump {
-                self.read_all(now).map_err(Unavailable::Dump)?;
-                behind = false;
-            }
-            if !self.read_events(&events).map_err(Unavailable::Events)? {
+            let read = self.read_events(&events).map_err(Unavailable::Events)?;
+            if read == Read::Lost {
                 self.table.count_overrun();
                 behind = true;
             }
             let now_ns = self.clock.monotonic_ns();
+            if read == Read::All && !behind {
+                self.history.heard(now_ns);
+            }
+            if (behind || (now >= renew && read == Read::All)) && now >= self.next_dump {
+                self.read_all(now, behind).map_err(Unavailable::Dump)?;
+                behind = false;
+                renew = self.clock.instant() + self.renew;
+            }
             self.history.forget(now_ns);
             if behind {
                 let reason = "messages came faster than they were read: reading the table again";
                 self.table.set_state(State::Resyncing, reason);
-            } else {
-                self.history.heard(now_ns);
+            } else if read == Read::All {
                 self.table.set_state(State::Ok, "");
             }
             let forget = self.history.forget_at().map(|at| {
                 Duration::from_nanos(at.saturating_sub(now_ns)) + Duration::from_millis(1)
             });
-            let dump = behind.then(|| self.next_dump.saturating_duration_since(now));
-            let again = Some(look_again.saturating_duration_since(now));
-            let next = forget.into_iter().chain(dump).chain(again).min();
+            let dump = if behind { self.next_dump } else { renew.max(self.next_dump) };
+            let timed = [dump, look_again].map(|at| at.saturating_duration_since(now));
+            let next = forget.into_iter().chain(timed).min();
             if self.wait(Some(&events), next).is_err() {
                 return Ok(());
             }
@@ -161,16 +195,23 @@ impl Listener {
 
     /// Refuses if events are turned off. A file that is not there says nothing: kernels without the
     /// setting, or whose module is not loaded.
-    fn check_told(&self) -> Result<(), Unavailable> {
+    fn check_told(&mut self) -> Result<(), Unavailable> {
+        let now_ns = self.clock.monotonic_ns();
         match std::fs::read_to_string(&self.events_file) {
             Ok(value) if value.trim() == "0" => Err(Unavailable::TurnedOff),
-            _ => Ok(()),
+            _ => {
+                self.told_ns = now_ns;
+                Ok(())
+            }
         }
     }
 
-    fn read_all(&mut self, start: Instant) -> io::Result<()> {
+    /// Reads the kernel's table; `behind` if what is held is not all that there is.
+    fn read_all(&mut self, start: Instant, behind: bool) -> io::Result<()> {
         let Self { history, table, buffer, clock, .. } = self;
-        table.set_state(State::Resyncing, "the kernel's table is being read");
+        if behind {
+            table.set_state(State::Resyncing, "the kernel's table is being read");
+        }
         history.begin_dump();
         let now_ns = clock.monotonic_ns();
         dump(buffer, |message| match message {
@@ -184,22 +225,24 @@ impl Listener {
         Ok(())
     }
 
-    /// Takes in what was told; false if messages were lost.
-    fn read_events(&mut self, events: &Events) -> io::Result<bool> {
-        let Self { history, table, buffer, clock, .. } = self;
-        let mut whole = true;
+    /// Takes in what was told.
+    fn read_events(&mut self, events: &Events) -> io::Result<Read> {
+        let Self { history, table, buffer, clock, told_ns, .. } = self;
+        let mut lost = false;
+        let result = |lost, otherwise| if lost { Read::Lost } else { otherwise };
         for _ in 0..BATCH {
             let read = match events.read(buffer)? {
                 Heard::Bytes(read) => read,
-                Heard::Nothing => return Ok(whole),
+                Heard::Nothing => return Ok(result(lost, Read::All)),
                 Heard::Overrun => {
-                    whole = false;
+                    lost = true;
                     continue;
                 }
             };
-            take_in(&buffer[..read], history, table, clock.monotonic_ns());
+            *told_ns = clock.monotonic_ns();
+            take_in(&buffer[..read], history, table, *told_ns);
         }
-        Ok(whole)
+        Ok(result(lost, Read::Some))
     }
 
     /// Until something is told, for at most so long.

@@ -14,7 +14,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use listen::{Bounds, Tracking, start};
-pub use table::Translations;
+pub use table::{Match, Translations};
+
+/// The kernel tells of a beginning or an end after it happened, and we read it later: by this much
+/// at most, as long as a second's work does not pile up.
+const TOLD_LATE_NS: u64 = 1_000_000_000;
 
 /// One direction of a connection. What has no ports has port 0; ICMP identifiers are not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +49,8 @@ pub struct Translation {
     /// CLOCK_MONOTONIC nanoseconds at which it was told, a little after its first packet; 0 for one
     /// that was there before anything was told.
     pub from_ns: u64,
+    /// No packet from before then is its.
+    earliest_ns: AtomicU64,
     /// The kernel's id and zone of the connection.
     id: u32,
     zone: u16,
@@ -66,6 +72,7 @@ impl Translation {
             original,
             reply,
             from_ns,
+            earliest_ns: AtomicU64::new(from_ns.saturating_sub(TOLD_LATE_NS)),
             id: 0,
             zone: 0,
             until_ns: AtomicU64::new(GOES_ON),
@@ -91,6 +98,20 @@ impl Translation {
     pub fn end(&self, until_ns: u64) -> bool {
         let (order, lost) = (Ordering::AcqRel, Ordering::Relaxed);
         self.until_ns.compare_exchange(GOES_ON, until_ns, order, lost).is_ok()
+    }
+
+    /// Whether a packet at that time (CLOCK_MONOTONIC nanoseconds) may be its: both its beginning
+    /// and its end are told a little late.
+    #[must_use]
+    pub fn may_hold_at(&self, at_ns: u64) -> bool {
+        self.earliest_ns.load(Ordering::Acquire) <= at_ns
+            && self.until_ns.load(Ordering::Acquire) >= at_ns
+    }
+
+    /// Whether its end was told so soon after this time that it may have been over by then.
+    #[must_use]
+    pub fn may_be_over_at(&self, at_ns: u64) -> bool {
+        self.until_ns().is_some_and(|until_ns| until_ns.saturating_sub(TOLD_LATE_NS) <= at_ns)
     }
 
     /// Whether the client's address or port is rewritten (masquerade).

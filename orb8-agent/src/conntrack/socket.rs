@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_timeout,
@@ -56,9 +56,9 @@ impl Events {
 
     /// Reads one datagram, if there is one.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Heard> {
-        match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
+        match retry_on_intr(|| recv(&self.socket, &mut *buffer, RecvFlags::empty())) {
             Ok((read, _)) => Ok(Heard::Bytes(read)),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(Heard::Nothing),
+            Err(Errno::WOULDBLOCK) => Ok(Heard::Nothing),
             Err(Errno::NOBUFS) => Ok(Heard::Overrun),
             Err(error) => Err(error.into()),
         }
@@ -80,7 +80,7 @@ pub(super) fn dump(
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
     send(&socket, &dump_request(), SendFlags::empty())?;
     loop {
-        let (read, _) = recv(&socket, &mut *buffer, RecvFlags::empty())?;
+        let (read, _) = retry_on_intr(|| recv(&socket, &mut *buffer, RecvFlags::empty()))?;
         for message in messages(&buffer[..read]) {
             match message {
                 Ok(Message::Done) => return Ok(()),

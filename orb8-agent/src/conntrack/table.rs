@@ -14,10 +14,45 @@ use super::{State, Status, Translation, Tuple};
 
 /// Few entries for each lock, so that growing a shard's table takes microseconds.
 const SHARDS: usize = 64;
-/// The kernel tells of a connection after its first packet has passed, and we read it later.
-const TOLD_LATE_NS: u64 = 1_000_000_000;
 /// Bytes of an address and a port.
 const END: usize = 18;
+
+/// Which connection packets belong to.
+#[derive(Debug, Clone, Default)]
+pub enum Match {
+    /// None that is translated.
+    #[default]
+    None,
+    /// This one, or one that is translated alike.
+    One(Arc<Translation>),
+    /// One of several that are not translated alike.
+    Several,
+}
+
+impl Match {
+    /// It, where it is known.
+    #[must_use]
+    pub fn into_one(self) -> Option<Arc<Translation>> {
+        match self {
+            Self::One(one) => Some(one),
+            Self::None | Self::Several => None,
+        }
+    }
+
+    /// One more that it may be; of those that are alike, the one that ends last.
+    fn add(&mut self, one: &Arc<Translation>) {
+        match self {
+            Self::None => *self = Self::One(Arc::clone(one)),
+            Self::One(held) if !held.is_like(one) => *self = Self::Several,
+            Self::One(held) if end_of(held) < end_of(one) => *held = Arc::clone(one),
+            Self::One(_) | Self::Several => {}
+        }
+    }
+}
+
+fn end_of(one: &Translation) -> u64 {
+    one.until_ns.load(Ordering::Acquire)
+}
 
 type Shard = HashTable<(u64, Arc<Translation>)>;
 
@@ -65,9 +100,13 @@ impl Translations {
     /// Nothing if several could be meant, as with pings, whose identifiers are not kept.
     #[must_use]
     pub fn find(&self, tuple: &Tuple) -> Option<Arc<Translation>> {
-        let hash = self.hash(tuple);
-        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
-        best(&shard, hash, tuple, |one| Some(one.until_ns().unwrap_or(u64::MAX))).cloned()
+        let (mut last, mut end) = (Match::None, 0);
+        self.each(tuple, |one| match end_of(one).cmp(&end) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal => last.add(one),
+            std::cmp::Ordering::Greater => (last, end) = (Match::One(Arc::clone(one)), end_of(one)),
+        });
+        last.into_one()
     }
 
     /// The connection that a packet of this form belonged to then (CLOCK_MONOTONIC nanoseconds).
@@ -75,27 +114,31 @@ impl Translations {
     /// Nothing if several could be meant.
     #[must_use]
     pub fn find_at(&self, tuple: &Tuple, at_ns: u64) -> Option<Arc<Translation>> {
-        self.find_over(tuple, at_ns, at_ns)
+        self.find_over(tuple, at_ns, at_ns).into_one()
     }
 
-    /// The connection that a packet of this form belonged to at the first time if it went on until
-    /// the last, else that of the last (CLOCK_MONOTONIC nanoseconds).
+    /// The connection that packets of this form belonged to, the first at `since_ns`, the last at
+    /// `until_ns` (CLOCK_MONOTONIC nanoseconds): one that both may belong to, else that of the last.
     ///
-    /// Nothing if several could be meant.
+    /// Beginnings and ends are told late. Of two that follow closely upon each other nobody knows
+    /// which one a packet between them was of: the kernel ends the first for the very packet that
+    /// begins the second.
     #[must_use]
-    pub fn find_over(
-        &self,
-        tuple: &Tuple,
-        since_ns: u64,
-        until_ns: u64,
-    ) -> Option<Arc<Translation>> {
+    pub fn find_over(&self, tuple: &Tuple, since_ns: u64, until_ns: u64) -> Match {
         if self.is_empty() {
-            return None;
+            return Match::None;
         }
-        let hash = self.hash(tuple);
-        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
-        let at = |at_ns| best(&shard, hash, tuple, |one| rank_at(one, at_ns));
-        at(since_ns).filter(|one| one.holds_at(until_ns)).or_else(|| at(until_ns)).cloned()
+        let mut whole = Match::None;
+        let mut last = Match::None;
+        self.each(tuple, |one| {
+            if one.may_hold_at(until_ns) {
+                last.add(one);
+                if one.may_hold_at(since_ns) {
+                    whole.add(one);
+                }
+            }
+        });
+        if matches!(whole, Match::None) { last } else { whole }
     }
 
     /// Whether no connection is held.
@@ -226,39 +269,6 @@ impl Translations {
         let at = usize::try_from((hash >> 32) % SHARDS as u64).unwrap_or(0);
         &self.shared.shards[at]
     }
-}
-
-/// What a connection is worth to a packet of a time: best is one that was told before; else the next
-/// to be told, if it was told soon.
-fn rank_at(one: &Translation, at_ns: u64) -> Option<u64> {
-    if !one.holds_at(at_ns) {
-        return None;
-    }
-    let told_late = one.from_ns.saturating_sub(at_ns);
-    (told_late <= TOLD_LATE_NS).then(|| u64::MAX - told_late)
-}
-
-/// The one that ranks highest; none if two that differ do.
-fn best<'a>(
-    shard: &'a Shard,
-    hash: u64,
-    tuple: &Tuple,
-    rank: impl Fn(&Translation) -> Option<u64>,
-) -> Option<&'a Arc<Translation>> {
-    let mut best: Option<(u64, &Arc<Translation>)> = None;
-    let mut doubtful = false;
-    for (_, one) in shard.iter_hash(hash).filter(|(of, one)| *of == hash && one.covers(tuple)) {
-        let Some(rank) = rank(one) else { continue };
-        match best {
-            Some((held, _)) if rank < held => {}
-            Some((held, other)) if rank == held => doubtful |= !other.is_like(one),
-            Some(_) | None => {
-                best = Some((rank, one));
-                doubtful = false;
-            }
-        }
-    }
-    best.filter(|_| !doubtful).map(|(_, one)| one)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cgroup::{Cgroups, Membership};
-use crate::conntrack::{Translation, Translations, Tuple};
+use crate::conntrack::{Match, Translation, Translations, Tuple};
 use crate::event::{Attribution, End, Ends, How, Reason, Scope};
 use crate::host::{Facts, HostFacts, HostReader};
 use crate::k8s::model::Node;
@@ -143,6 +143,8 @@ pub struct Answer {
     pub ends: Ends,
     /// The addresses hide that it only passes through this host.
     pub forwarded: bool,
+    /// Several translations could be meant; none is told, also where one was known before.
+    pub doubtful: bool,
     /// An answer is on its way that changes nothing else: ask again.
     pub pending: bool,
 }
@@ -216,31 +218,56 @@ impl Batch<'_> {
         !self.known.translations.is_empty()
     }
 
-    /// The translation of a connection that the kernel may have told since: that of the first
-    /// packet if it held for the last one too, else that of the last one.
+    /// The translation of a connection that the kernel may have told since: one that all packets
+    /// may be of, else that of the last.
     #[must_use]
-    pub fn translation(&self, question: &Question<'_>, span: Span) -> Option<Arc<Translation>> {
+    pub fn translation(&self, question: &Question<'_>, span: Span) -> Match {
         let by_loopback = question.owner.is_loopback() || question.peer.is_loopback();
         if by_loopback && !owner::is_of_host(question) {
             // The kernel notes that of the host's own network, and each network has such addresses.
-            return None;
+            return Match::None;
         }
         self.known.translations.find_over(&question.tuple(), span.since_ns, span.until_ns)
     }
 
+    /// Whether a flow's translation, as far as it is known, had not ended before a time.
+    #[must_use]
+    pub fn holds_at(&self, question: &Question<'_>, at_ns: u64) -> bool {
+        question
+            .translation
+            .is_none_or(|held| held.holds_at(at_ns) && !self.is_doubtful_at(question, at_ns))
+    }
+
+    /// Whether a flow's translation may have been over at a time, and another one have begun.
+    #[must_use]
+    pub fn is_doubtful_at(&self, question: &Question<'_>, at_ns: u64) -> bool {
+        let then = Span { since_ns: at_ns, until_ns: at_ns };
+        question.translation.is_some_and(|held| held.may_be_over_at(at_ns))
+            && matches!(self.translation(question, then), Match::Several)
+    }
+
     /// Who the ends of a flow were for the whole of a time.
     pub fn resolve(&mut self, question: &Question<'_>, span: Span) -> Answer {
-        let kept = question.translation.filter(|held| held.holds_at(span.until_ns));
-        let translation = kept.cloned().or_else(|| self.translation(question, span));
+        let kept = question.translation.filter(|_| self.holds_at(question, span.until_ns));
+        let found = kept
+            .map_or_else(|| self.translation(question, span), |kept| Match::One(Arc::clone(kept)));
+        let is_doubtful = matches!(found, Match::Several);
+        let translation = found.into_one();
         let sides = translation.as_deref().map(|found| Sides::of(question, found));
         self.learn(question, span);
         let owner = over(span, |at_ns| self.owner(question, sides.as_ref(), at_ns));
         self.note_use(question, &owner, span);
         let peer = over(span, |at_ns| self.peer(question, sides.as_ref(), &owner, at_ns));
         let asked = self.asked(question, &peer, translation.as_deref(), span);
+        let (owner, peer) = if is_doubtful {
+            (self.unless_masked_owner(question, owner), self.unless_masked_peer(question, peer))
+        } else {
+            (owner, peer)
+        };
         let waits = |found: &&Arc<Membership>| found.cgroup().is_none() && !found.is_gone();
         Answer {
             forwarded: self.passes_through(question, sides.as_ref()),
+            doubtful: is_doubtful,
             pending: question.membership.as_ref().is_some_and(waits),
             ends: Ends { owner, peer, asked, translation },
         }
@@ -257,9 +284,9 @@ struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    /// Whether an address is one of this host's.
+    /// Whether an address is one of this host's, and not a Service's that it answers for.
     fn is_local(&self, address: IpAddr) -> bool {
-        self.facts.is_local(address) == Some(true)
+        self.facts.is_own(address)
     }
 
     /// By an address as the API told of it: others may have taken it while the API is not heard.

@@ -280,12 +280,7 @@ impl Watcher {
             let frame = match timeout(wait, body.frame()).await {
                 Err(_elapsed) if is_behind => continue,
                 Err(_elapsed) => return Err(AskError::Slow(asked + OVERDUE)),
-                Ok(None)
-                    if heard == Heard::Something && begun.elapsed() >= whole_seconds(asked) =>
-                {
-                    return Ok(Heard::Everything);
-                }
-                Ok(None) => return Ok(heard),
+                Ok(None) => return Ok(heard.at_end(begun.elapsed(), asked)),
                 Ok(Some(Err(error))) => return Err(AskError::Broken(error.to_string())),
                 Ok(Some(Ok(frame))) => frame,
             };

@@ -40,7 +40,7 @@ pub fn packet_event(bytes: &[u8]) -> Option<Event> {
 }
 
 /// The bits of [`FlowFacts::tcp_seen`] that one packet's flags set.
-fn tcp_seen(flags: u8) -> u8 {
+pub(super) fn tcp_seen(flags: u8) -> u8 {
     let bit = |set: bool, value: u8| if set { value } else { 0 };
     let syn = flags & tcp_flag::SYN != 0;
     let ack = flags & tcp_flag::ACK != 0;

@@ -2,6 +2,7 @@
 //! addresses are behind the links to pods.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -19,6 +20,18 @@ const REST: Duration = Duration::from_secs(1);
 /// Stamps of lines are as coarse as a tick of the kernel, up to 10 ms; a link is told to be there
 /// so much earlier, that what is counted right after attaching is not from before its time.
 const STAMP_SLACK_NS: u64 = 20_000_000;
+
+/// Devices on which a Service proxy puts the addresses of all Services: kube-proxy's for IPVS and
+/// kube-router's. They carry nothing. (NodeLocal DNS listens at its device's: it is not one of them.)
+const SERVICE_DEVICES: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
+
+/// The addresses that stand on this host for Services.
+fn of_services(devices: &[Device], addresses: &[Address]) -> Vec<IpAddr> {
+    let of_proxy = |device: &&Device| SERVICE_DEVICES.contains(&device.name.as_str());
+    let indexes: Vec<u32> = devices.iter().filter(of_proxy).map(|device| device.ifindex).collect();
+    let at_proxy = addresses.iter().filter(|address| indexes.contains(&address.ifindex));
+    at_proxy.map(|address| address.ip).collect()
+}
 
 /// What is known of the links to pods.
 pub(super) struct Known {
@@ -46,6 +59,7 @@ impl Worker {
             self.known.iter().flat_map(HashMap::keys).copied().filter(gone).collect();
         self.shared.facts.update_if(|facts| {
             let mut news = facts.set_addresses(addresses.iter().map(|address| address.ip));
+            news |= facts.set_service_addresses(of_services(devices, addresses));
             for ifindex in gone {
                 news |= facts.remove_interface(ifindex);
             }
@@ -152,5 +166,40 @@ impl Worker {
         let now = pod_links::behind(&self.behind.links, &routes.hosts, &neighbours);
         let listed_ns = self.behind.clock.monotonic_ns().saturating_sub(STAMP_SLACK_NS);
         self.shared.facts.update_if(|facts| facts.set_pod_links(now, listed_ns));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::netlink::Carried;
+    use super::*;
+    use crate::datapath::LinkKind;
+
+    #[test]
+    fn addresses_of_a_service_proxys_device_stand_for_services() {
+        let device = |ifindex, name: &str| Device {
+            ifindex,
+            name: name.to_owned(),
+            link: LinkKind::Ethernet,
+            loopback: false,
+            bridge: false,
+            veth: false,
+            peer_netns: None,
+            controller: None,
+            tunnel_port: None,
+            hardware: false,
+            carried: Carried::default(),
+        };
+        let address = |ifindex, text: &str| Address {
+            ifindex,
+            ip: text.parse().unwrap(),
+            prefix: 32,
+            global: true,
+        };
+        let devices = [device(2, "eth0"), device(3, "kube-ipvs0"), device(4, "nodelocaldns")];
+        let addresses =
+            [address(2, "10.0.0.1"), address(3, "10.96.0.10"), address(4, "169.254.20.10")];
+        let service: IpAddr = "10.96.0.10".parse().unwrap();
+        assert_eq!(of_services(&devices, &addresses), [service]);
     }
 }

@@ -106,6 +106,17 @@ impl Batch<'_> {
         }
     }
 
+    /// An owner by its address, given that connection tracking knows several whose address this one
+    /// may be.
+    pub(super) fn unless_masked_owner(&self, question: &Question<'_>, owner: End) -> End {
+        match owner {
+            End::Node(..) if self.is_at_uplink(question) && question.scope != Scope::Local => {
+                End::unknown(Reason::AddressAmbiguous)
+            }
+            other => other,
+        }
+    }
+
     /// Whether it was counted at an interface of the host that is known to be no link to a pod.
     fn is_at_uplink(&self, question: &Question<'_>) -> bool {
         question.ifindex.is_some_and(|index| self.lookup.facts.is_uplink(index))
@@ -114,7 +125,10 @@ impl Batch<'_> {
     /// Whether translation hides that a packet at an uplink only passes through this host.
     pub(super) fn passes_through(&self, question: &Question<'_>, sides: Option<&Sides>) -> bool {
         self.is_at_uplink(question)
-            && sides.is_some_and(|sides| !self.lookup.is_local(sides.owner.ip()))
+            // A host's process sends from a Service's address where the host answers for it (IPVS).
+            && sides.is_some_and(|sides| {
+                self.lookup.facts.is_local(sides.owner.ip()) != Some(true)
+            })
     }
 }
 

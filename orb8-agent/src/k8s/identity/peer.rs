@@ -30,6 +30,19 @@ impl Batch<'_> {
         }
     }
 
+    /// The other end by its address, given that connection tracking knows several whose address this
+    /// one may be. Another node's says already that it may hide somebody.
+    pub(super) fn unless_masked_peer(&self, question: &Question<'_>, peer: End) -> End {
+        match peer {
+            End::Node(how, _)
+                if how.attribution == Attribution::Address && question.began != Began::Owner =>
+            {
+                End::unknown(Reason::AddressAmbiguous)
+            }
+            other => other,
+        }
+    }
+
     /// Whether another node's address may stand for a pod there: what the owner dialled itself is
     /// that node, what dialled the owner, be it a pod or this host, may be anybody there.
     fn may_hide_a_pod(&self, address: IpAddr, began: Began) -> bool {

@@ -526,6 +526,55 @@ fn loopback_is_the_owners_own() {
     check("/system.slice/sshd.service", "node n1 address");
     let docker = format!("/system.slice/docker-{}.scope", "ab".repeat(32));
     check(&docker, "unknown none address_ambiguous");
+    for system in [
+        "/lxc.payload.web/system.slice/nginx.service",
+        "/machine.slice/machine-web.scope/payload/init.scope",
+        "/machine.slice/systemd-nspawn@web.service/payload",
+    ] {
+        check(system, "unknown none address_ambiguous");
+    }
+    check("/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/libvirt/emulator", "node n1 address");
+}
+
+#[test]
+fn a_cluster_ip_that_the_kernel_answers_for_on_this_host_is_not_this_host() {
+    let mut world = World::silent();
+    let service = ip("10.96.0.10");
+    world.known.facts.update(|facts| {
+        facts.add_address(service);
+        facts.set_service_addresses([service]);
+    });
+    let question = asking("10.0.0.1:4000", "10.96.0.10:80");
+    assert_eq!(peer(&world, &question, 2), "unknown none api_not_synced");
+    world.list(1);
+    world.service("shop/web", "10.96.0.10", 0, 2, 1);
+    assert_eq!(peer(&world, &question, 5), "service shop/web address");
+}
+
+#[test]
+fn whom_a_mask_hides_is_not_told_where_several_may_be_meant() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 2).pod("shop/d", "n1", "10.244.1.6", 2);
+    let (far, mask) = (at("1.1.1.1:443"), at("10.0.0.1:4000"));
+    let old = world.translate((at("10.244.1.5:4000"), far), (far, mask), 3 * SECOND);
+    old.end(9 * SECOND);
+    world.translate((at("10.244.1.6:4000"), far), (far, mask), 9 * SECOND + 2);
+    let question = Question {
+        ifindex: Some(2),
+        scope: Scope::Unclaimed,
+        ..asking("10.0.0.1:4000", "1.1.1.1:443")
+    };
+    for (at_ns, expected) in [
+        (5 * SECOND, "pod shop/c masqueraded"),
+        (9 * SECOND - 1, "unknown none address_ambiguous"),
+        (9 * SECOND + 1, "pod shop/d masqueraded"),
+    ] {
+        assert_eq!(owner(&world, &question, at_ns), expected);
+    }
+    let own = Question { scope: Scope::Local, ..question };
+    assert_eq!(owner(&world, &own, 9 * SECOND - 1), "node n1 address", "a socket of the host");
+    let hidden = Question { began: Began::Peer, ..asking("1.1.1.1:443", "10.0.0.1:4000") };
+    assert_eq!(peer(&world, &hidden, 9 * SECOND - 1), "unknown none address_ambiguous");
 }
 
 #[test]

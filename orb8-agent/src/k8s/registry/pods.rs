@@ -15,6 +15,8 @@ use crate::k8s::status::Resource;
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) pod: Arc<Pod>,
+    /// Where it is kept among the uids, if not by its own: a static pod of another node.
+    elsewhere: Option<Box<str>>,
     /// Bound to this node.
     pub(super) local: bool,
     pub(super) finished: bool,
@@ -26,6 +28,13 @@ pub(super) struct Held {
     from_ns: u64,
     /// uid of its owner, where one above that may become known.
     follows: Option<Box<str>>,
+}
+
+impl Held {
+    /// By what it is kept among the uids.
+    fn key(&self) -> &str {
+        self.elsewhere.as_deref().unwrap_or(&self.pod.uid)
+    }
 }
 
 impl Tables {
@@ -71,7 +80,7 @@ impl Tables {
         let is_mirror = *held.pod.uid != *uid;
         if !is_mirror || !self.pods.values().any(|other| Arc::ptr_eq(&other.pod, &held.pod)) {
             held.pod.update(|state| state.ended_ns = state.ended_ns.or(Some(seen.at_ns)));
-            write(uids).ended(&held.pod.uid, seen.at_ns);
+            write(uids).ended(held.key(), seen.at_ns);
         }
         true
     }
@@ -102,26 +111,34 @@ impl Tables {
         let Some(victim) = victim.map(|(uid, _)| uid.clone()) else { return false };
         self.rejected += 1;
         if let Some(held) = self.remove_pod(&victim, seen) {
-            write(uids).ended(&held.pod.uid, seen.at_ns);
+            write(uids).ended(held.key(), seen.at_ns);
         }
         true
     }
 
-    /// As the kubelet of this node names the pod's cgroup. That of a static pod is another's if a pod
+    /// The uid that the pod's node names its cgroup by, and where that is another node, what stands for
+    /// it here: only a pod of this node has a cgroup here. That of a static pod is another's if a pod
     /// with another name has it already.
-    fn cgroup_uid<'a>(&mut self, facts: &PodFacts<'a>, uids: &RwLock<Uids>) -> &'a str {
-        let is_local = facts.node == Some(&*self.own_node.name);
-        let Some(hash) = facts.mirrored.filter(|_| is_local) else { return facts.uid };
-        let known = read(uids).get(hash);
+    fn uid_of<'a>(
+        &mut self,
+        facts: &PodFacts<'a>,
+        uids: &RwLock<Uids>,
+    ) -> (&'a str, Option<Box<str>>) {
+        let (Some(hash), Some(node)) = (facts.mirrored, facts.node) else {
+            return (facts.uid, None);
+        };
+        let is_local = *node == *self.own_node.name;
+        let elsewhere = (!is_local).then(|| format!("{node}/{hash}").into_boxed_str());
+        let known = read(uids).get(elsewhere.as_deref().unwrap_or(hash));
         let is_anothers = known
             .as_ref()
             .and_then(|pod| pod.identity())
             .is_some_and(|of| *of.namespace != *facts.namespace || *of.name != *facts.name);
         if is_anothers {
             self.rejected += 1;
-            return facts.uid;
+            return (facts.uid, None);
         }
-        hash
+        (hash, elsewhere)
     }
 
     /// A pod that is not kept has addresses: none of those who had them before has them still.
@@ -135,8 +152,8 @@ impl Tables {
     }
 
     fn add_pod(&mut self, facts: &PodFacts<'_>, seen: Seen, uids: &RwLock<Uids>) {
-        let uid = self.cgroup_uid(facts, uids);
-        let pod = write(uids).told(uid);
+        let (uid, elsewhere) = self.uid_of(facts, uids);
+        let pod = write(uids).told(elsewhere.as_deref().unwrap_or(uid), uid);
         pod.update(|state| state.ended_ns = None);
         let unbound = pod.identity().is_none().then(|| {
             Box::new(PodIdentity {
@@ -148,6 +165,7 @@ impl Tables {
         });
         let held = Held {
             pod,
+            elsewhere,
             local: false,
             finished: false,
             unbound,

@@ -18,7 +18,7 @@ enum Kept {
     Ended(u64),
 }
 
-/// Pods by the uid in their cgroup's path.
+/// Pods by the uid in their cgroup's path; static pods of other nodes by these nodes' names, too.
 #[derive(Debug)]
 pub(super) struct Uids {
     pods: HashMap<Box<str>, (Arc<Pod>, Kept)>,
@@ -64,13 +64,13 @@ impl Uids {
             return None;
         }
         self.placeholders += 1;
-        Some(self.insert(uid, Kept::Placeholder))
+        Some(self.insert(uid, uid, Kept::Placeholder))
     }
 
-    /// The pod that the API tells of.
-    pub(super) fn told(&mut self, uid: &str) -> Arc<Pod> {
-        let Some((pod, kept)) = self.pods.get_mut(uid) else {
-            return self.insert(uid, Kept::Told);
+    /// The pod that the API tells of, which is kept by `key`.
+    pub(super) fn told(&mut self, key: &str, uid: &str) -> Arc<Pod> {
+        let Some((pod, kept)) = self.pods.get_mut(key) else {
+            return self.insert(key, uid, Kept::Told);
         };
         match std::mem::replace(kept, Kept::Told) {
             Kept::Told => {}
@@ -81,8 +81,8 @@ impl Uids {
     }
 
     /// The API told that the pod ended.
-    pub(super) fn ended(&mut self, uid: &str, at_ns: u64) {
-        if let Some((_, kept)) = self.pods.get_mut(uid)
+    pub(super) fn ended(&mut self, key: &str, at_ns: u64) {
+        if let Some((_, kept)) = self.pods.get_mut(key)
             && *kept == Kept::Told
         {
             *kept = Kept::Ended(at_ns);
@@ -108,9 +108,9 @@ impl Uids {
         self.pods.values().map(|(pod, _)| pod)
     }
 
-    fn insert(&mut self, uid: &str, kept: Kept) -> Arc<Pod> {
+    fn insert(&mut self, key: &str, uid: &str, kept: Kept) -> Arc<Pod> {
         let pod = Arc::new(Pod::unnamed(uid));
-        self.pods.insert(uid.into(), (Arc::clone(&pod), kept));
+        self.pods.insert(key.into(), (Arc::clone(&pod), kept));
         pod
     }
 

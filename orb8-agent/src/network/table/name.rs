@@ -1,12 +1,15 @@
 //! Who the ends of the rows are: asked when something is counted and knowledge has moved, asked
 //! again for a while for what is young, and never guessed. Where an end changed, the row is split.
 
+use orb8_common::network::flag;
+
 use super::rows::{Row, mark};
 use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
+use crate::conntrack::Match;
 use crate::event::{
-    Asked, Attribution, End, EndReason, Ends, FlowRecord, FlowState, Reason, Scope, Told, Volume,
-    tcp_bit,
+    Asked, Attribution, End, EndReason, Ends, FlowId, FlowRecord, FlowState, Reason, Scope, Told,
+    Volume, tcp_bit,
 };
 use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
 use crate::k8s::services::Verdict;
@@ -68,21 +71,25 @@ impl FlowTable {
         output: &mut Output,
     ) -> Option<(u32, bool)> {
         let row = &self.rows[slot as usize];
-        let held = row.flow.ends.translation.as_ref().is_none_or(|it| it.holds_at(until_ns));
-        if held && row.is(mark::LASTING) && self.is_current(slot, batch) {
+        let asked = question(&row.flow, Began::Unknown);
+        if batch.holds_at(&asked, until_ns) && row.is(mark::LASTING) && self.is_current(slot, batch)
+        {
             return Some((slot, false));
         }
+        // What the row counted so far stays with it, this may be another connection's.
+        let doubtful = batch.is_doubtful_at(&asked, until_ns);
         let was = self.span(slot);
         let whole = Span { since_ns: was.since_ns, until_ns: was.until_ns.max(until_ns) };
         let answer = self.ask(slot, whole, batch);
         let flow = &self.rows[slot as usize].flow;
-        if flow.packets == 0 || flow.ends.is_refined_by(&answer.ends) {
+        if flow.packets == 0 || (!doubtful && flow.ends.is_refined_by(&answer.ends)) {
             self.adopt(slot, answer, whole, batch);
             return Some((slot, false));
         }
-        let before = self.ask(slot, was, batch).ends.or_kept(&flow.ends);
+        let before = self.ask(slot, was, batch).or_kept(&flow.ends).ends;
         let before = Ends { asked: self.asked(slot, &before), ..before };
-        let since_ns = self.counted_after_ns.max(was.since_ns).min(whole.until_ns);
+        let counted_ns = if doubtful { until_ns } else { self.counted_after_ns };
+        let since_ns = counted_ns.max(was.since_ns).min(whole.until_ns);
         let since = Span { since_ns, ..whole };
         let now = self.ask(slot, since, batch);
         if before.is_same(&now.ends) {
@@ -104,7 +111,10 @@ impl FlowTable {
         flow.ends.translation.is_none()
             && batch.has_translations()
             && self.is_young(flow)
-            && batch.translation(&question(flow, Began::Unknown), self.span(slot)).is_some()
+            && !matches!(
+                batch.translation(&question(flow, Began::Unknown), self.span(slot)),
+                Match::None
+            )
     }
 
     fn ask(&self, slot: u32, span: Span, batch: &mut Batch<'_>) -> Answer {
@@ -247,12 +257,13 @@ impl FlowTable {
     /// Names a row for the time that it has counted so far. What is forgotten by now stays as it
     /// was known; what has turned out to be doubtful does not.
     fn rename(&mut self, slot: u32, batch: &mut Batch<'_>) {
-        if self.is_current(slot, batch) {
+        let span = self.span(slot);
+        let flow = &self.rows[slot as usize].flow;
+        let held = batch.holds_at(&question(flow, Began::Unknown), span.until_ns);
+        if held && self.is_current(slot, batch) {
             return;
         }
-        let span = self.span(slot);
-        let mut answer = self.ask(slot, span, batch);
-        answer.ends = answer.ends.or_kept(&self.rows[slot as usize].flow.ends);
+        let answer = self.ask(slot, span, batch).or_kept(&self.rows[slot as usize].flow.ends);
         let current = self.epoch.wrapping_add(1);
         let before = self.rows[slot as usize].identified();
         if self.adopt(slot, answer, span, batch) {
@@ -326,6 +337,20 @@ impl FlowTable {
         row.start_epoch = epoch;
         let record = self.record(&self.rows[slot as usize].flow);
         output.told.push(Told::FlowStart(record));
+    }
+
+    /// Who sent first, as far as one packet without a row tells: its flags, or the row that the
+    /// sockets of its cgroup (0: not known) have for it.
+    pub(super) fn began_with(&self, flow: &FlowRecord, cgroup: u64) -> Began {
+        let mut key = flow.id.key;
+        key.flags = key.flags & !flag::SUPPLEMENT | flag::SOCKET_PLANE;
+        let counted = self.find(&FlowId { key, owner: cgroup }).filter(|_| cgroup != 0);
+        match counted {
+            Some(slot) => self.began(&self.rows[slot as usize].flow),
+            // That no row is there says nothing of who was first.
+            None if keys::opening(&key) == keys::Opening::ByTime => Began::Unknown,
+            None => self.began(flow),
+        }
     }
 
     /// Who sent first, as far as the packets themselves tell.
@@ -414,8 +439,21 @@ impl Ends {
             && self.goes_on_in(longer)
     }
 
+    /// Whether both are shown alike.
+    fn looks_like(&self, other: &Self) -> bool {
+        let how = |ends: &Self| (ends.owner.how(), ends.peer.how());
+        self.is_same(other)
+            && how(self) == how(other)
+            && self.asked.as_ref().map(|asked| asked.verdict)
+                == other.asked.as_ref().map(|asked| asked.verdict)
+            && self.translation.as_ref().map(|it| it.reply)
+                == other.translation.as_ref().map(|it| it.reply)
+    }
+}
+
+impl Answer {
     /// This answer, with what was known before where it has only been forgotten since.
-    fn or_kept(self, known: &Self) -> Self {
+    fn or_kept(self, known: &Ends) -> Self {
         let either = |now: End, known: &End| {
             let forgotten = match &now {
                 End::Unknown(how) => how.reason != Reason::AddressAmbiguous,
@@ -429,22 +467,13 @@ impl Ends {
             };
             if forgotten && !known.is_unknown() { known.clone() } else { now }
         };
-        Self {
-            owner: either(self.owner, &known.owner),
-            peer: either(self.peer, &known.peer),
-            asked: self.asked,
-            translation: self.translation.or_else(|| known.translation.clone()),
-        }
-    }
-
-    /// Whether both are shown alike.
-    fn looks_like(&self, other: &Self) -> bool {
-        let how = |ends: &Self| (ends.owner.how(), ends.peer.how());
-        self.is_same(other)
-            && how(self) == how(other)
-            && self.asked.as_ref().map(|asked| asked.verdict)
-                == other.asked.as_ref().map(|asked| asked.verdict)
-            && self.translation.as_ref().map(|it| it.reply)
-                == other.translation.as_ref().map(|it| it.reply)
+        let kept = known.translation.as_ref().filter(|_| !self.doubtful);
+        let ends = Ends {
+            owner: either(self.ends.owner, &known.owner),
+            peer: either(self.ends.peer, &known.peer),
+            asked: self.ends.asked,
+            translation: self.ends.translation.or_else(|| kept.cloned()),
+        };
+        Self { ends, ..self }
     }
 }

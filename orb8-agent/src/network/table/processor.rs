@@ -7,7 +7,8 @@ use orb8_common::network::PacketEvent;
 use super::name::question;
 use super::{FlowTable, SharedTable, blank};
 use crate::event::{Event, FlowRecord, PacketRecord, Scope, Told};
-use crate::k8s::identity::{Batch, Began, Resolver, Span};
+use crate::k8s::identity::{Batch, Resolver, Span};
+use crate::network::decode::tcp_seen;
 use crate::network::keys;
 use crate::pipeline::enricher::EnrichedEvent;
 use crate::pipeline::processor::{EventProcessor, Output};
@@ -99,10 +100,11 @@ fn packet_flow(
         scope: keys::scope_of(&id.key, packet.scope, enriched.local),
         first_seen_ns: packet.time_ns,
         last_seen_ns: packet.time_ns,
+        tcp_seen: tcp_seen(packet.tcp_flags),
         ..blank(id)
     };
     let span = Span { since_ns: packet.time_ns, until_ns: packet.time_ns };
-    let answer = batch.resolve(&question(&flow, Began::Unknown), span);
+    let answer = batch.resolve(&question(&flow, table.began_with(&flow, packet.cgroup_id)), span);
     let scope = if answer.forwarded { Scope::Forwarded } else { flow.scope };
     FlowRecord { ends: answer.ends, scope, ..flow }
 }

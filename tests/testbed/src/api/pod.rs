@@ -199,7 +199,8 @@ impl Pod {
                 spec[key] = json!(containers);
             }
         }
-        if stage != Stage::Created {
+        // The API server refuses the mirror of a static pod that is bound to no node.
+        if stage != Stage::Created || self.config_hash.is_some() {
             spec["nodeName"] = json!(self.node);
         }
         if self.host_network {

@@ -45,6 +45,12 @@ fn a_config_hash_is_taken_once_and_only_of_a_pod_of_this_node() {
     let registry = listed();
     registry.apply_pod(&pod(&mirror("elsewhere", HASH, "node2")), at(SECOND));
     assert_eq!(named(&registry, HASH).0, "", "its cgroup is on that node");
+    let uid = match registry.read().holder(ip("10.0.0.9"), SECOND) {
+        Holder::Pod { pod, .. } => pod.uid.to_string(),
+        other => panic!("it has an address, and {other:?} is told"),
+    };
+    assert_eq!(uid, HASH, "as the agent of that node names it");
+    registry.delete_pod(&meta(&mirror("elsewhere", HASH, "node2")), at(SECOND));
     registry.apply_pod(&pod(&mirror("static", HASH, OWN)), at(2 * SECOND));
     let rejected = registry.status().rejected;
     registry.apply_pod(&pod(&mirror("liar", HASH, OWN)), at(3 * SECOND));

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use orb8_common::network::{flag, scope};
+use orb8_common::network::{FlowKey, PacketEvent, flag, scope};
 use proptest::prelude::*;
 
 use super::super::*;
@@ -220,6 +220,38 @@ fn an_address_that_changes_hands_splits_the_row_and_the_time_between_is_nobodys(
 }
 
 #[test]
+fn what_a_pod_of_this_node_counted_proves_whom_others_talked_to_in_the_second_of_a_handover() {
+    let mut world = World::synced();
+    world.pod("shop/old", "n1", "10.244.1.5", SECOND);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, "/system.slice/sshd.service");
+    bench.world.cgroup(8, &cgroup_of("shop/old"));
+    let own = from_cgroup(8, "10.244.1.5:40000", "10.0.0.1:22");
+    let at_server =
+        |owner| FlowId { key: FlowKey { flags: own.key.flags ^ flag::EGRESS, ..own.key }, owner };
+    let (near, alone) = (at_server(7), from_cgroup(7, "10.0.0.1:23", "10.244.1.5:40001"));
+    let until_ns = 10 * SECOND + 300 * MS;
+    bench.feed([
+        counted(near, 5, 10 * SECOND + 100 * MS, until_ns),
+        counted(alone, 1, 2 * SECOND, until_ns + 100 * MS),
+        counted(own, 5, 2 * SECOND, until_ns),
+    ]);
+    bench.drain(10 * SECOND + 500 * MS);
+    bench.world.delete("shop/old", 10 * SECOND + 600 * MS);
+    // Made in the same second, so as far as the API tells it may have had the address all the time.
+    bench.world.pod_with("shop/new", "n1", "10.244.1.5", 10 * SECOND + 700 * MS, |pod| {
+        pod["metadata"]["creationTimestamp"] = "1970-01-01T00:00:10Z".into();
+    });
+    bench.drain(11 * SECOND).drain(12 * SECOND);
+    let expected = [
+        "process cgroup > old address_reused: 5",
+        "process cgroup > unknown (address_ambiguous): 1",
+        "old cgroup > n1 address: 5",
+    ];
+    assert_eq!(bench.named(), expected);
+}
+
+#[test]
 fn a_row_that_was_named_stays_named_when_the_pod_is_forgotten() {
     let mut world = World::synced();
     world.pod("shop/web", "n2", "10.244.2.5", SECOND);
@@ -426,6 +458,63 @@ fn what_the_host_sends_where_a_pod_was_hidden_before_is_the_hosts() {
 }
 
 #[test]
+fn a_reused_port_is_not_given_the_backend_of_the_connection_before() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 1);
+    world.service("shop/web", "10.96.0.10", 0, 2, 1);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, &cgroup_of("shop/c"));
+    let (client, service): (SocketAddr, SocketAddr) =
+        ("10.244.1.5:4000".parse().unwrap(), "10.96.0.10:80".parse().unwrap());
+    let answers = |n: u8| (SocketAddr::from(([10, 244, 2, n], 8080)), client);
+    let id = from_cgroup(7, "10.244.1.5:4000", "10.96.0.10:80");
+    let old = bench.world.translate((client, service), answers(1), SECOND);
+    bench.feed([counted(id, 3, SECOND, 9 * SECOND)]).drain(10 * SECOND);
+    let backends = |bench: &Bench| -> Vec<_> {
+        let backend = |flow: &FlowRecord| {
+            let found = flow.ends.translation.as_ref().map(|it| it.reply.src.to_string());
+            format!("{} {}", found.unwrap_or_default(), flow.packets)
+        };
+        bench.rows().iter().map(backend).collect()
+    };
+    assert_eq!(backends(&bench), ["10.244.2.1:8080 3"]);
+    // The kernel ends it for this packet, and tells so afterwards.
+    let at_ns = 60 * SECOND;
+    old.end(at_ns + MS);
+    bench.world.translate((client, service), answers(2), at_ns + 2 * MS);
+    bench.feed([counted(id, 1, SECOND, at_ns)]).drain(61 * SECOND);
+    assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1"]);
+    assert!(bench.rows().iter().all(|flow| flow.ends.asked.is_some()), "the Service is certain");
+    bench.feed([counted(id, 2, SECOND, at_ns + 5 * SECOND)]).drain(66 * SECOND);
+    assert_eq!(backends(&bench), ["10.244.2.1:8080 3", "10.244.2.2:8080 3"]);
+}
+
+#[test]
+fn a_backend_that_turns_out_to_be_of_the_connection_before_is_taken_back() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 1);
+    let mut bench = Bench::new(world);
+    let (pod, far, mask): (SocketAddr, SocketAddr, SocketAddr) = (
+        "10.244.1.5:4000".parse().unwrap(),
+        "1.1.1.1:443".parse().unwrap(),
+        "10.0.0.1:4000".parse().unwrap(),
+    );
+    bench.world.pod("shop/d", "n1", "10.244.1.6", 1);
+    let other: SocketAddr = "10.244.1.6:4000".parse().unwrap();
+    let old = bench.world.translate((pod, far), (far, mask), SECOND);
+    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
+    let at_ns = 60 * SECOND;
+    let Event::Count(count) = counted(id, 1, at_ns, at_ns) else { return };
+    let facts = FlowFacts { scope: scope::NO_SOCKET, ..FlowFacts::default() };
+    bench.feed([Event::Count(FlowCount { facts, ..count })]);
+    assert_eq!(bench.named(), ["c masqueraded > external address: 1"]);
+    old.end(at_ns + MS);
+    bench.world.translate((other, far), (far, mask), at_ns + 2 * MS);
+    bench.drain(61 * SECOND);
+    assert_eq!(bench.named(), ["unknown (address_ambiguous) > external address: 1"]);
+}
+
+#[test]
 fn who_sent_first_is_not_guessed_of_what_was_on_its_way_at_the_start() {
     let mut world = World::synced();
     world.pod("shop/web", "n1", "10.244.1.5", 1);
@@ -439,6 +528,37 @@ fn who_sent_first_is_not_guessed_of_what_was_on_its_way_at_the_start() {
     bench.feed([counted(udp(1), 1, SECOND, SECOND)]).drain(2 * SECOND);
     bench.feed([counted(udp(2), 1, 3 * SECOND, 3 * SECOND)]).drain(4 * SECOND);
     assert_eq!(bench.named(), ["web cgroup > n2 masqueraded: 1", "web cgroup > n2 address: 1"]);
+}
+
+#[test]
+fn a_packet_that_sockets_count_is_named_as_their_flow_is() {
+    let mut world = World::synced();
+    world.pod("shop/web", "n1", "10.244.1.5", 1);
+    world.link(9, &[[10, 244, 1, 5].into()]);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    let id = from_cgroup(7, "10.244.1.5:40000", "10.0.0.2:30080");
+    bench.feed([began(id, SECOND), counted(id, 5, SECOND, SECOND)]).drain(2 * SECOND);
+    assert_eq!(bench.named(), ["web cgroup > n2 address: 5"]);
+    let mut key = id.key;
+    key.flags &= !flag::SOCKET_PLANE;
+    bench.output.told.clear();
+    for (tcp_flags, cgroup_id) in [(SYN, 0), (0x10, 7)] {
+        bench.feed([Event::Packet(PacketEvent {
+            key,
+            owner: 9,
+            time_ns: SECOND,
+            cgroup_id,
+            tcp_flags,
+            ..PacketEvent::default()
+        })]);
+    }
+    let peer = |told: Told| match told {
+        Told::Packet(packet) => word(&packet.flow.ends.peer),
+        other => format!("{other:?}"),
+    };
+    let peers: Vec<_> = bench.output.told.drain(..).map(peer).collect();
+    assert_eq!(peers, ["n2 address", "n2 address"]);
 }
 
 #[test]
