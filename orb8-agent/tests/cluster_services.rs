@@ -273,7 +273,9 @@ fn endpoints_that_come_later_change_no_verdict_that_was_told() {
         scene.expect_own(&rows);
         scene.cluster.set_backends(&service, &[&backend]);
         let (_, talk) = talk::tcp_any(&client.app, &[&backend.app], dial, 8080, 100, 2_000);
-        scene.mention(&[talk.server]);
+        let all = scene.flows(1);
+        let refusals = all.iter().map(key).filter(|flow| flow.protocol == ICMP);
+        scene.mention(&refusals.chain([talk.server]).collect::<Vec<_>>());
         let named = asked("cluster_ip", dial, Some(backend.at(V4, 8080)));
         rows.extend(said(capture, &talk, &end(&named), None));
         scene.expect_own(&rows);
