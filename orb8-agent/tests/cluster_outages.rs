@@ -7,11 +7,12 @@ use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cluster_support::rows::{End, by_address, ends, key, said};
+use cluster_support::rows::{End, Row, by_address, ends, key, said};
 use cluster_support::{ALL, Auto, Capture, Scene, wait_flow};
 use orb8_proto::v1::{Endpoint, Kubernetes, NetworkFlow, QueryFlowsRequest, WatchedResource};
 use orb8_testbed::cluster::plan::{API, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::talk::Talk;
 use orb8_testbed::cluster::{NEEDS, talk};
 use orb8_testbed::link::Family::V4;
 use orb8_testbed::need;
@@ -38,9 +39,13 @@ fn resource(scene: &Scene, name: &str) -> WatchedResource {
 fn check_named(scene: &Scene, client: &Pod, server: &Pod) {
     scene.wait_links(1, 2);
     let talk = talk::udp(&client.app, &server.app, server.at(V4, 8080), 3, 100);
+    scene.expect(&between(&talk, client, server));
+}
+
+fn between(talk: &Talk, client: &Pod, server: &Pod) -> Vec<Row> {
     let near = End::pod(client, Auto, &by_address(server));
     let far = End::pod(server, Auto, &by_address(client));
-    scene.expect(&said(Auto, &talk, &near, Some(&far)));
+    said(Auto, talk, &near, Some(&far))
 }
 
 #[test]
@@ -88,11 +93,19 @@ fn an_agent_that_is_cut_off_keeps_its_names_says_so_and_catches_up() {
     });
     assert!(status.healthy, "{}", status.health_message);
     assert_ne!(status.kubernetes.expect("it is told").reason, "");
-    check_named(&scene, &a, &b);
+    let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
+    let rows = between(&talk, &a, &b);
+    wait_flow(&scene, 1, "a name with its doubt", |row| {
+        let peer = ends(row).1;
+        let told = (&*peer.pod, &*peer.attribution, &*peer.reason);
+        key(row) == talk.client && told == ("b", "address", "api_not_synced")
+    });
     scene.cluster.delete(b);
     let late = scene.cluster.simple("shop/late", 1);
     scene.cluster.api.open_port();
     scene.wait_ready(1);
+    // What the cgroups of this node prove, and the API tells now, leaves no doubt.
+    scene.expect(&rows);
     check_named(&scene, &a, &late);
     scene.assert_complete();
 }

@@ -418,10 +418,10 @@ fn is_of_the_agents(flow: &NetworkFlow) -> bool {
     let api = IpAddr::from(API);
     let listen: std::net::SocketAddr = LISTEN.parse().expect("an address");
     let asked = |address: IpAddr, port: u16| (address, port) == (listen.ip(), listen.port());
+    let with_api = [flow.src, flow.dst].contains(&api);
     match flow.l4 {
-        L4::Ports { src, dst } => {
-            [flow.src, flow.dst].contains(&api) || asked(flow.src, src) || asked(flow.dst, dst)
-        }
+        _ if with_api => true,
+        L4::Ports { src, dst } => asked(flow.src, src) || asked(flow.dst, dst),
         // Multicast listeners and neighbour discovery.
         L4::Icmp { kind, .. } => {
             (130..=143).contains(&kind) && flow.protocol == orb8_testbed::flow::ICMPV6
