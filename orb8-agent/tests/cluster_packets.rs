@@ -39,7 +39,7 @@ fn the_packets_of_a_pod_are_shown_at_both_links_and_nobody_elses() {
         wait_until(DEADLINE, "the packet view to be attached everywhere", || {
             programs().iter().zip(&before).all(|(now, before)| now > before)
         });
-        let _others = talk::udp(&c.app, &d.app, d.at(V4, 8080), 30, 300);
+        let others = talk::udp(&c.app, &d.app, d.at(V4, 8080), 30, 300);
         let said = talk::udp(&a.app, &b.app, b.at(V4, 8080), 20, 500);
         let told = || told.lock().expect("nobody panics with it").clone();
         let wanted = 2 * usize::try_from(said.there.packets).expect("a few");
@@ -55,6 +55,7 @@ fn the_packets_of_a_pod_are_shown_at_both_links_and_nobody_elses() {
             assert_eq!(packet.src_ip, said.client.src.to_string());
             assert_eq!(packet.dst_ip, said.client.dst.to_string());
         }
+        scene.mention(&[others.client, said.client]);
         scene.assert_complete();
     }
 }
