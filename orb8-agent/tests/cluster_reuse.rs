@@ -25,20 +25,33 @@ fn an_address_reused_within_a_second_names_each_holder() {
     for capture in Capture::ALL {
         let scene = Scene::start(one_node(), capture);
         let server = scene.cluster.simple("shop/server", 1);
-        let first = scene.cluster.pod(PodPlan::new("shop/first", 1).number(99));
-        scene.wait_links(1, 2);
-        let before = from_port(&first, &server, PORT, 5);
         let far = |peer: &str| End::pod(&server, capture, peer);
-        scene.expect_own(&heard(capture, &before, &far(&by_address(&first))));
-        let given_up = Instant::now();
-        scene.cluster.delete(first);
-        let second = scene.cluster.pod(PodPlan::new("shop/second", 1).number(99));
-        assert!(given_up.elapsed() < Duration::from_secs(1), "{:?}", given_up.elapsed());
-        scene.wait_links(1, 2);
-        let after = from_port(&second, &server, PORT + 1, 7);
-        // What was said of the first one stays, though somebody else has its address now.
-        let mut rows = heard(capture, &before, &far("pod shop/first address_reused"));
-        rows.extend(heard(capture, &after, &far(&by_address(&second))));
+        let holder = |number: u16| {
+            let plan = PodPlan::new(&format!("shop/holder-{number}"), 1).number(99);
+            let pod = scene.cluster.pod(plan);
+            scene.wait_link(&pod);
+            pod
+        };
+        scene.wait_link(&server);
+        let (mut rows, mut now, mut within) = (Vec::new(), holder(0), Duration::MAX);
+        // A busy machine may need more than one try.
+        for number in 1..=10 {
+            let before = from_port(&now, &server, PORT + number, 5);
+            scene.expect_own(&heard(capture, &before, &far(&by_address(&now))));
+            // What was said of a holder stays, though somebody else has its address now.
+            let past = format!("pod shop/{} address_reused", now.key().1);
+            rows.extend(heard(capture, &before, &far(&past)));
+            let given_up = Instant::now();
+            scene.cluster.delete(now);
+            now = holder(number);
+            within = given_up.elapsed();
+            if within < Duration::from_secs(1) {
+                break;
+            }
+        }
+        assert!(within < Duration::from_secs(1), "{within:?}");
+        let after = from_port(&now, &server, PORT, 7);
+        rows.extend(heard(capture, &after, &far(&by_address(&now))));
         scene.expect_own(&rows);
         scene.assert_complete();
     }

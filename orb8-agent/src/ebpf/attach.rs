@@ -14,7 +14,7 @@ use super::clsact::Instance;
 use super::load::{PodLinks, Programs, SocketSwitch, Tunnels};
 use super::netlink::{self, Changed, Netlink};
 use super::side_channel::SideChannel;
-use super::worker::Worker;
+use super::worker::{Beginning, Worker};
 use crate::capture::SocketRoot;
 use crate::datapath::{self, AttachRoute, CountMode, InterfaceStatus, SocketPlaneStatus};
 use crate::event::{Notice, Severity};
@@ -129,6 +129,7 @@ impl Attacher {
             !matches!(wake.try_send(Request::Wake), Err(TrySendError::Disconnected(_)))
         })?;
         let (begin, begun) = sync_channel(0);
+        let given_up = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(
             netlink,
             programs,
@@ -143,7 +144,7 @@ impl Attacher {
                 stopping: Arc::clone(&stopping),
                 state: Arc::clone(&state),
             },
-            begin,
+            Beginning::until(begin, Arc::clone(&given_up)),
         );
         let thread = std::thread::Builder::new()
             .name("attach".to_owned())
@@ -158,6 +159,7 @@ impl Attacher {
         })?;
         // The end of the other side is what is waited for, and comes with a panic too.
         if begun.recv_timeout(BEGUN_WITHIN) == Err(RecvTimeoutError::Timeout) {
+            given_up.store(true, Ordering::Release);
             tracing::warn!("attaching takes long; the agent answers meanwhile");
         }
         Ok(Self { requests, thread: Some(thread), ended, stopping, state })

@@ -25,7 +25,7 @@ mod chains;
 mod facts;
 mod unattached;
 
-use unattached::Beginning;
+pub(super) use unattached::Beginning;
 
 /// Devices whose counters are remembered.
 const MAX_KNOWN: usize = 16_384;
@@ -62,7 +62,7 @@ impl Worker {
         options: AttachOptions,
         instance: Instance,
         shared: Shared,
-        begun: SyncSender<()>,
+        beginning: Beginning,
     ) -> Self {
         let socket = options.socket_root.clone().map(SocketPlane::new);
         Self {
@@ -79,7 +79,7 @@ impl Worker {
             known: None,
             behind: facts::Known::new(),
             watching_packets: false,
-            beginning: Some(Beginning::until(begun)),
+            beginning: Some(beginning),
         }
     }
 
@@ -102,7 +102,7 @@ impl Worker {
                 next_look = Instant::now() + self.options.chain.look_every;
             }
             let wait = next_look.saturating_duration_since(Instant::now());
-            match self.next_request(queue, self.until_neighbours(wait)) {
+            match self.next_request(queue, self.until_begun(self.until_neighbours(wait))) {
                 // Changes come in swarms.
                 Ok(Request::Wake) => std::thread::sleep(GATHER),
                 Ok(Request::Packets(on, waiting)) => {

@@ -48,7 +48,12 @@ impl Connector {
     /// Tries the addresses one after the other, each with its part of the time.
     async fn connect(self, server: Uri) -> io::Result<TokioIo<TcpStream>> {
         let (host, port) = place(&server)?;
-        let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+        let looked_up = tokio::time::timeout(CONNECT, tokio::net::lookup_host((host, port))).await;
+        let Ok(addresses) = looked_up else {
+            let text = format!("looking up {host} takes too long");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        };
+        let addresses: Vec<_> = addresses?.collect();
         let each = CONNECT / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut failed = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
         for address in addresses {

@@ -2,10 +2,11 @@
 //! what is counted elsewhere under a better name.
 //!
 //! Own are the sockets whose cookie is known, the answers to what they sent where the kernel shows no
-//! socket, and else what has an own local address and the own listening port together. A port alone proves nothing: others serve on 9090 too. Neither does a
-//! loopback address at a socket: every network namespace has its own.
+//! socket, and else what has an own local address and the own listening port together. A port alone
+//! proves nothing: others serve on 9090 too. Neither does a loopback address at a socket: every
+//! network namespace has its own.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ pub const SELF_TRAFFIC: &str = "self_traffic";
 
 /// Conversations with the API server that are remembered; those to come displace the oldest.
 const CONVERSATIONS: usize = 256;
+/// How long after the agent's socket was seen the last time, nanoseconds: others may get its port.
+const REMEMBERED_NS: u64 = 60_000_000_000;
 
 /// Drops the agent's own traffic.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ impl SelfTraffic {
         }
     }
 
-    fn is_own(&mut self, id: &FlowId, cookie: u64) -> bool {
+    fn is_own(&mut self, id: &FlowId, cookie: u64, at_ns: u64) -> bool {
         let facts = self.facts.get();
         let at_socket = keys::ifindex(id).is_none();
         if facts.is_own_cookie(cookie) {
@@ -55,13 +58,15 @@ impl SelfTraffic {
                 self.own_cgroup = id.owner;
             }
             if facts.is_api_cookie(cookie) {
-                self.asked.note(&id.key);
+                self.asked.note(&id.key, at_ns);
             }
             return true;
         }
         // The kernel tells no cookie of what arrives at an interface, and none once it has closed
-        // the socket. Another socket is somebody else's, the API server's own if it is on this host.
-        if cookie == 0 && self.asked.knows(&id.key) {
+        // the socket. Another socket is somebody else's who has got the port.
+        if cookie != 0 {
+            self.asked.forget(&id.key);
+        } else if self.asked.knows(&id.key, at_ns) {
             return true;
         }
         is_own_listener(facts, id)
@@ -82,42 +87,54 @@ impl SelfTraffic {
     }
 }
 
-/// Addresses and ports between which the agent asks, in both directions and on every plane, as the
-/// packets bear them: after a translation, and not as the agent dials them.
+/// Addresses and ports between which the agent asks, on every plane, as the packets bear them: after
+/// a translation, and not as the agent dials them. The rows of the other end are not the agent's,
+/// though they may be counted on the same host.
 #[derive(Debug, Default)]
 struct Conversations {
-    known: HashSet<FlowKey>,
-    order: VecDeque<FlowKey>,
+    /// When the agent's socket was seen the last time, CLOCK_MONOTONIC nanoseconds.
+    seen_ns: HashMap<FlowKey, u64>,
 }
 
 impl Conversations {
-    fn note(&mut self, key: &FlowKey) {
+    fn note(&mut self, key: &FlowKey, at_ns: u64) {
         // Every network namespace has its own loopback.
-        if keys::owner(key).is_loopback() || !self.known.insert(sides(key)) {
+        if keys::owner(key).is_loopback() {
             return;
         }
-        self.order.push_back(sides(key));
-        if self.order.len() > CONVERSATIONS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
+        let key = sent(key);
+        if !self.seen_ns.contains_key(&key) && self.seen_ns.len() >= CONVERSATIONS {
+            let oldest = self.seen_ns.iter().min_by_key(|(_, seen_ns)| **seen_ns);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                self.seen_ns.remove(&oldest);
+            }
+        }
+        let seen_ns = self.seen_ns.entry(key).or_default();
+        *seen_ns = at_ns.max(*seen_ns);
+    }
+
+    fn forget(&mut self, key: &FlowKey) {
+        if !self.seen_ns.is_empty() {
+            self.seen_ns.remove(&sent(key));
         }
     }
 
-    fn knows(&self, key: &FlowKey) -> bool {
-        !self.known.is_empty() && self.known.contains(&sides(key))
+    fn knows(&self, key: &FlowKey, at_ns: u64) -> bool {
+        !self.seen_ns.is_empty()
+            && self.seen_ns.get(&sent(key)).is_some_and(|ns| at_ns <= ns + REMEMBERED_NS)
     }
 }
 
-/// The same key for both directions, wherever they are counted.
-fn sides(key: &FlowKey) -> FlowKey {
+/// The key of what the owner sends, whatever the plane.
+fn sent(key: &FlowKey) -> FlowKey {
     let (source, destination) = ((key.src, key.src_port), (key.dst, key.dst_port));
-    let (low, high) = (source.min(destination), source.max(destination));
+    let (owner, peer) =
+        if keys::is_egress(key) { (source, destination) } else { (destination, source) };
     FlowKey {
-        src: low.0,
-        dst: high.0,
-        src_port: low.1,
-        dst_port: high.1,
+        src: owner.0,
+        dst: peer.0,
+        src_port: owner.1,
+        dst_port: peer.1,
         protocol: key.protocol,
         flags: key.flags & flag::IPV6,
         tag: 0,
@@ -127,9 +144,9 @@ fn sides(key: &FlowKey) -> FlowKey {
 impl EventFilter for SelfTraffic {
     fn filter(&mut self, event: &Event) -> Verdict {
         let is_own = match event {
-            Event::Flow(signal) => self.is_own(&signal.id, signal.facts.cookie),
-            Event::Count(count) => self.is_own(&count.id, count.facts.cookie),
-            Event::Packet(packet) => self.is_own(&keys::packet_id(packet), 0),
+            Event::Flow(signal) => self.is_own(&signal.id, signal.facts.cookie, signal.time_ns),
+            Event::Count(count) => self.is_own(&count.id, count.facts.cookie, count.last_seen_ns),
+            Event::Packet(packet) => self.is_own(&keys::packet_id(packet), 0, packet.time_ns),
             // The table knows whether it holds the flow.
             Event::Released(_) | Event::Drained(_) | Event::Notice(_) => return Verdict::Keep,
         };
@@ -320,6 +337,7 @@ mod tests {
 
     #[test]
     fn answers_to_what_the_agent_asked_are_its_own_where_no_other_socket_is_seen() {
+        const SECOND_NS: u64 = 1_000_000_000;
         let facts = HostFacts::shared();
         facts.update(|facts| {
             facts.add_api_cookie(77);
@@ -328,34 +346,46 @@ mod tests {
         let mut filter = SelfTraffic::new(facts, Cgroups::default());
         let node = |port| (IpAddr::from([10, 0, 0, 1]), port);
         let (api, loopback) = ((IpAddr::from([10, 0, 0, 7]), 6443), IpAddr::from([127, 0, 0, 1]));
-        let mut check = |src, dst, flags, cookie, expected| {
+        let mut check = |at_s, src, dst, flags, cookie, expected| {
             let mut id = crate::testing::flow(6, src, dst, true);
             id.key.flags = flags;
             let Event::Count(mut count) = crate::testing::count(id, 1, 60, 1) else {
                 unreachable!("it is a count")
             };
-            count.facts.cookie = cookie;
+            (count.facts.cookie, count.last_seen_ns) = (cookie, at_s * SECOND_NS);
             let verdict = filter.filter(&Event::Count(count));
-            assert_eq!(verdict, expected, "{src:?} > {dst:?}, {flags:#x}, cookie {cookie}");
+            assert_eq!(verdict, expected, "{at_s}: {src:?} > {dst:?}, {flags:#x}, cookie {cookie}");
         };
         let (own, keep) = (Verdict::Drop(SELF_TRAFFIC), Verdict::Keep);
-        check(api, node(40_000), 0, 0, keep);
-        check(node(40_000), api, flag::EGRESS, 77, own);
-        check(api, node(40_000), 0, 0, own);
-        check(node(40_000), api, flag::EGRESS | flag::SUPPLEMENT, 0, own);
-        check(api, node(40_001), 0, 0, keep);
-        // The API server's own socket, if it is on this host.
-        check(node(40_000), api, flag::SOCKET_PLANE, 5, keep);
+        check(1, api, node(40_000), 0, 0, keep);
+        check(1, node(40_000), api, flag::EGRESS, 77, own);
+        check(1, api, node(40_000), 0, 0, own);
+        check(1, node(40_000), api, flag::EGRESS | flag::SUPPLEMENT, 0, own);
+        check(1, api, node(40_001), 0, 0, keep);
+        // The API server's own rows, if it is on this host: at its socket and at its link.
+        check(1, node(40_000), api, flag::SOCKET_PLANE, 5, keep);
+        check(1, node(40_000), api, 0, 0, keep);
+        check(1, api, node(40_000), flag::EGRESS, 6, keep);
+        check(1, api, node(40_000), 0, 0, own);
         // Who asks the agent is known by the agent's address and port.
-        check(node(41_000), api, flag::EGRESS, 78, own);
-        check(api, node(41_000), 0, 0, keep);
-        check((loopback, 1), (loopback, 6443), flag::EGRESS, 77, own);
-        check((loopback, 6443), (loopback, 1), 0, 0, keep);
+        check(1, node(41_000), api, flag::EGRESS, 78, own);
+        check(1, api, node(41_000), 0, 0, keep);
+        check(1, (loopback, 1), (loopback, 6443), flag::EGRESS, 77, own);
+        check(1, (loopback, 6443), (loopback, 1), 0, 0, keep);
+        // As long as the socket is seen, and a minute more.
+        check(50, node(40_000), api, flag::EGRESS, 77, own);
+        check(110, api, node(40_000), 0, 0, own);
+        check(111, api, node(40_000), 0, 0, keep);
+        // Somebody else has got the port.
+        check(112, node(40_000), api, flag::EGRESS, 77, own);
+        check(113, node(40_000), api, flag::EGRESS, 9, keep);
+        check(113, api, node(40_000), 0, 0, keep);
+        check(114, node(40_000), api, flag::EGRESS, 77, own);
         for port in 1..=u16::try_from(CONVERSATIONS).unwrap() {
-            check(node(port), api, flag::EGRESS, 77, own);
+            check(115, node(port), api, flag::EGRESS, 77, own);
         }
-        check(api, node(40_000), 0, 0, keep);
-        check(api, node(1), 0, 0, own);
+        check(116, api, node(40_000), 0, 0, keep);
+        check(116, api, node(2), 0, 0, own);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //!
 //! Reads devices' own counters, and attaches nothing.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -17,16 +19,23 @@ const AT_MOST: Duration = Duration::from_secs(2);
 
 /// What ends when the agent may promise to see everything.
 #[derive(Debug)]
-pub(super) struct Beginning {
+pub(in crate::ebpf) struct Beginning {
     by: Instant,
     /// Whoever waits at the other end is told by its drop.
     _waiting: SyncSender<()>,
+    /// Nobody waits any more, and everything was promised.
+    given_up: Arc<AtomicBool>,
 }
 
 impl Beginning {
-    /// One that begins now; its end is told by `waiting`, which is dropped.
-    pub(super) fn until(waiting: SyncSender<()>) -> Self {
-        Self { by: Instant::now() + AT_MOST, _waiting: waiting }
+    /// One that begins now; its end is told by `waiting`, which is dropped. Whoever does not wait so
+    /// long says `given_up`.
+    pub(in crate::ebpf) fn until(waiting: SyncSender<()>, given_up: Arc<AtomicBool>) -> Self {
+        Self { by: Instant::now() + AT_MOST, _waiting: waiting, given_up }
+    }
+
+    fn is_promised(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
     }
 }
 
@@ -35,7 +44,12 @@ impl Worker {
     /// where no program is counts as lost.
     pub(super) fn begin_if_ready(&mut self) {
         let Some(beginning) = &self.beginning else { return };
-        let is_waited_for = self.pending.iter().any(|one| self.has_totals(one.why));
+        if beginning.is_promised() {
+            self.beginning = None;
+            return;
+        }
+        let is_listed = self.known.is_some();
+        let is_waited_for = !is_listed || self.pending.iter().any(|one| self.has_totals(one.why));
         if is_waited_for && Instant::now() < beginning.by {
             return;
         }
@@ -71,6 +85,13 @@ impl Worker {
         why != ChosenBy::PodLink || !sockets
     }
 
+    /// How long there is to wait at most, while somebody waits for the beginning.
+    pub(super) fn until_begun(&self, wait: Duration) -> Duration {
+        self.beginning.as_ref().map_or(wait, |beginning| {
+            wait.min(beginning.by.saturating_duration_since(Instant::now()))
+        })
+    }
+
     /// Counts what passed between the last look and now, once that is promised. Packets in the
     /// moment between attaching and reading the device's counters are in both numbers, so this says
     /// at most how many.
@@ -83,7 +104,8 @@ impl Worker {
         before: Carried,
     ) -> Option<Carried> {
         let now = self.netlink.carried(device.ifindex)?;
-        if self.beginning.is_some() || !self.has_totals(why) {
+        let is_promised = self.beginning.as_ref().is_none_or(Beginning::is_promised);
+        if !is_promised || !self.has_totals(why) {
             return Some(now);
         }
         let packets = now.rx_packets.saturating_sub(before.rx_packets)
