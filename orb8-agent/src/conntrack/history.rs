@@ -92,10 +92,9 @@ impl History {
     /// certain until then.
     pub(super) fn silenced(&mut self, told_ns: u64) {
         self.heard_ns = self.heard_ns.min(told_ns);
-        if self.dump > 0 {
-            self.begin_dump();
-            self.settle(GOES_ON);
-        }
+        // Counts as a dump also before the first one: what is found later may have begun since.
+        self.begin_dump();
+        self.settle(GOES_ON);
     }
 
     /// Takes back what is not certain of the time from when everything was told to `start_ns`: of
@@ -149,8 +148,8 @@ impl History {
         Some(self.ended.front()?.until_ns()?.saturating_add(KEPT_NS))
     }
 
-    /// A connection whose beginning was not told. Nothing was told before the first dump, so there it
-    /// can only have been there; later, others may have been until now.
+    /// A connection whose beginning was not told. In the first dump, if the kernel was not silent
+    /// before it, it can only have been there; later, others may have been until now.
     const fn untold(&self, connection: &Connection, now_ns: u64) -> Translation {
         let from_ns = if self.dump <= 1 { 0 } else { now_ns };
         let mut one = connection.translation(from_ns);

@@ -34,6 +34,12 @@ const LOOK: Duration = Duration::from_secs(5);
 /// which ones are over.
 const RENEW: Duration = Duration::from_secs(300);
 
+/// While the table is read, which may take seconds, what is told meanwhile is looked for so often: it
+/// is to be read long before a beginning would be told too late.
+const LOOK_ASIDE_NS: u64 = 100_000_000;
+/// Bytes that are put aside; more waits for the end of the table where the kernel holds it.
+const MAX_ASIDE: usize = 8 << 20;
+
 /// Whether the kernel tells of connections, below the root of /proc (kernel's documentation,
 /// nf_conntrack-sysctl); of the network namespace of the thread that reads it.
 const EVENTS: &str = "sys/net/netfilter/nf_conntrack_events";
@@ -170,8 +176,11 @@ impl Listener {
                 self.history.heard(now_ns);
             }
             if (behind || (now >= renew && read == Read::All)) && now >= self.next_dump {
-                self.read_all(now, behind).map_err(Unavailable::Dump)?;
-                behind = false;
+                let lost = self.read_all(&events, now, behind).map_err(Unavailable::Dump)?;
+                if lost {
+                    self.table.count_overrun();
+                }
+                behind = lost;
                 renew = self.clock.instant() + self.renew;
             }
             self.history.forget(now_ns);
@@ -206,23 +215,36 @@ impl Listener {
         }
     }
 
-    /// Reads the kernel's table; `behind` if what is held is not all that there is.
-    fn read_all(&mut self, start: Instant, behind: bool) -> io::Result<()> {
+    /// Reads the kernel's table; `behind` if what is held is not all that there is. True if messages
+    /// were lost meanwhile.
+    fn read_all(&mut self, events: &Events, start: Instant, behind: bool) -> io::Result<bool> {
         let Self { history, table, buffer, clock, .. } = self;
         if behind {
             table.set_state(State::Resyncing, "the kernel's table is being read");
         }
         history.begin_dump();
         let now_ns = clock.monotonic_ns();
-        dump(buffer, |message| match message {
-            Ok(Message::New(connection)) => history.exists(&connection, now_ns),
-            Ok(_) => {}
-            Err(Malformed) => table.count_rejected(),
+        let mut aside = Aside::since(now_ns);
+        let mut looked = Ok(());
+        dump(buffer, |message| {
+            match message {
+                Ok(Message::New(connection)) => history.exists(&connection, now_ns),
+                Ok(_) => {}
+                Err(Malformed) => table.count_rejected(),
+            }
+            if looked.is_ok() && aside.is_due(clock.monotonic_ns()) {
+                looked = aside.look(|buffer| events.read(buffer), || clock.monotonic_ns());
+            }
         })?;
+        looked?;
         history.end_dump(now_ns);
+        for (read_ns, datagram) in &aside.datagrams {
+            take_in(datagram, history, table, *read_ns);
+        }
+        self.told_ns = aside.datagrams.last().map_or(self.told_ns, |(read_ns, _)| *read_ns);
         let end = clock.instant();
         self.next_dump = end + MIN_REST.max((end - start) * REST);
-        Ok(())
+        Ok(aside.lost)
     }
 
     /// Takes in what was told.
@@ -257,6 +279,51 @@ impl Listener {
         // Interrupted is as good as woken: everything is looked at again.
         poll(&mut ready, limit.as_ref()).ok();
         if ready[0].revents().is_empty() { Ok(()) } else { Err(Stopped) }
+    }
+}
+
+/// What was told while the table was read, and when: the end of the table would be too late a time
+/// for a beginning or an end, and who asks for a packet before it would be told of another connection.
+struct Aside {
+    datagrams: Vec<(u64, Box<[u8]>)>,
+    bytes: usize,
+    buffer: Box<[u8]>,
+    looked_ns: u64,
+    lost: bool,
+}
+
+impl Aside {
+    /// Nothing yet; the first look is due some time after this.
+    fn since(now_ns: u64) -> Self {
+        let (datagrams, buffer) = (vec![], Box::default());
+        Self { datagrams, bytes: 0, buffer, looked_ns: now_ns, lost: false }
+    }
+
+    const fn is_due(&self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.looked_ns) >= LOOK_ASIDE_NS
+    }
+
+    /// Puts aside what waits, as far as there is room.
+    fn look(
+        &mut self,
+        mut read: impl FnMut(&mut [u8]) -> io::Result<Heard>,
+        now_ns: impl Fn() -> u64,
+    ) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; DATAGRAM].into();
+        }
+        while self.bytes < MAX_ASIDE {
+            match read(&mut self.buffer)? {
+                Heard::Bytes(read) => {
+                    self.bytes += read;
+                    self.datagrams.push((now_ns(), self.buffer[..read].into()));
+                }
+                Heard::Nothing => break,
+                Heard::Overrun => self.lost = true,
+            }
+        }
+        self.looked_ns = now_ns();
+        Ok(())
     }
 }
 
@@ -307,6 +374,38 @@ mod tests {
         assert_eq!(table.status().rejected, 1);
         take_in(&[0xff; 64], &mut history, &table, 2);
         assert_eq!((table.status().rejected, table.status().entries), (2, 0));
+    }
+
+    #[test]
+    fn what_is_told_while_the_table_is_read_keeps_its_time() {
+        let mut aside = Aside::since(1);
+        assert!(!aside.is_due(LOOK_ASIDE_NS), "a table that is read at once is not disturbed");
+        for (at_ns, told) in [(LOOK_ASIDE_NS + 1, vec![7, 8]), (3 * LOOK_ASIDE_NS, vec![9])] {
+            assert!(aside.is_due(at_ns));
+            let mut waiting = told.into_iter();
+            let read = |buffer: &mut [u8]| {
+                let Some(byte) = waiting.next() else { return Ok(Heard::Nothing) };
+                buffer[0] = byte;
+                Ok(Heard::Bytes(1))
+            };
+            aside.look(read, || at_ns).unwrap();
+        }
+        let told: Vec<_> = aside.datagrams.iter().map(|(at_ns, told)| (*at_ns, told[0])).collect();
+        let (first, second) = (LOOK_ASIDE_NS + 1, 3 * LOOK_ASIDE_NS);
+        assert_eq!(told, [(first, 7), (first, 8), (second, 9)]);
+        assert!(!aside.lost);
+    }
+
+    #[test]
+    fn what_is_put_aside_is_bounded_and_a_loss_is_told() {
+        let mut aside = Aside::since(0);
+        let mut reads = 0;
+        let read = |buffer: &mut [u8]| {
+            reads += 1;
+            Ok(if reads == 1 { Heard::Overrun } else { Heard::Bytes(buffer.len()) })
+        };
+        aside.look(read, || 1).unwrap();
+        assert_eq!((aside.bytes, aside.lost, reads), (MAX_ASIDE, true, 1 + MAX_ASIDE / DATAGRAM));
     }
 
     #[test]

@@ -18,8 +18,9 @@ pub(crate) const OPEN: u64 = u64::MAX;
 /// within seconds, and one that does not gives their address to nobody.
 pub(crate) const RUNS_ON_NS: u64 = 120 * 1_000_000_000;
 
-/// Tenures of one address that are kept; the one that ended first goes.
-const MAX_TENURES: usize = 16;
+/// Ended tenures of one address that are kept; the one that ended first goes. Those that go on are
+/// as many as hold it: without one of them another would be taken for the only one.
+const MAX_ENDED_HERE: usize = 16;
 
 /// What can hold an address.
 #[derive(Clone, Debug)]
@@ -217,12 +218,7 @@ impl Addresses {
         let mut begun = Tenure::begin(who, claim);
         begun.yield_to(self.forgotten_until_ns.min(claim.told_ns));
         tenures.push(begun);
-        if tenures.len() > MAX_TENURES
-            && let Some(oldest) = (0..tenures.len()).min_by_key(|at| tenures[*at].ended_ns)
-        {
-            let until_ns = tenures.remove(oldest).until_ns;
-            tenures.iter_mut().for_each(|tenure| tenure.yield_to(until_ns));
-        }
+        forget_oldest(tenures);
         true
     }
 
@@ -356,6 +352,12 @@ impl Addresses {
             .then(|| !tenures.iter().any(|tenure| tenure.is_live() && !is_pod(&tenure)))
     }
 
+    /// Whether it is kept that `pod` has or had `address`.
+    pub(crate) fn remembers(&self, address: IpAddr, pod: &Arc<Pod>) -> bool {
+        let mut tenures = self.tenures.get(&address).into_iter().flatten();
+        tenures.any(|tenure| matches!(&tenure.who, Who::Pod(held) if Arc::ptr_eq(held, pod)))
+    }
+
     fn among<'a>(&self, tenures: &'a [Tenure], at_ns: u64, blind: bool) -> Found<'a> {
         let possible = || tenures.iter().filter(|t| t.is_possible(at_ns));
         let sure = || possible().filter(|t| t.is_sure(at_ns));
@@ -397,6 +399,18 @@ impl Addresses {
             Some(node) => self.awaiting.get(&node.name).is_some_and(waits),
             None => self.awaiting.values().any(waits),
         }
+    }
+}
+
+/// Forgets what ended first, where too much has ended.
+fn forget_oldest(tenures: &mut Vec<Tenure>) {
+    let ended = || (0..tenures.len()).filter(|at| !tenures[*at].is_live());
+    if ended().count() <= MAX_ENDED_HERE {
+        return;
+    }
+    if let Some(oldest) = ended().min_by_key(|at| tenures[*at].ended_ns) {
+        let until_ns = tenures.remove(oldest).until_ns;
+        tenures.iter_mut().for_each(|tenure| tenure.yield_to(until_ns));
     }
 }
 

@@ -172,8 +172,12 @@ impl Resolver {
     pub fn batch(&mut self) -> Batch<'_> {
         let facts = self.facts.get();
         self.links.keep_current(facts);
+        // Before the view: what changes in between is looked for with the next batch.
+        let generation = self.known.registry.generation();
+        let view = self.known.registry.read();
+        self.uses.keep_current(&view, generation);
         let lookup = Lookup {
-            view: self.known.registry.read(),
+            view,
             facts,
             kubernetes: self.known.kubernetes,
             own_node: &self.own_node,

@@ -67,6 +67,8 @@ pub struct Registry {
     /// Behind a lock of its own, taken last: a reader of `tables` may ask for a pod by its cgroup.
     uids: RwLock<Uids>,
     generation: AtomicU64,
+    /// Apart from the tables: counted while a [`View`] is held.
+    displaced: AtomicU64,
     health: Health,
 }
 
@@ -79,6 +81,7 @@ impl Registry {
             tables: RwLock::new(Tables::new(own_node, max_pods)),
             uids: RwLock::new(Uids::new(max_pods)),
             generation: AtomicU64::new(0),
+            displaced: AtomicU64::new(0),
             health: Health::default(),
         })
     }
@@ -123,6 +126,7 @@ impl Registry {
         let mut status = self.health.status();
         read(&self.tables).count(&mut status);
         status.rejected += read(&self.uids).rejected();
+        status.rejected += self.displaced.load(Ordering::Relaxed);
         status
     }
 
@@ -217,6 +221,11 @@ impl Registry {
     /// An object could not be read.
     pub fn reject(&self) {
         write(&self.tables).reject_unless(false);
+    }
+
+    /// What was seen of a pod had to go for want of room.
+    pub(crate) fn count_displaced(&self) {
+        self.displaced.fetch_add(1, Ordering::Relaxed);
     }
 
     fn change(&self, seen: Seen, change: impl FnOnce(&mut Tables, &RwLock<Uids>) -> bool) {

@@ -134,7 +134,7 @@ pub struct Status {
     pub pods: usize,
     /// The bound on them.
     pub max_pods: usize,
-    /// Objects that did not fit or could not be read, since the agent started.
+    /// Objects, and uses of addresses in doubt, that did not fit or could not be read, since the agent started.
     pub rejected: u64,
 }
 

@@ -68,6 +68,18 @@ fn untranslated_connections_are_not_kept_but_end_those_that_held_their_tuples() 
 }
 
 #[test]
+fn what_is_first_found_after_the_kernel_was_silent_may_have_begun_since() {
+    let (mut history, table) = history(8);
+    history.silenced(0);
+    let one = connection(4_000, Some(1), 7);
+    history.begin_dump();
+    history.exists(&one, 3_600 * S);
+    history.end_dump(3_600 * S);
+    assert_eq!(backend(&table, &one, 3_599 * S), None, "that may have been another");
+    assert_eq!(backend(&table, &one, 3_600 * S), Some(1));
+}
+
+#[test]
 fn zones_do_not_displace_each_other() {
     let (mut history, table) = history(8);
     let one = connection(4_000, Some(1), 7);

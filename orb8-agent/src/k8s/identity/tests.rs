@@ -455,6 +455,41 @@ fn a_use_is_noted_once_and_only_where_there_is_doubt() {
 }
 
 #[test]
+fn a_use_that_goes_on_has_only_those_ask_again_who_asked_about_the_time() {
+    let (world, [old, _]) = handed_over();
+    let mut resolver = Resolver::new(world.known.clone());
+    let mut generation_after = |question: &Question<'_>, since_ms: u64, until_ms: u64| {
+        let span = Span { since_ns: since_ms * MILLI, until_ns: until_ms * MILLI };
+        let mut batch = resolver.batch();
+        batch.resolve(question, span);
+        batch.generation()
+    };
+    let own = Question { membership: Some(&old), ..asking("10.244.1.5:80", "10.0.0.1:4") };
+    let peer = asking("10.0.0.1:4", "10.244.1.5:80");
+    let noted = generation_after(&own, 9_000, 10_400);
+    assert_eq!(generation_after(&own, 9_000, 10_500), noted, "nobody asked");
+    assert_eq!(generation_after(&peer, 10_800, 10_800), noted);
+    assert_eq!(generation_after(&own, 9_000, 10_600), noted, "nobody asked about that time");
+    let extended = generation_after(&own, 9_000, 10_850);
+    assert_ne!(extended, noted, "the other end of a row can be named now");
+    assert_eq!(generation_after(&own, 9_000, 10_900), extended, "told once");
+}
+
+#[test]
+fn a_use_holds_its_pod_no_longer_than_the_registry_keeps_the_address() {
+    let (mut world, [old, _]) = handed_over();
+    let mut resolver = Resolver::new(world.known.clone());
+    let own = Question { membership: Some(&old), ..asking("10.244.1.5:80", "10.0.0.1:4") };
+    let pod = old.cgroup().and_then(|it| it.pod()).unwrap();
+    let held = Arc::strong_count(pod);
+    resolver.batch().resolve(&own, Span { since_ns: 9 * SECOND, until_ns: 10_400 * MILLI });
+    assert!(Arc::strong_count(pod) > held, "the use holds it");
+    world.pod("shop/later", "n1", "10.244.1.6", 400 * SECOND);
+    resolver.batch();
+    assert_eq!(Arc::strong_count(pod), held - 1, "neither the use nor the address does");
+}
+
+#[test]
 fn addresses_that_are_nobodys_say_what_is_known_of_them() {
     let world = World::synced();
     world.service("shop/web", "10.96.0.10", 0, 1, 2);

@@ -4,6 +4,7 @@
 //! who had an address before and after had it in between. Only ever chooses among those who may
 //! have held it as far as the API tells.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use crate::event::{Attribution, End};
 use crate::k8s::model::Pod;
 use crate::k8s::registry::View;
 
-/// Uses that are remembered; the one that was noted first goes. Doubt comes with an address that
-/// changes hands, and is over when the registry forgets the first one.
+/// Uses that are remembered; the one that was noted first goes, and is counted. Doubt comes with an
+/// address that changes hands, and a use is of no more use when the registry forgets that its pod
+/// had the address.
 const MAX_USES: usize = 4096;
 
 /// What two ends saw of one packet is this far apart at most: the kernel's ticks are 10 ms or less,
@@ -28,6 +30,8 @@ pub(super) struct Uses {
     known: HashMap<IpAddr, Vec<Use>>,
     order: VecDeque<(IpAddr, Arc<Pod>)>,
     generation: u64,
+    /// The registry's, when all were last looked at for what it has forgotten.
+    swept: u64,
 }
 
 /// A pod had an address for the whole of this time.
@@ -35,10 +39,13 @@ pub(super) struct Uses {
 struct Use {
     pod: Arc<Pod>,
     span: Span,
+    /// The times nearest to it that somebody asked about and that it does not hold for.
+    asked_before: Cell<Option<u64>>,
+    asked_after: Cell<Option<u64>>,
 }
 
 impl Uses {
-    /// Moves with every change.
+    /// Moves with every change that may alter an answer that was given.
     pub(super) const fn generation(&self) -> u64 {
         self.generation
     }
@@ -50,7 +57,9 @@ impl Uses {
         at_ns: u64,
         view: &View<'_>,
     ) -> Option<(&'a Arc<Pod>, bool)> {
-        let mut users = self.known.get(&address)?.iter().filter(|used| used.holds_at(at_ns));
+        let known = self.known.get(&address)?;
+        known.iter().for_each(|used| used.asked_about(at_ns));
+        let mut users = known.iter().filter(|used| used.holds_at(at_ns));
         let only = users.next().filter(|_| users.next().is_none())?;
         Some((&only.pod, view.may_have_had(address, &only.pod, at_ns)?))
     }
@@ -64,37 +73,89 @@ impl Uses {
         })
     }
 
-    fn note(&mut self, address: IpAddr, pod: &Arc<Pod>, span: Span) {
-        self.generation += 1;
+    /// True if an older one had to go for it.
+    fn note(&mut self, address: IpAddr, pod: &Arc<Pod>, span: Span) -> bool {
         let uses = self.known.entry(address).or_default();
         if let Some(known) = uses.iter_mut().find(|known| Arc::ptr_eq(&known.pod, pod)) {
-            let held = &mut known.span;
-            held.since_ns = held.since_ns.min(span.since_ns);
-            held.until_ns = held.until_ns.max(span.until_ns);
-            return;
+            // A row that goes on extends it at each drain: only who asked about that time asks again.
+            self.generation += u64::from(known.extend(span));
+            return false;
         }
-        uses.push(Use { pod: Arc::clone(pod), span });
+        uses.push(Use::new(pod, span));
+        self.generation += 1;
         self.order.push_back((address, Arc::clone(pod)));
-        if self.order.len() > MAX_USES {
-            self.forget_first();
+        let is_full = self.order.len() > MAX_USES;
+        if is_full && let Some((address, pod)) = self.order.pop_front() {
+            forget(&mut self.known, address, &pod);
         }
+        is_full
     }
 
-    fn forget_first(&mut self) {
-        let Some((address, pod)) = self.order.pop_front() else { return };
-        if let Some(uses) = self.known.get_mut(&address) {
-            uses.retain(|known| !Arc::ptr_eq(&known.pod, &pod));
-            if uses.is_empty() {
-                self.known.remove(&address);
-            }
+    /// Forgets the uses of which the registry, at this generation, no longer keeps that their pods
+    /// had the addresses: it answers for none of their times, and their pods could not go.
+    pub(super) fn keep_current(&mut self, view: &View<'_>, generation: u64) {
+        if std::mem::replace(&mut self.swept, generation) == generation {
+            return;
         }
+        let known = &mut self.known;
+        self.order.retain(|(address, pod)| {
+            let is_current = view.remembers(*address, pod);
+            if !is_current {
+                forget(known, *address, pod);
+            }
+            is_current
+        });
+    }
+}
+
+fn forget(known: &mut HashMap<IpAddr, Vec<Use>>, address: IpAddr, pod: &Arc<Pod>) {
+    let Some(uses) = known.get_mut(&address) else { return };
+    uses.retain(|known| !Arc::ptr_eq(&known.pod, pod));
+    if uses.is_empty() {
+        known.remove(&address);
     }
 }
 
 impl Use {
+    fn new(pod: &Arc<Pod>, span: Span) -> Self {
+        let (asked_before, asked_after) = (Cell::default(), Cell::default());
+        Self { pod: Arc::clone(pod), span, asked_before, asked_after }
+    }
+
     fn holds_at(&self, at_ns: u64) -> bool {
-        let Span { since_ns, until_ns } = self.span;
-        (since_ns.saturating_sub(APART_NS)..=until_ns.saturating_add(APART_NS)).contains(&at_ns)
+        (self.first_ns()..=self.last_ns()).contains(&at_ns)
+    }
+
+    const fn first_ns(&self) -> u64 {
+        self.span.since_ns.saturating_sub(APART_NS)
+    }
+
+    const fn last_ns(&self) -> u64 {
+        self.span.until_ns.saturating_add(APART_NS)
+    }
+
+    fn asked_about(&self, at_ns: u64) {
+        if at_ns < self.first_ns() {
+            self.asked_before.set(self.asked_before.get().max(Some(at_ns)));
+        } else if at_ns > self.last_ns() {
+            let nearest_ns = self.asked_after.get().map_or(at_ns, |held_ns| held_ns.min(at_ns));
+            self.asked_after.set(Some(nearest_ns));
+        }
+    }
+
+    /// It was so for this time, too. True if somebody asked about a time that is new to it.
+    fn extend(&mut self, span: Span) -> bool {
+        self.span.since_ns = self.span.since_ns.min(span.since_ns);
+        self.span.until_ns = self.span.until_ns.max(span.until_ns);
+        let mut was_asked = false;
+        for asked in [&self.asked_before, &self.asked_after] {
+            if asked.get().is_some_and(|at_ns| self.holds_at(at_ns)) {
+                // Whoever asked about times further on asks again, and is noted then.
+                asked.set(None);
+                was_asked = true;
+            }
+        }
+        was_asked
     }
 }
 
@@ -113,8 +174,26 @@ impl Batch<'_> {
             return;
         }
         // A process that entered another network uses addresses that its pod never had.
-        if times.iter().all(|at_ns| view.may_have_had(address, pod, *at_ns).is_some()) {
-            uses.note(address, pod, span);
+        if times.iter().all(|at_ns| view.may_have_had(address, pod, *at_ns).is_some())
+            && uses.note(address, pod, span)
+        {
+            self.known.registry.count_displaced();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uses_are_bounded_and_what_goes_for_another_is_counted() {
+        let mut uses = Uses::default();
+        let (pod, span) = (Arc::new(Pod::unnamed("a")), Span { since_ns: 1, until_ns: 2 });
+        let address = |n: usize| IpAddr::from(u128::try_from(n).unwrap().to_be_bytes());
+        let displaced = (0..MAX_USES + 3).filter(|n| uses.note(address(*n), &pod, span)).count();
+        assert_eq!((displaced, uses.order.len(), uses.known.len()), (3, MAX_USES, MAX_USES));
+        assert!(!uses.has(address(2), &pod, 1), "the first to go");
+        assert!(uses.has(address(3), &pod, 1));
     }
 }

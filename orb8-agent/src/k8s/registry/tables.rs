@@ -23,7 +23,8 @@ use crate::k8s::status::{Resource, Status};
 /// ReplicaSets.
 const OWNERS_PER_POD: usize = 4;
 
-/// Times without sight that are remembered; those that touch are one.
+/// Times without sight that are remembered; those that touch are one, so no more than one of them
+/// can go on, and those that go first are over.
 const MAX_BLIND: usize = 64;
 
 /// The API's times are in whole seconds, rounded down.
@@ -53,7 +54,8 @@ pub(super) struct Tables {
     /// Since when changes are not told; [`OPEN`] while they are.
     cut_ns: [u64; Resource::COUNT],
     expired_ns: u64,
-    /// Times in which addresses may have been held by pods that were not seen with them.
+    /// Times in which addresses may have been held by pods that were not seen with them, apart from
+    /// each other and in their order.
     blind: VecDeque<(u64, u64)>,
 }
 
@@ -179,12 +181,15 @@ impl Tables {
 
     /// Pods may have come and gone in this time, or have had addresses, without being told of.
     pub(super) fn blind_for(&mut self, since_ns: u64, until_ns: u64) {
-        match self.blind.back_mut() {
-            Some((first_ns, last_ns)) if since_ns <= *last_ns && until_ns >= *first_ns => {
-                (*first_ns, *last_ns) = (since_ns.min(*first_ns), until_ns.max(*last_ns));
-            }
-            Some(_) | None => self.blind.push_back((since_ns, until_ns)),
+        let (mut since_ns, mut until_ns) = (since_ns, until_ns);
+        let first = self.blind.partition_point(|(_, last_ns)| *last_ns < since_ns);
+        while let Some((first_ns, last_ns)) = self.blind.get(first).copied()
+            && first_ns <= until_ns
+        {
+            (since_ns, until_ns) = (since_ns.min(first_ns), until_ns.max(last_ns));
+            self.blind.remove(first);
         }
+        self.blind.insert(first, (since_ns, until_ns));
         if self.blind.len() > MAX_BLIND {
             self.forget_blind();
         }

@@ -122,6 +122,13 @@ impl<'r> View<'r> {
         self.tables.addresses.may_hold(address, pod, at_ns)
     }
 
+    /// Whether the registry keeps that `pod` has or had `address`; what has ended is forgotten after
+    /// a while.
+    #[must_use]
+    pub fn remembers(&self, address: IpAddr, pod: &Arc<Pod>) -> bool {
+        self.tables.addresses.remembers(address, pod)
+    }
+
     /// Whether the API tells what was so at `at_ns`; after a cut, a name may be another's by then.
     /// What it told before stays the best that there is.
     #[must_use]

@@ -1,5 +1,6 @@
 //! Addresses that pass on: from what is forgotten, from what is not kept, and of Services.
 
+use super::super::tables::Tables;
 use super::*;
 
 /// A pod without an address yet, made at this time, bound to this node.
@@ -158,4 +159,44 @@ fn after_a_cut_a_service_has_its_port_though_the_one_before_is_told_gone_later()
         assert_eq!(hit.map(|hit| hit.service.name.to_string()).as_deref(), Some("new"));
     }
     assert!(view.node_port(30080, 6, 5 * SECOND).is_none(), "it was another's then");
+}
+
+#[test]
+fn however_many_hold_an_address_none_is_forgotten_while_it_does() {
+    const ADDRESS: &str = "203.0.113.9";
+    let registry = listed();
+    let services: Vec<_> =
+        (0..18).map(|n| balanced(&format!("s{n}"), ADDRESS, n * SECOND)).collect();
+    for (n, one) in (0..).zip(&services) {
+        registry.apply_service(&service(one.clone()), at(n * SECOND));
+    }
+    for one in &services[1..17] {
+        registry.delete_service(&meta(one), at(20 * SECOND));
+    }
+    assert_eq!(who(&registry, ADDRESS, 30 * SECOND), "ambiguous", "the first and the last have it");
+    registry.delete_service(&meta(&services[0]), at(40 * SECOND));
+    assert_eq!(who(&registry, ADDRESS, 50 * SECOND), "service s17");
+}
+
+#[test]
+fn a_time_without_sight_that_goes_on_is_not_forgotten_for_those_that_are_over() {
+    let mut tables = Tables::new(OWN, 64);
+    tables.blind_for(200 * SECOND, 320 * SECOND);
+    for n in 0..70 {
+        tables.blind_for(2 * n * SECOND, (2 * n + 1) * SECOND);
+    }
+    assert!(tables.is_blind(300 * SECOND));
+    assert!(tables.is_blind(138 * SECOND));
+    assert!(!tables.is_blind(0), "bounded: the earliest went");
+}
+
+#[test]
+fn times_without_sight_that_touch_are_one() {
+    let mut tables = Tables::new(OWN, 64);
+    for (since, until) in [(50, 60), (10, 20), (30, 40), (15, 35), (39, 55)] {
+        tables.blind_for(since * SECOND, until * SECOND);
+    }
+    let seen = |at: u64| !tables.is_blind(at * SECOND);
+    assert!(seen(9) && seen(60));
+    assert!((10..60).all(|at| !seen(at)));
 }
