@@ -108,6 +108,15 @@ impl Translation {
             && self.until_ns.load(Ordering::Acquire) >= at_ns
     }
 
+    /// Whether it was over by the end of a time (CLOCK_MONOTONIC nanoseconds) of which earlier
+    /// packets may be its.
+    #[must_use]
+    pub fn may_end_within(&self, since_ns: u64, until_ns: u64) -> bool {
+        let ended_ns = self.until_ns.load(Ordering::Acquire);
+        self.earliest_ns.load(Ordering::Acquire) <= ended_ns
+            && (since_ns..until_ns).contains(&ended_ns)
+    }
+
     /// Whether its end was told so soon after this time that it may have been over by then.
     #[must_use]
     pub fn may_be_over_at(&self, at_ns: u64) -> bool {

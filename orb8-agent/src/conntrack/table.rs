@@ -48,6 +48,15 @@ impl Match {
             Self::One(_) | Self::Several => {}
         }
     }
+
+    /// This, given that some of the packets may be of those others.
+    fn beside(self, others: &Self) -> Self {
+        match (&self, others) {
+            (Self::One(one), Self::One(other)) if !one.is_like(other) => Self::Several,
+            (Self::One(_), Self::Several) => Self::Several,
+            _ => self,
+        }
+    }
 }
 
 fn end_of(one: &Translation) -> u64 {
@@ -119,6 +128,7 @@ impl Translations {
 
     /// The connection that packets of this form belonged to, the first at `since_ns`, the last at
     /// `until_ns` (CLOCK_MONOTONIC nanoseconds): one that both may belong to, else that of the last.
+    /// Where another was over between them, some are its and some are not: several.
     ///
     /// Beginnings and ends are told late. Of two that follow closely upon each other nobody knows
     /// which one a packet between them was of: the kernel ends the first for the very packet that
@@ -130,15 +140,19 @@ impl Translations {
         }
         let mut whole = Match::None;
         let mut last = Match::None;
+        let mut over = Match::None;
         self.each(tuple, |one| {
             if one.may_hold_at(until_ns) {
                 last.add(one);
                 if one.may_hold_at(since_ns) {
                     whole.add(one);
                 }
+            } else if one.may_end_within(since_ns, until_ns) {
+                over.add(one);
             }
         });
-        if matches!(whole, Match::None) { last } else { whole }
+        let found = if matches!(whole, Match::None) { last } else { whole };
+        found.beside(&over)
     }
 
     /// Whether no connection is held.
@@ -195,7 +209,7 @@ impl Translations {
         self.changed();
     }
 
-    pub(super) fn take(&self, one: &Arc<Translation>) {
+    pub(crate) fn take(&self, one: &Arc<Translation>) {
         for hash in self.hashes(one) {
             let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
             if let Ok(entry) = shard.find_entry(hash, |(_, held)| Arc::ptr_eq(held, one)) {

@@ -216,6 +216,12 @@ impl Batch<'_> {
         u32::try_from(sum & u64::from(u32::MAX >> 1)).unwrap_or(0) + 1
     }
 
+    /// Whether an address is known to be none of this host's: what has it only passes through.
+    #[must_use]
+    pub fn is_elsewhere(&self, address: IpAddr) -> bool {
+        self.lookup.facts.is_local(address) == Some(false)
+    }
+
     /// Whether the kernel translates anything at all.
     #[must_use]
     pub fn has_translations(&self) -> bool {
@@ -255,6 +261,16 @@ impl Batch<'_> {
         let kept = question.translation.filter(|_| self.holds_at(question, span.until_ns));
         let found = kept
             .map_or_else(|| self.translation(question, span), |kept| Match::One(Arc::clone(kept)));
+        self.answer(question, span, found)
+    }
+
+    /// Who the ends of a flow were, given that its packets may be of several translations, also if
+    /// they are forgotten by now.
+    pub fn resolve_in_doubt(&mut self, question: &Question<'_>, span: Span) -> Answer {
+        self.answer(question, span, Match::Several)
+    }
+
+    fn answer(&mut self, question: &Question<'_>, span: Span, found: Match) -> Answer {
         let is_doubtful = matches!(found, Match::Several);
         let translation = found.into_one();
         let sides = translation.as_deref().map(|found| Sides::of(question, found));

@@ -202,6 +202,11 @@ impl World {
         let translation = Translation::new(tuple(original), tuple(reply), from_ns);
         self.known.translations.insert(translation)
     }
+
+    /// Forgets a translation, as is done some time after its end.
+    pub fn forget(&self, translation: &Arc<Translation>) {
+        self.known.translations.take(translation);
+    }
 }
 
 /// The uid of the pod with this name.

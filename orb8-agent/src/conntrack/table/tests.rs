@@ -41,7 +41,7 @@ fn each_form_of_a_packet_leads_to_its_connection() {
 }
 
 #[test]
-fn over_a_time_the_first_one_counts_if_it_went_on_and_else_the_last() {
+fn over_a_time_one_counts_that_nobody_else_was_beside() {
     const S: u64 = 1_000_000_000;
     let table = Translations::empty(8);
     assert!(table.is_empty());
@@ -56,7 +56,10 @@ fn over_a_time_the_first_one_counts_if_it_went_on_and_else_the_last() {
     };
     let (one, two) = (Some("10.244.0.6:8080".to_owned()), Some("10.244.0.7:8080".to_owned()));
     assert_eq!(over(11 * S, 20 * S), one);
-    assert_eq!(over(11 * S, 30 * S), two, "the first had ended by then");
+    assert_eq!(over(11 * S, 30 * S), None, "some are the first's");
+    assert_eq!(over(20 * S, 30 * S), None, "one may be");
+    assert_eq!(over(20 * S + 1, 30 * S), two, "the first had ended by then");
+    assert_eq!(over(2 * S, 30 * S), None, "the first was there in between");
     assert_eq!(over(2 * S, 15 * S), one, "it was told after the first packet");
     assert_eq!(over(11 * S, 22 * S), None, "nobody held it at the end");
     table.take(&first);
@@ -108,9 +111,10 @@ fn of_two_that_follow_closely_either_may_have_sent_what_came_before_both_were_to
         (10 * S - 500 * MS, 10 * S, "several"),
         (5 * S, 5 * S, "old"),
         (5 * S, 10 * S, "old"),
-        (10 * S, 12 * S, "new"),
+        (10 * S, 12 * S, "several"),
         (10 * S + MS + 1, 10 * S + MS + 1, "new"),
-        (5 * S, 12 * S, "new"),
+        (10 * S + MS + 1, 12 * S, "new"),
+        (5 * S, 12 * S, "several"),
         (S / 2, S / 2, "none"),
     ] {
         assert_eq!(over(since_ns, until_ns), expected, "{since_ns} {until_ns}");
@@ -119,6 +123,7 @@ fn of_two_that_follow_closely_either_may_have_sent_what_came_before_both_were_to
     table.take(&new);
     table.insert(served("10.244.0.5:4000", "10.244.0.6:8080", 10 * S + 2 * MS));
     assert!(table.find_at(&asked, 10 * S).is_some());
+    assert!(table.find_over(&asked, 5 * S, 12 * S).into_one().is_some());
 }
 
 #[test]

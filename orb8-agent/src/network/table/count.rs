@@ -78,7 +78,9 @@ impl FlowTable {
             return;
         };
         self.note_line(count.line, slot);
-        if is_new && found.is_some() {
+        let flow = &self.rows[slot as usize].flow;
+        if found.is_some() && (is_new || flow.scope == Scope::Unknown) {
+            // What the count tells was merged with what the name has taken back.
             self.merge(slot, &count.facts, added);
             self.account(slot);
         }

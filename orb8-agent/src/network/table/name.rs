@@ -70,33 +70,47 @@ impl FlowTable {
         batch: &mut Batch<'_>,
         output: &mut Output,
     ) -> Option<(u32, bool)> {
-        let row = &self.rows[slot as usize];
-        let asked = question(&row.flow, Began::Unknown);
-        if batch.holds_at(&asked, until_ns) && row.is(mark::LASTING) && self.is_current(slot, batch)
-        {
+        if self.holds_on(slot, until_ns, batch) {
             return Some((slot, false));
         }
+        let row = &self.rows[slot as usize];
+        let asked = question(&row.flow, Began::Unknown);
+        let in_doubt = row.is(mark::DOUBTFUL);
         // What the row counted so far stays with it, this may be another connection's.
         let doubtful = batch.is_doubtful_at(&asked, until_ns);
         let was = self.span(slot);
         let whole = Span { since_ns: was.since_ns, until_ns: was.until_ns.max(until_ns) };
         let answer = self.ask(slot, whole, batch);
         let flow = &self.rows[slot as usize].flow;
-        if flow.packets == 0 || (!doubtful && flow.ends.is_refined_by(&answer.ends)) {
+        let is_certain = !in_doubt && !doubtful && !answer.doubtful;
+        if flow.packets == 0 || (is_certain && flow.ends.is_refined_by(&answer.ends)) {
             self.adopt(slot, answer, whole, batch);
             return Some((slot, false));
         }
-        let before = self.ask(slot, was, batch).or_kept(&flow.ends).ends;
-        let before = Ends { asked: self.asked(slot, &before), ..before };
+        let before = self.ask_again(slot, was, batch);
+        let ends = Ends { asked: self.asked(slot, &before.ends), ..before.ends };
+        let before = Answer { ends, ..before };
         let counted_ns = if doubtful { until_ns } else { self.counted_after_ns };
         let since_ns = counted_ns.max(was.since_ns).min(whole.until_ns);
         let since = Span { since_ns, ..whole };
         let now = self.ask(slot, since, batch);
-        if before.is_same(&now.ends) {
-            self.adopt(slot, Answer { ends: before, ..answer }, whole, batch);
+        let was_told_late =
+            !answer.doubtful || before.ends.translation.is_some() == now.ends.translation.is_some();
+        let doubtful = before.doubtful;
+        if doubtful == now.doubtful && was_told_late && before.ends.is_same(&now.ends) {
+            self.adopt(slot, Answer { ends: before.ends, doubtful, ..answer }, whole, batch);
             return Some((slot, false));
         }
         self.split(slot, before, now, since, batch, output).map(|slot| (slot, true))
+    }
+
+    /// Whether the ends of a row are beyond doubt for what is counted on it now.
+    fn holds_on(&self, slot: u32, until_ns: u64, batch: &Batch<'_>) -> bool {
+        let row = &self.rows[slot as usize];
+        row.is(mark::LASTING)
+            && !row.is(mark::DOUBTFUL)
+            && batch.holds_at(&question(&row.flow, Began::Unknown), until_ns)
+            && self.is_current(slot, batch)
     }
 
     /// Whether nothing is known that was not known when the row was named.
@@ -122,21 +136,38 @@ impl FlowTable {
         batch.resolve(&question(flow, self.began(flow)), span)
     }
 
+    /// Asks for a time that a row has counted. What is forgotten by now stays as it was known, and a
+    /// doubt stays one: of those who made it, the last to be forgotten would get the name.
+    fn ask_again(&self, slot: u32, span: Span, batch: &mut Batch<'_>) -> Answer {
+        let row = &self.rows[slot as usize];
+        let asked = question(&row.flow, self.began(&row.flow));
+        let answer = if row.is(mark::DOUBTFUL) {
+            batch.resolve_in_doubt(&asked, span)
+        } else {
+            batch.resolve(&asked, span)
+        };
+        answer.or_kept(&row.flow.ends)
+    }
+
     /// Takes an answer for a time over; true if anything that is shown changed.
     fn adopt(&mut self, slot: u32, answer: Answer, span: Span, batch: &Batch<'_>) -> bool {
         let lasting = span.until_ns >= self.moved_ns;
         let row = &mut self.rows[slot as usize];
         row.generation = if answer.pending { 0 } else { batch.generation() };
         row.set(mark::LASTING, lasting);
+        row.set(mark::DOUBTFUL, answer.doubtful);
         let share = row.share;
         let asked = self.asked(slot, &answer.ends);
         let row = &mut self.rows[slot as usize];
         let known = std::mem::take(&mut row.flow.ends);
         let ends = Ends { asked, ..answer.ends };
         let changed = !ends.looks_like(&known);
+        let is_taken_back = takes_scope_back(&row.flow.id, &known, &ends, batch);
         row.flow.ends = ends;
         if answer.forwarded {
             row.flow.scope = Scope::Forwarded;
+        } else if is_taken_back {
+            row.take_scope_back(row.flow.state == FlowState::Active);
         }
         self.account(slot);
         changed || self.rows[slot as usize].share != share
@@ -181,21 +212,26 @@ impl FlowTable {
     fn split(
         &mut self,
         slot: u32,
-        before: Ends,
+        before: Answer,
         now: Answer,
         since: Span,
         batch: &Batch<'_>,
         output: &mut Output,
     ) -> Option<u32> {
         let row = &mut self.rows[slot as usize];
-        row.flow.ends = before;
+        let was_forwarded = row.flow.scope == Scope::Forwarded;
+        if takes_scope_back(&row.flow.id, &row.flow.ends, &before.ends, batch) {
+            row.take_scope_back(false);
+        }
+        row.flow.ends = before.ends;
+        row.set(mark::DOUBTFUL, before.doubtful);
         let lines = row.lines_or_end_s;
         self.account(slot);
         let old = self.rows[slot as usize].flow.clone();
         self.end(slot, EndReason::PeerChanged, output);
         let slot = self.insert(old.id, since.since_ns, output)?;
         // A scope that a translation told ends with it; what is counted next tells it anew.
-        let was_told = old.scope == Scope::Forwarded && !now.forwarded;
+        let was_told = was_forwarded && !now.forwarded;
         let row = &mut self.rows[slot as usize];
         row.lines_or_end_s = lines;
         row.set(mark::CONTINUES, true);
@@ -254,8 +290,7 @@ impl FlowTable {
         }
     }
 
-    /// Names a row for the time that it has counted so far. What is forgotten by now stays as it
-    /// was known; what has turned out to be doubtful does not.
+    /// Names a row for the time that it has counted so far.
     fn rename(&mut self, slot: u32, batch: &mut Batch<'_>) {
         let span = self.span(slot);
         let flow = &self.rows[slot as usize].flow;
@@ -263,7 +298,7 @@ impl FlowTable {
         if held && self.is_current(slot, batch) {
             return;
         }
-        let answer = self.ask(slot, span, batch).or_kept(&self.rows[slot as usize].flow.ends);
+        let answer = self.ask_again(slot, span, batch);
         let current = self.epoch.wrapping_add(1);
         let before = self.rows[slot as usize].identified();
         if self.adopt(slot, answer, span, batch) {
@@ -389,6 +424,14 @@ fn awaits_name(row: &Row) -> bool {
         }
         End::External(_) | End::Process(_) | End::Service(..) => false,
     }
+}
+
+/// Whether a flow has lost the translation that told its scope. What bears no address of this host
+/// is forwarded without one.
+fn takes_scope_back(id: &FlowId, known: &Ends, now: &Ends, batch: &Batch<'_>) -> bool {
+    known.translation.is_some()
+        && now.translation.is_none()
+        && !batch.is_elsewhere(keys::owner(&id.key))
 }
 
 /// What there is to ask of a flow.

@@ -38,6 +38,8 @@ pub(super) mod mark {
     pub(in super::super) const LASTING: u8 = 4;
     /// Who an end is was learned when its own end had been told.
     pub(in super::super) const NAMED_LATE: u8 = 8;
+    /// Its packets may be of several translated connections, which are forgotten before it is.
+    pub(in super::super) const DOUBTFUL: u8 = 16;
 }
 
 const _: () = assert!(size_of::<Row>() <= 208, "with the indexes, a flow takes 228 bytes at most");
@@ -61,6 +63,16 @@ impl Row {
     pub(super) fn identified(&self) -> u8 {
         let peer = self.flow.ends.peer.how().attribution != Attribution::None;
         u8::from(shares::is_identified(self.share)) + u8::from(peer)
+    }
+
+    /// Forgets the scope that a translation told which is not the flow's. The next count tells it
+    /// anew; for a row that has ended none comes, and no socket of this host has claimed it.
+    pub(super) fn take_scope_back(&mut self, is_told_anew: bool) {
+        if self.flow.scope != Scope::Forwarded {
+            return;
+        }
+        self.flow.scope = if is_told_anew { Scope::Unknown } else { Scope::Unclaimed };
+        self.generation = 0;
     }
 
     pub(super) const fn is(&self, mark: u8) -> bool {

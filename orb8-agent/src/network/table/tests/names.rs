@@ -481,16 +481,32 @@ fn a_reused_port_is_not_given_the_backend_of_the_connection_before() {
     // The kernel ends it for this packet, and tells so afterwards.
     let at_ns = 60 * SECOND;
     old.end(at_ns + MS);
-    bench.world.translate((client, service), answers(2), at_ns + 2 * MS);
+    let new = bench.world.translate((client, service), answers(2), at_ns + 2 * MS);
     bench.feed([counted(id, 1, SECOND, at_ns)]).drain(61 * SECOND);
     assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1"]);
     assert!(bench.rows().iter().all(|flow| flow.ends.asked.is_some()), "the Service is certain");
+    bench.drain(62 * SECOND).drain(63 * SECOND);
     bench.feed([counted(id, 2, SECOND, at_ns + 5 * SECOND)]).drain(66 * SECOND);
-    assert_eq!(backends(&bench), ["10.244.2.1:8080 3", "10.244.2.2:8080 3"]);
+    assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1", "10.244.2.2:8080 2"]);
+    // Of the two that made the doubt, one is forgotten and then the other.
+    for (second, forgotten) in [(91, &old), (121, &new)] {
+        bench.world.forget(forgotten);
+        bench.world.pod("shop/other", "n1", "10.244.1.9", second);
+        bench.drain(second * SECOND);
+        assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1", "10.244.2.2:8080 2"]);
+    }
 }
 
 #[test]
-fn a_backend_that_turns_out_to_be_of_the_connection_before_is_taken_back() {
+fn whom_a_mask_hid_is_taken_back_where_it_turns_out_to_be_doubtful_and_stays_so() {
+    for (ends, scope) in [(false, Scope::Unknown), (true, Scope::Unclaimed)] {
+        take_back(ends, scope);
+    }
+}
+
+/// A row that was named by a connection that was over, which is told when the row counts on, or
+/// when it has ended.
+fn take_back(ends: bool, scope_after: Scope) {
     let mut world = World::synced();
     world.pod("shop/c", "n1", "10.244.1.5", 1);
     let mut bench = Bench::new(world);
@@ -508,10 +524,86 @@ fn a_backend_that_turns_out_to_be_of_the_connection_before_is_taken_back() {
     let facts = FlowFacts { scope: scope::NO_SOCKET, ..FlowFacts::default() };
     bench.feed([Event::Count(FlowCount { facts, ..count })]);
     assert_eq!(bench.named(), ["c masqueraded > external address: 1"]);
+    if ends {
+        bench.feed([Event::Released(id)]);
+    }
     old.end(at_ns + MS);
-    bench.world.translate((other, far), (far, mask), at_ns + 2 * MS);
+    let new = bench.world.translate((other, far), (far, mask), at_ns + 2 * MS);
     bench.drain(61 * SECOND);
-    assert_eq!(bench.named(), ["unknown (address_ambiguous) > external address: 1"]);
+    let doubt = "unknown (address_ambiguous) > external address: 1";
+    assert_eq!(bench.named(), [doubt]);
+    assert_eq!(bench.rows()[0].scope, scope_after, "that it was forwarded is taken back");
+    // Of the two that made the doubt, one is forgotten and then the other, and the row has ended.
+    for (second, forgotten) in [(92, &old), (122, &new)] {
+        bench.world.forget(forgotten);
+        bench.world.pod("shop/e", "n1", "10.244.1.9", second);
+        bench.drain(second * SECOND);
+        assert_eq!(bench.named(), [doubt]);
+    }
+    assert_eq!(bench.shares(), [("none address_ambiguous".to_owned(), 1)]);
+}
+
+#[test]
+fn what_is_counted_after_a_doubt_stands_in_a_row_of_its_own() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 1).pod("shop/d", "n1", "10.244.1.6", 1);
+    let mut bench = Bench::new(world);
+    let (far, mask): (SocketAddr, SocketAddr) =
+        ("1.1.1.1:443".parse().unwrap(), "10.0.0.1:4000".parse().unwrap());
+    let pod = |last| SocketAddr::new(IpAddr::from([10, 244, 1, last]), 4000);
+    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
+    let uncounted = |packets, last_ns| match counted(id, packets, 58 * SECOND, last_ns) {
+        Event::Count(count) => {
+            let facts = FlowFacts { scope: scope::NO_SOCKET, ..FlowFacts::default() };
+            Event::Count(FlowCount { facts, ..count })
+        }
+        other => other,
+    };
+    let old = bench.world.translate((pod(5), far), (far, mask), 58 * SECOND);
+    bench.feed([uncounted(4, 58 * SECOND)]).drain(59 * SECOND + 500 * MS);
+    old.end(60 * SECOND + 100 * MS);
+    bench.world.translate((pod(6), far), (far, mask), 60 * SECOND + 200 * MS);
+    for (packets, second) in [(7, 60), (2, 61), (4, 62)] {
+        let at_ns = second * SECOND + 500 * MS;
+        if second == 62 {
+            // Room was needed for others.
+            bench.world.forget(&old);
+        }
+        bench.feed([uncounted(packets, at_ns)]).drain(at_ns);
+    }
+    assert_eq!(
+        bench.named(),
+        [
+            "c masqueraded > external address: 4",
+            "unknown (address_ambiguous) > external address: 9",
+            "d masqueraded > external address: 4",
+        ]
+    );
+    let scopes: Vec<_> = bench.rows().iter().map(|flow| flow.scope).collect();
+    assert_eq!(scopes, [Scope::Forwarded, Scope::Unclaimed, Scope::Forwarded]);
+}
+
+#[test]
+fn a_start_that_was_named_by_the_connection_before_is_not_forwarded_for_good() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 1);
+    let mut bench = Bench::new(world);
+    let (pod, far, mask): (SocketAddr, SocketAddr, SocketAddr) = (
+        "10.244.1.5:4000".parse().unwrap(),
+        "1.1.1.1:443".parse().unwrap(),
+        "10.0.0.1:4000".parse().unwrap(),
+    );
+    let old = bench.world.translate((pod, far), (far, mask), SECOND);
+    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
+    bench.feed([began(id, 60 * SECOND)]);
+    assert_eq!(bench.rows()[0].scope, Scope::Forwarded, "that it is over was not told yet");
+    old.end(60 * SECOND + MS);
+    bench.feed([counted(id, 3, 60 * SECOND, 60 * SECOND + 500 * MS)]).drain(61 * SECOND);
+    assert_eq!(bench.named(), ["n1 address > external address: 3"]);
+    assert_eq!(bench.rows()[0].scope, Scope::Local);
+    let table = bench.table();
+    let shares: Vec<_> = table.shares().map(|it| (it.scope, it.volume.packets)).collect();
+    assert_eq!(shares, [(Scope::Local, 3)]);
 }
 
 #[test]
@@ -658,13 +750,14 @@ fn a_long_flow_whose_backend_changes_splits_the_row() {
         .rows()
         .iter()
         .map(|flow| {
-            let to = flow.ends.translation.as_ref().unwrap().reply.src.ip();
+            let to = flow.ends.translation.as_ref().map(|it| it.reply.src.ip());
             (to, flow.packets, flow.state)
         })
         .collect();
     let ended = FlowState::Ended(EndReason::PeerChanged);
-    assert_eq!(rows, [(backend(1).ip(), 20, ended), (backend(2).ip(), 4, FlowState::Active)]);
-    assert_eq!(verdicts(bench), ["web Ok: 20", "web Ok: 4"]);
+    let (one, two) = (Some(backend(1).ip()), Some(backend(2).ip()));
+    assert_eq!(rows, [(one, 20, ended), (None, 2, ended), (two, 2, FlowState::Active)]);
+    assert_eq!(verdicts(bench), ["web Ok: 20", "web Ok: 2", "web Ok: 2"]);
 }
 
 #[test]
