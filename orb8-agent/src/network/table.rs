@@ -18,6 +18,7 @@ use crate::pipeline::losses;
 use crate::pipeline::processor::Output;
 
 mod count;
+mod ends;
 mod name;
 mod processor;
 mod rows;

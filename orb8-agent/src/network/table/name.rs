@@ -8,8 +8,8 @@ use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
 use crate::conntrack::Match;
 use crate::event::{
-    Asked, Attribution, End, EndReason, Ends, FlowId, FlowRecord, FlowState, Reason, Scope, Told,
-    Volume, tcp_bit,
+    Asked, End, EndReason, Ends, FlowId, FlowRecord, FlowState, Reason, Scope, Told, Volume,
+    tcp_bit,
 };
 use crate::k8s::identity::{Answer, Batch, Began, Question, Span};
 use crate::k8s::services::Verdict;
@@ -450,73 +450,5 @@ pub(super) fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
         scope: flow.scope,
         began,
         translation: flow.ends.translation.as_ref(),
-    }
-}
-
-impl Ends {
-    /// Whether the ends are the same parties, and the same one stands behind the Service.
-    fn is_same(&self, other: &Self) -> bool {
-        self.owner.is_same(&other.owner) && self.peer.is_same(&other.peer) && self.goes_on_in(other)
-    }
-
-    /// Whether the kernel's translation is the same, or was only told late.
-    fn goes_on_in(&self, later: &Self) -> bool {
-        match (&self.translation, &later.translation) {
-            (Some(one), Some(other)) => one.original == other.original && one.reply == other.reply,
-            (Some(_), None) => false,
-            // What was refused was not translated.
-            (None, Some(_)) => {
-                self.asked.as_ref().is_none_or(|asked| asked.verdict != Verdict::NoEndpoints)
-            }
-            (None, None) => true,
-        }
-    }
-
-    /// Whether an answer for a longer time names everybody, and nobody else than this one.
-    fn is_refined_by(&self, longer: &Self) -> bool {
-        let refines = |known: &End, longer: &End| {
-            !longer.is_unknown() && (known.is_unknown() || known.is_same(longer))
-        };
-        refines(&self.owner, &longer.owner)
-            && refines(&self.peer, &longer.peer)
-            && self.goes_on_in(longer)
-    }
-
-    /// Whether both are shown alike.
-    fn looks_like(&self, other: &Self) -> bool {
-        let how = |ends: &Self| (ends.owner.how(), ends.peer.how());
-        self.is_same(other)
-            && how(self) == how(other)
-            && self.asked.as_ref().map(|asked| asked.verdict)
-                == other.asked.as_ref().map(|asked| asked.verdict)
-            && self.translation.as_ref().map(|it| it.reply)
-                == other.translation.as_ref().map(|it| it.reply)
-    }
-}
-
-impl Answer {
-    /// This answer, with what was known before where it has only been forgotten since.
-    fn or_kept(self, known: &Ends) -> Self {
-        let either = |now: End, known: &End| {
-            let forgotten = match &now {
-                End::Unknown(how) => how.reason != Reason::AddressAmbiguous,
-                End::External(how) => match known {
-                    End::Pod(..) => true,
-                    // What was hidden behind it is no forgotten holder.
-                    End::Node(..) | End::Service(..) => how.attribution != Attribution::Masqueraded,
-                    End::External(_) | End::Unknown(_) | End::Process(_) => false,
-                },
-                End::Process(_) | End::Node(..) | End::Pod(..) | End::Service(..) => false,
-            };
-            if forgotten && !known.is_unknown() { known.clone() } else { now }
-        };
-        let kept = known.translation.as_ref().filter(|_| !self.doubtful);
-        let ends = Ends {
-            owner: either(self.ends.owner, &known.owner),
-            peer: either(self.ends.peer, &known.peer),
-            asked: self.ends.asked,
-            translation: self.ends.translation.or_else(|| kept.cloned()),
-        };
-        Self { ends, ..self }
     }
 }
