@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use cluster_support::rows::{End, by_address, ends, key, said, who};
 use cluster_support::{Auto, Capture, PORT, Scene, Socket, Tc, from_port, one_node, wait_flow};
 use orb8_testbed::api::pod::{Container, Qos, Role, Stage};
-use orb8_testbed::cluster::NEEDS;
+use orb8_testbed::cluster::actor::Actor;
 use orb8_testbed::cluster::path::{Driver, Layout, Runtime};
 use orb8_testbed::cluster::plan::{Cni, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
-use orb8_testbed::cluster::talk::{self, UdpTalk};
+use orb8_testbed::cluster::talk::{self, Connection, UdpTalk};
+use orb8_testbed::cluster::{NEEDS, port};
 use orb8_testbed::link::Family::V4;
 use orb8_testbed::need;
 
@@ -37,7 +38,7 @@ fn a_pod_deleted_while_its_records_arrive_keeps_its_name_on_them() {
 #[test]
 fn packets_sent_before_the_api_tells_the_pod_are_named_once_it_does() {
     need!(@check NEEDS);
-    for capture in [Auto, Socket] {
+    for capture in Capture::ALL {
         let scene = Scene::start(one_node(), capture);
         let server = scene.cluster.simple("shop/server", 1);
         let early = scene.cluster.pod(PodPlan::new("shop/early", 1).unannounced());
@@ -82,24 +83,57 @@ fn packets_sent_before_the_api_tells_the_address_are_named_at_both_ends() {
 }
 
 #[test]
-fn connections_that_are_older_than_the_agent_are_named() {
+fn connections_that_are_older_than_the_agent_are_named_with_service_and_mask() {
     need!(@check NEEDS);
     for capture in Capture::ALL {
         let mut scene = Scene::without_agents(Plan::default(), capture);
         let client = scene.cluster.simple("shop/client", 1);
         let server = scene.cluster.simple("shop/server", 2);
-        let dial = server.at(V4, 8080);
-        let (_, mut talk) = UdpTalk::open(&client.app, &[&server.app], dial, 8080);
-        talk.say(10, 100);
-        let before = talk.talk();
+        let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[&server]);
+        let (asked, outside) =
+            (SocketAddr::new(service.ips[0], 80), scene.cluster.outside.address(V4));
+        let open = |to: &Actor, dial, port| Connection::open(&client.app, &[to], dial, port).1;
+        let (_, mut datagrams) =
+            UdpTalk::open(&client.app, &[&server.app], server.at(V4, 5353), 5353);
+        datagrams.say(10, 100);
+        let connections = [
+            open(&server.app, server.at(V4, 8081), 8081),
+            open(&server.app, asked, 8080),
+            open(&scene.cluster.outside, SocketAddr::new(outside, 9000), 9000),
+        ];
+        let before = datagrams.talk();
+        let handshakes = connections.each_ref().map(Connection::talk);
         scene.start_agents();
+        scene.wait_services(&[1], 1);
         scene.wait_links(1, 1);
         scene.wait_links(2, 1);
-        talk.say(6, 100);
-        let since = talk.talk().since(&before);
-        let near = End::pod(&client, capture, &by_address(&server));
+        datagrams.say(6, 100);
+        let since = datagrams.talk().since(&before);
+        let connections = connections.map(|connection| connection.finish(700, 9_000));
+        let [direct, served, masked] = [0, 1, 2].map(|at| connections[at].since(&handshakes[at]));
+        let named = format!("cluster_ip shop/web {asked} ok at {}", server.at(V4, 8080));
+        let near = |peer: &str| End::pod(&client, capture, peer);
         let far = End::pod(&server, capture, &by_address(&client));
-        scene.expect(&said(capture, &since, &near, Some(&far)));
+        let asks = near("service shop/web address").service(&named);
+        let mut rows = Vec::new();
+        for (talk, near, far) in [
+            (since, near(&by_address(&server)), Some(&far)),
+            (direct, near(&by_address(&server)), Some(&far)),
+            (served, asks, Some(&far)),
+            (masked, near("external address"), None),
+        ] {
+            rows.extend(said(capture, &talk, &near, far));
+        }
+        scene.expect(&rows);
+        // On the uplink the node's address hides the pod, since before the agent was there.
+        let hidden: Vec<_> =
+            scene.flows(1).into_iter().filter(|row| key(row) == masked.server).collect();
+        assert_eq!(hidden.len(), usize::from(capture != Socket), "{hidden:#?}");
+        for row in hidden {
+            assert_eq!(who(&ends(&row).0), "pod shop/client masqueraded");
+            assert_eq!((row.packets, row.bytes), (masked.there.packets, masked.there.bytes));
+            assert_eq!(row.scope, "forwarded");
+        }
         scene.assert_complete();
     }
 }
@@ -189,35 +223,47 @@ fn a_static_pod_is_named_by_its_config_hash() {
 #[test]
 fn every_container_of_a_pod_is_named() {
     need!(@check NEEDS);
-    let scene = Scene::start(one_node(), Auto);
-    let server = scene.cluster.simple("shop/server", 1);
-    let containers = vec![
-        Container::new("main", Role::Main),
-        Container::new("second", Role::Main),
-        Container::new("setup", Role::Init),
-        Container::new("side", Role::Sidecar),
-        Container::new("debugger", Role::Ephemeral),
-    ];
-    let pod = scene.cluster.pod(PodPlan { containers, ..PodPlan::new("shop/multi", 1) });
-    scene.wait_links(1, 2);
-    for name in ["second", "setup", "side", "debugger"] {
-        let process = pod.container(name);
-        let talk = talk::udp(&process, &server.app, server.at(V4, 8080), 1, 10);
-        let owner = format!("pod shop/multi:{name} cgroup");
-        let end = End::named(1, &owner, &owner, &by_address(&server));
-        scene.expect_own(&said(Auto, &talk, &end, None)[..1]);
+    for capture in Capture::ALL {
+        let scene = Scene::start(one_node(), capture);
+        let server = scene.cluster.simple("shop/server", 1);
+        let containers = vec![
+            Container::new("main", Role::Main),
+            Container::new("second", Role::Main),
+            Container::new("setup", Role::Init),
+            Container::new("side", Role::Sidecar),
+            Container::new("debugger", Role::Ephemeral),
+        ];
+        let pod = scene.cluster.pod(PodPlan { containers, ..PodPlan::new("shop/multi", 1) });
+        scene.wait_links(1, 2);
+        let mut all = vec![("shop/multi".to_owned(), pod.outside_containers())];
+        for name in ["second", "setup", "side", "debugger"] {
+            all.push((format!("shop/multi:{name}"), pod.container(name)));
+        }
+        let far = End::pod(&server, capture, &by_address(&pod));
+        let mut rows = Vec::new();
+        for (name, process) in &all {
+            let talk = talk::udp(process, &server.app, server.at(V4, 8080), 1, 10);
+            let owner = format!("pod {name} cgroup");
+            // A packet that arrives at a link does not tell which container takes it.
+            let taker = if capture == Tc { by_address(&pod) } else { owner.clone() };
+            let near = End::named(1, &owner, &taker, &by_address(&server));
+            rows.extend(said(capture, &talk, &near, Some(&far)));
+        }
+        scene.expect(&rows);
+        scene.assert_complete();
     }
-    let sandbox = pod.outside_containers();
-    let talk = talk::udp(&sandbox, &server.app, server.at(V4, 8080), 1, 10);
-    let owner = "pod shop/multi cgroup";
-    let end = End::named(1, owner, owner, &by_address(&server));
-    scene.expect_own(&said(Auto, &talk, &end, None)[..1]);
 }
 
 #[test]
 fn every_runtime_driver_class_and_prefix_leads_to_the_pod() {
     need!(@check NEEDS);
-    let scene = Scene::start(one_node(), Auto);
+    for capture in [Auto, Tc] {
+        check_every_form(capture);
+    }
+}
+
+fn check_every_form(capture: Capture) {
+    let scene = Scene::start(one_node(), capture);
     let server = scene.cluster.simple("shop/server", 1);
     let mut pods = Vec::new();
     for driver in [Driver::Systemd, Driver::Cgroupfs] {
@@ -235,11 +281,12 @@ fn every_runtime_driver_class_and_prefix_leads_to_the_pod() {
     let mut rows = Vec::new();
     for pod in &pods {
         let talk = talk::udp(&pod.app, &server.app, server.at(V4, 8080), 2, 50);
-        let near = End::pod(pod, Auto, &by_address(&server));
-        let far = End::pod(&server, Auto, &by_address(pod));
-        rows.extend(said(Auto, &talk, &near, Some(&far)));
+        let near = End::pod(pod, capture, &by_address(&server));
+        let far = End::pod(&server, capture, &by_address(pod));
+        rows.extend(said(capture, &talk, &near, Some(&far)));
     }
     scene.expect(&rows);
+    scene.assert_complete();
     let cgroups = scene.status(1).cgroups.expect("cgroups are told");
     for runtime in ["containerd", "cri-o", "docker"] {
         assert!(cgroups.runtimes.iter().any(|found| found == runtime), "{cgroups:?}");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cluster_support::rows::{End, Row, by_address, ends, key, said};
-use cluster_support::{ALL, Auto, Capture, Scene, wait_flow};
+use cluster_support::{ALL, Auto, Capture, Scene, Socket, wait_flow};
 use orb8_proto::v1::{Endpoint, Kubernetes, NetworkFlow, QueryFlowsRequest, WatchedResource};
 use orb8_testbed::cluster::plan::{API, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
@@ -39,26 +39,34 @@ fn resource(scene: &Scene, name: &str) -> WatchedResource {
 fn check_named(scene: &Scene, client: &Pod, server: &Pod) {
     scene.wait_links(1, 2);
     let talk = talk::udp(&client.app, &server.app, server.at(V4, 8080), 3, 100);
-    scene.expect(&between(&talk, client, server));
+    scene.expect(&between(scene, &talk, client, server));
 }
 
-fn between(talk: &Talk, client: &Pod, server: &Pod) -> Vec<Row> {
-    let near = End::pod(client, Auto, &by_address(server));
-    let far = End::pod(server, Auto, &by_address(client));
-    said(Auto, talk, &near, Some(&far))
+fn between(scene: &Scene, talk: &Talk, client: &Pod, server: &Pod) -> Vec<Row> {
+    let near = End::pod(client, scene.capture, &by_address(server));
+    let far = End::pod(server, scene.capture, &by_address(client));
+    said(scene.capture, talk, &near, Some(&far))
 }
 
 #[test]
 fn an_agent_that_starts_without_the_api_counts_and_names_later() {
     need!(@check NEEDS);
-    let mut scene = Scene::without_agents(one_node(), Auto);
+    for capture in Capture::ALL {
+        check_start_without_api(capture);
+    }
+}
+
+#[track_caller]
+fn check_start_without_api(capture: Capture) {
+    let mut scene = Scene::without_agents(one_node(), capture);
+    let watched = if capture == Socket { 0 } else { 3 };
     let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
     scene.cluster.api.close_port();
     scene.start_agents_unready();
     let status = scene.wait_status(1, "attached programs without the API", |status| {
         let attached = status.interfaces.iter().filter(|one| one.state == "attached").count();
         let state = status.kubernetes.as_ref().map(|k| k.state.as_str());
-        attached == 3 && state == Some("unreachable")
+        attached == watched && state == Some("unreachable")
     });
     assert!(status.healthy, "without the API it is still of use: {}", status.health_message);
     let told = status.kubernetes.expect("Kubernetes is told");
@@ -75,9 +83,7 @@ fn an_agent_that_starts_without_the_api_counts_and_names_later() {
     assert_eq!((peer.kind.as_str(), peer.reason.as_str()), ("unknown", "api_not_synced"));
     scene.cluster.api.open_port();
     scene.wait_ready(1);
-    let near = End::pod(&a, Auto, &by_address(&b));
-    let far = End::pod(&b, Auto, &by_address(&a));
-    scene.expect(&said(Auto, &talk, &near, Some(&far)));
+    scene.expect(&between(&scene, &talk, &a, &b));
     scene.assert_complete();
 }
 
@@ -94,7 +100,7 @@ fn an_agent_that_is_cut_off_keeps_its_names_says_so_and_catches_up() {
     assert!(status.healthy, "{}", status.health_message);
     assert_ne!(status.kubernetes.expect("it is told").reason, "");
     let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
-    let rows = between(&talk, &a, &b);
+    let rows = between(&scene, &talk, &a, &b);
     wait_flow(&scene, 1, "a name with its doubt", |row| {
         let peer = ends(row).1;
         let told = (&*peer.pod, &*peer.attribution, &*peer.reason);

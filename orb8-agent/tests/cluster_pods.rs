@@ -101,10 +101,12 @@ fn pods_of_two_families_are_named_by_each_of_their_addresses() {
 #[test]
 fn pods_of_an_ipv6_cluster_are_named() {
     need!(@check NEEDS);
-    for cni in [Cni::Bridge, Cni::Routed] {
-        let scene = Scene::start(Plan { families: Families::V6, cni, ..plan() }, Auto);
-        check_across(&scene, Family::V6);
-        scene.assert_complete();
+    for capture in Capture::ALL {
+        for cni in [Cni::Bridge, Cni::Routed] {
+            let scene = Scene::start(Plan { families: Families::V6, cni, ..plan() }, capture);
+            check_across(&scene, Family::V6);
+            scene.assert_complete();
+        }
     }
 }
 

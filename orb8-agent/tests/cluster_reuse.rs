@@ -207,7 +207,9 @@ fn the_address_of_a_completed_job_is_its_next_holders() {
         scene.wait_links(1, 2);
         let before = from_port(&job, &server, PORT, 2);
         let far = End::pod(&server, capture, &by_address(&job));
+        let own = said(capture, &before, &End::pod(&job, capture, &by_address(&server)), None);
         scene.expect_own(&heard(capture, &before, &far));
+        scene.expect_own(&own);
         // The object stays, its address with it.
         scene.cluster.announce(&job, Stage::Succeeded);
         drop(job);
@@ -217,6 +219,7 @@ fn the_address_of_a_completed_job_is_its_next_holders() {
         let past = End::pod(&server, capture, "pod shop/once-abcde address_reused");
         let mut rows = heard(capture, &before, &past);
         rows.extend(heard(capture, &after, &End::pod(&server, capture, &by_address(&next))));
+        rows.extend(own);
         scene.expect_own(&rows);
         assert!(scene.cluster.api.store().get("pods", "shop", "once-abcde").is_some());
         scene.assert_complete();

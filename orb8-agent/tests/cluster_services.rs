@@ -113,21 +113,27 @@ fn a_host_process_that_asks_a_cluster_ip_is_told_with_service_and_backend() {
         let scene = Scene::start(Plan::default(), capture);
         let backend = scene.cluster.simple("shop/web-0", 2);
         let cron = scene.cluster.host_process(1, "cron.service");
-        let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[&backend]);
+        let ports = [port("TCP", 80, 8080, 0), port("UDP", 53, 5353, 0)];
+        let service = scene.cluster.service("shop/web", &ports, &[&backend]);
         scene.wait_services(&[1], 1);
         scene.wait_links(2, 1);
-        let dial = SocketAddr::new(service.ips[0], 80);
-        let (_, talk) = talk::tcp_any(&cron, &[&backend.app], dial, 8080, 700, 9_000);
-        // Its packets are counted behind the translation, the answers before it.
-        let named = asked("cluster_ip", dial, Some(backend.at(V4, 8080)));
+        let (web, dns) = (SocketAddr::new(service.ips[0], 80), SocketAddr::new(service.ips[0], 53));
+        let (_, tcp) = talk::tcp_any(&cron, &[&backend.app], web, 8080, 700, 9_000);
+        let (_, mut udp) = talk::UdpTalk::open(&cron, &[&backend.app], dns, 5353);
+        udp.say(9, 400);
         let owner = "process cron.service cgroup";
-        let sends = End::named(1, owner, owner, &by_address(&backend)).service(&named);
-        let gets = End::named(1, owner, owner, "service shop/web address").service(&named);
+        let end = |peer: &str, service: &str| End::named(1, owner, owner, peer).service(service);
         let server = End::pod(&backend, capture, "node node1 masqueraded");
-        let mut rows = said(capture, &talk, &gets, Some(&server));
-        rows[0] = said(capture, &talk, &sends, None)[0].clone();
-        rows[0].flow = talk.server;
-        scene.expect(&rows);
+        for (talk, dial, target) in [(tcp, web, 8080), (udp.talk(), dns, 5353)] {
+            let named = asked("cluster_ip", dial, Some(backend.at(V4, target)));
+            // Its packets are counted behind the translation, the answers before it.
+            let sends = end(&by_address(&backend), &named);
+            let gets = end("service shop/web address", &named);
+            let mut rows = said(capture, &talk, &gets, Some(&server));
+            rows[0] = said(capture, &talk, &sends, None)[0].clone();
+            rows[0].flow = talk.server;
+            scene.expect(&rows);
+        }
         scene.assert_complete();
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of the flow table: told once, bounded, conserving.
 
 mod names;
+mod translations;
 
 use std::collections::HashMap;
 
@@ -8,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{DrainReport, Event, FlowCount, LossRecord, SignalKind};
+use crate::k8s::identity::Resolver;
 use crate::network::keys;
 use crate::pipeline::enricher::EnrichedEvent;
 use crate::pipeline::processor::EventProcessor;
@@ -24,6 +26,10 @@ fn limits(max_flows: u32) -> Limits {
     }
 }
 
+fn drained(time_ns: u64) -> Event {
+    Event::Drained(Box::new(DrainReport { time_ns, ..DrainReport::default() }))
+}
+
 /// A table with what it has told and lost.
 struct Bench {
     processor: FlowProcessor,
@@ -32,19 +38,26 @@ struct Bench {
 
 impl Bench {
     fn new(limits: Limits) -> Self {
-        let processor = FlowProcessor::new(FlowTable::shared(limits, 0), resolver());
+        Self::with(limits, resolver())
+    }
+
+    fn with(limits: Limits, resolver: Resolver) -> Self {
+        let processor = FlowProcessor::new(FlowTable::shared(limits, 0), resolver);
         Self { processor, output: Output::default() }
     }
 
     fn feed(&mut self, events: impl IntoIterator<Item = Event>) -> &mut Self {
         let events: Vec<_> = events.into_iter().map(EnrichedEvent::plain).collect();
-        self.processor.process(&events, &mut self.output);
+        self.process(&events);
         self
     }
 
+    fn process(&mut self, events: &[EnrichedEvent]) {
+        self.processor.process(events, &mut self.output);
+    }
+
     fn drain(&mut self, time_ns: u64) -> &mut Self {
-        let report = DrainReport { time_ns, ..DrainReport::default() };
-        self.feed([Event::Drained(Box::new(report))])
+        self.feed([drained(time_ns)])
     }
 
     fn table(&self) -> RwLockReadGuard<'_, FlowTable> {

@@ -202,18 +202,6 @@ impl Connection {
         Self::accept(stream, &listeners, dial)
     }
 
-    /// As [`Self::open`], from a certain port.
-    ///
-    /// # Panics
-    /// If nobody gets it.
-    #[must_use]
-    pub fn open_from(client: &Actor, from: u16, server: &Actor, dial: SocketAddr) -> Self {
-        let listeners = listen(&[server], dial, dial.port());
-        let (_, stream) = client.connect_from(from, dial);
-        let stream = stream.unwrap_or_else(|error| panic!("connecting to {dial}: {error}"));
-        Self::accept(stream, &listeners, dial).1
-    }
-
     fn accept(client: TcpStream, listeners: &[TcpListener], dial: SocketAddr) -> (usize, Self) {
         let accepted = wait_for(DEADLINE, &format!("a connection to {dial} to arrive"), || {
             listeners.iter().enumerate().find_map(|(number, listener)| {
@@ -234,19 +222,9 @@ impl Connection {
         self.flows
     }
 
-    /// Sends `up` bytes there and `down` bytes back and closes in order.
-    ///
-    /// # Panics
-    /// If bytes are lost or the connection does not end.
+    /// What was said so far, which is all there is as long as nothing is under way.
     #[must_use]
-    pub fn finish(self, up: usize, down: usize) -> Talk {
-        std::thread::scope(|scope| {
-            scope.spawn(|| exchange(&self.server, down, up));
-            exchange(&self.client, up, down);
-        });
-        // Both sockets stay open until both have ended, so that every packet has a socket.
-        wait_closed(&self.client);
-        wait_closed(&self.server);
+    pub fn talk(&self) -> Talk {
         let (near, far) = (TcpCount::read(&self.client), TcpCount::read(&self.server));
         let header = ip_header(self.flows[0].dst) + TCP_HEADER;
         // The accepted socket does not count the SYN+ACK, which was sent before it existed.
@@ -260,6 +238,22 @@ impl Connection {
             },
             back: Total { packets: replies, bytes: replies * header + far.bytes + SYN_OPTIONS },
         }
+    }
+
+    /// Sends `up` bytes there and `down` bytes back and closes in order; all that was said.
+    ///
+    /// # Panics
+    /// If bytes are lost or the connection does not end.
+    #[must_use]
+    pub fn finish(self, up: usize, down: usize) -> Talk {
+        std::thread::scope(|scope| {
+            scope.spawn(|| exchange(&self.server, down, up));
+            exchange(&self.client, up, down);
+        });
+        // Both sockets stay open until both have ended, so that every packet has a socket.
+        wait_closed(&self.client);
+        wait_closed(&self.server);
+        self.talk()
     }
 }
 

@@ -7,11 +7,10 @@ use proptest::prelude::*;
 
 use super::super::*;
 use crate::cgroup::Memberships;
-use crate::event::{Attribution, DrainReport, Event, FlowCount, FlowFacts, Scope, SignalKind};
+use crate::event::{Attribution, Event, FlowCount, FlowFacts, SignalKind};
 use crate::k8s::identity::{OwnerEnricher, Resolver};
 use crate::network::keys;
 use crate::pipeline::enricher::{EnrichedEvent, EventEnricher};
-use crate::pipeline::processor::EventProcessor;
 use crate::testing::{World, cgroup_of, flow, signal};
 
 const SECOND: u64 = 1_000_000_000;
@@ -19,53 +18,44 @@ const MS: u64 = 1_000_000;
 const SYN: u8 = 2;
 
 /// A table with the world that names its flows, and what it has told.
-struct Bench {
-    world: World,
+pub(super) struct Bench {
+    pub(super) world: World,
     enricher: OwnerEnricher,
-    processor: FlowProcessor,
-    output: Output,
+    table: super::Bench,
+}
+
+impl std::ops::Deref for Bench {
+    type Target = super::Bench;
+
+    fn deref(&self) -> &super::Bench {
+        &self.table
+    }
 }
 
 impl Bench {
-    fn new(world: World) -> Self {
-        let limits = Limits {
-            max_flows: 64,
-            history: Duration::from_secs(300),
-            idle: Duration::from_secs(30),
-            drain_interval: Duration::from_secs(1),
-        };
+    pub(super) fn new(world: World) -> Self {
         let known = world.known.clone();
         let memberships = Memberships::unanswered(known.cgroups.clone());
         let enricher = OwnerEnricher::new(Arc::clone(&known.facts), memberships, keys::of_event);
-        let processor = FlowProcessor::new(FlowTable::shared(limits, 0), Resolver::new(known));
-        Self { world, enricher, processor, output: Output::default() }
+        let table = super::Bench::with(super::limits(64), Resolver::new(known));
+        Self { world, enricher, table }
     }
 
-    fn feed(&mut self, events: impl IntoIterator<Item = Event>) -> &mut Self {
+    pub(super) fn feed(&mut self, events: impl IntoIterator<Item = Event>) -> &mut Self {
         let mut events: Vec<_> = events.into_iter().map(EnrichedEvent::plain).collect();
         for event in &mut events {
             self.enricher.enrich(event);
         }
-        self.processor.process(&events, &mut self.output);
+        self.table.process(&events);
         self
     }
 
-    fn drain(&mut self, time_ns: u64) -> &mut Self {
-        let report = DrainReport { time_ns, ..DrainReport::default() };
-        self.feed([Event::Drained(Box::new(report))])
-    }
-
-    fn table(&self) -> RwLockReadGuard<'_, FlowTable> {
-        read(&self.processor.table)
-    }
-
-    fn rows(&self) -> Vec<FlowRecord> {
-        let table = self.table();
-        (0..table.used_rows()).filter_map(|slot| table.row(slot).cloned()).collect()
+    pub(super) fn drain(&mut self, time_ns: u64) -> &mut Self {
+        self.feed([super::drained(time_ns)])
     }
 
     /// Rows as owner, peer and packets.
-    fn named(&self) -> Vec<String> {
+    pub(super) fn named(&self) -> Vec<String> {
         let row = |flow: &FlowRecord| {
             let (owner, peer) = (word(&flow.ends.owner), word(&flow.ends.peer));
             format!("{owner} > {peer}: {}", flow.packets)
@@ -73,17 +63,17 @@ impl Bench {
         self.rows().iter().map(row).collect()
     }
 
-    fn told(&mut self) -> Vec<String> {
+    pub(super) fn told(&mut self) -> Vec<String> {
         let word = |told: Told| match told {
             Told::FlowStart(flow) => format!("start {}", word(&flow.ends.owner)),
             Told::FlowEnd(flow) => format!("end {:?}", flow.state),
             other => format!("{other:?}"),
         };
-        self.output.told.drain(..).map(word).collect()
+        self.table.output.told.drain(..).map(word).collect()
     }
 
     /// Packets by the owner's attribution and reason.
-    fn shares(&self) -> Vec<(String, u64)> {
+    pub(super) fn shares(&self) -> Vec<(String, u64)> {
         let table = self.table();
         let word = |share: &Share| {
             format!("{} {}", share.how.attribution.as_str(), share.how.reason.as_str())
@@ -108,7 +98,7 @@ fn word(end: &crate::event::End) -> String {
 }
 
 /// The egress flow of the socket of a cgroup.
-fn from_cgroup(cgroup: u64, source: &str, destination: &str) -> FlowId {
+pub(super) fn from_cgroup(cgroup: u64, source: &str, destination: &str) -> FlowId {
     let (source, destination): (SocketAddr, SocketAddr) =
         (source.parse().unwrap(), destination.parse().unwrap());
     let turn = |it: SocketAddr| (it.ip(), it.port());
@@ -118,7 +108,7 @@ fn from_cgroup(cgroup: u64, source: &str, destination: &str) -> FlowId {
     id
 }
 
-fn counted(id: FlowId, packets: u64, first_seen_ns: u64, last_seen_ns: u64) -> Event {
+pub(super) fn counted(id: FlowId, packets: u64, first_seen_ns: u64, last_seen_ns: u64) -> Event {
     let facts = FlowFacts { scope: scope::SOCKET, ..FlowFacts::default() };
     let bytes = 100 * packets;
     Event::Count(FlowCount {
@@ -133,7 +123,7 @@ fn counted(id: FlowId, packets: u64, first_seen_ns: u64, last_seen_ns: u64) -> E
     })
 }
 
-fn began(id: FlowId, at_ns: u64) -> Event {
+pub(super) fn began(id: FlowId, at_ns: u64) -> Event {
     signal(id, SignalKind::Start, at_ns, SYN)
 }
 
@@ -180,7 +170,7 @@ fn starts_wait_in_a_bounded_place() {
     bench.world.cgroup(7, &cgroup_of("shop/web"));
     let limits = Limits { max_flows: 4_096, ..bench.table().limits };
     let resolver = Resolver::new(bench.world.known.clone());
-    bench.processor = FlowProcessor::new(FlowTable::shared(limits, 0), resolver);
+    bench.table.processor = FlowProcessor::new(FlowTable::shared(limits, 0), resolver);
     let id = |port: u32| from_cgroup(7, &format!("10.244.1.5:{port}"), "1.1.1.1:443");
     bench.feed((1..2_001).map(|port| began(id(port), SECOND)));
     assert_eq!(bench.told().len(), 2_000 - name::MAX_HELD, "the rest is told at once");
@@ -321,34 +311,6 @@ fn the_same_tuple_in_two_pods_is_two_flows() {
     assert_eq!(bench.named(), ["a cgroup > a address: 7", "b cgroup > b address: 8"]);
 }
 
-#[test]
-fn an_uplink_flow_that_is_translated_late_is_a_pods_and_forwarded() {
-    let mut world = World::synced();
-    world.pod("shop/c", "n1", "10.244.1.5", 1);
-    let mut bench = Bench::new(world);
-    let (mask, far): (SocketAddr, SocketAddr) =
-        ("10.0.0.1:4000".parse().unwrap(), "1.1.1.1:443".parse().unwrap());
-    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
-    let no_socket = |event| match event {
-        Event::Count(count) => {
-            let facts = FlowFacts { scope: scope::NO_SOCKET, ..FlowFacts::default() };
-            Event::Count(FlowCount { facts, ..count })
-        }
-        other => other,
-    };
-    bench.feed([no_socket(counted(id, 2, SECOND, SECOND))]);
-    assert_eq!(bench.named(), ["n1 address > external address: 2"]);
-    assert_eq!(bench.rows()[0].scope, Scope::Unclaimed);
-    assert_eq!(bench.told(), [""; 0], "the kernel may be about to tell who is behind the address");
-    let pod = SocketAddr::new(IpAddr::from([10, 244, 1, 5]), 4000);
-    bench.world.translate((pod, far), (far, mask), SECOND + MS);
-    bench.drain(2 * SECOND);
-    assert_eq!(bench.named(), ["c masqueraded > external address: 2"]);
-    assert_eq!(bench.rows()[0].scope, Scope::Forwarded);
-    assert_eq!(bench.shares(), [("masqueraded ".to_owned(), 2)]);
-    assert_eq!(bench.told(), ["start c masqueraded"]);
-}
-
 /// What a subscriber is told of changes after a drain.
 fn updates(bench: &Bench, since: u32) -> Vec<String> {
     let table = bench.table();
@@ -424,189 +386,6 @@ fn that_the_api_is_not_heard_any_more_is_told_of_active_flows() {
 }
 
 #[test]
-fn what_the_host_sends_where_a_pod_was_hidden_before_is_the_hosts() {
-    let mut world = World::synced();
-    world.pod("shop/c", "n1", "10.244.1.5", 1);
-    let mut bench = Bench::new(world);
-    let (mask, far): (SocketAddr, SocketAddr) =
-        ("10.0.0.1:4000".parse().unwrap(), "1.1.1.1:443".parse().unwrap());
-    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
-    let scoped = |event, scope| match event {
-        Event::Count(count) => {
-            let facts = FlowFacts { scope, ..FlowFacts::default() };
-            Event::Count(FlowCount { facts, ..count })
-        }
-        other => other,
-    };
-    let pod = SocketAddr::new(IpAddr::from([10, 244, 1, 5]), 4000);
-    let hidden = bench.world.translate((pod, far), (far, mask), SECOND);
-    bench.feed([scoped(counted(id, 2, SECOND, SECOND), scope::NO_SOCKET)]).drain(2 * SECOND);
-    hidden.end(3 * SECOND);
-    for second in 4..7 {
-        let count = counted(id, 1, SECOND, second * SECOND);
-        bench.feed([scoped(count, scope::SOCKET)]).drain((second + 1) * SECOND);
-    }
-    assert_eq!(
-        bench.named(),
-        ["c masqueraded > external address: 2", "n1 address > external address: 3"]
-    );
-    let scopes: Vec<_> = bench.rows().iter().map(|flow| flow.scope).collect();
-    assert_eq!(scopes, [Scope::Forwarded, Scope::Local]);
-    let table = bench.table();
-    let shares: Vec<_> = table.shares().map(|it| (it.scope, it.volume.packets)).collect();
-    assert!(shares.contains(&(Scope::Local, 3)) && shares.contains(&(Scope::Forwarded, 2)));
-}
-
-#[test]
-fn a_reused_port_is_not_given_the_backend_of_the_connection_before() {
-    let mut world = World::synced();
-    world.pod("shop/c", "n1", "10.244.1.5", 1);
-    world.service("shop/web", "10.96.0.10", 0, 2, 1);
-    let mut bench = Bench::new(world);
-    bench.world.cgroup(7, &cgroup_of("shop/c"));
-    let (client, service): (SocketAddr, SocketAddr) =
-        ("10.244.1.5:4000".parse().unwrap(), "10.96.0.10:80".parse().unwrap());
-    let answers = |n: u8| (SocketAddr::from(([10, 244, 2, n], 8080)), client);
-    let id = from_cgroup(7, "10.244.1.5:4000", "10.96.0.10:80");
-    let old = bench.world.translate((client, service), answers(1), SECOND);
-    bench.feed([counted(id, 3, SECOND, 9 * SECOND)]).drain(10 * SECOND);
-    let backends = |bench: &Bench| -> Vec<_> {
-        let backend = |flow: &FlowRecord| {
-            let found = flow.ends.translation.as_ref().map(|it| it.reply.src.to_string());
-            format!("{} {}", found.unwrap_or_default(), flow.packets)
-        };
-        bench.rows().iter().map(backend).collect()
-    };
-    assert_eq!(backends(&bench), ["10.244.2.1:8080 3"]);
-    // The kernel ends it for this packet, and tells so afterwards.
-    let at_ns = 60 * SECOND;
-    old.end(at_ns + MS);
-    let new = bench.world.translate((client, service), answers(2), at_ns + 2 * MS);
-    bench.feed([counted(id, 1, SECOND, at_ns)]).drain(61 * SECOND);
-    assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1"]);
-    assert!(bench.rows().iter().all(|flow| flow.ends.asked.is_some()), "the Service is certain");
-    bench.drain(62 * SECOND).drain(63 * SECOND);
-    bench.feed([counted(id, 2, SECOND, at_ns + 5 * SECOND)]).drain(66 * SECOND);
-    assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1", "10.244.2.2:8080 2"]);
-    // Of the two that made the doubt, one is forgotten and then the other.
-    for (second, forgotten) in [(91, &old), (121, &new)] {
-        bench.world.forget(forgotten);
-        bench.world.pod("shop/other", "n1", "10.244.1.9", second);
-        bench.drain(second * SECOND);
-        assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1", "10.244.2.2:8080 2"]);
-    }
-}
-
-#[test]
-fn whom_a_mask_hid_is_taken_back_where_it_turns_out_to_be_doubtful_and_stays_so() {
-    for (ends, scope) in [(false, Scope::Unknown), (true, Scope::Unclaimed)] {
-        take_back(ends, scope);
-    }
-}
-
-/// A row that was named by a connection that was over, which is told when the row counts on, or
-/// when it has ended.
-fn take_back(ends: bool, scope_after: Scope) {
-    let mut world = World::synced();
-    world.pod("shop/c", "n1", "10.244.1.5", 1);
-    let mut bench = Bench::new(world);
-    let (pod, far, mask): (SocketAddr, SocketAddr, SocketAddr) = (
-        "10.244.1.5:4000".parse().unwrap(),
-        "1.1.1.1:443".parse().unwrap(),
-        "10.0.0.1:4000".parse().unwrap(),
-    );
-    bench.world.pod("shop/d", "n1", "10.244.1.6", 1);
-    let other: SocketAddr = "10.244.1.6:4000".parse().unwrap();
-    let old = bench.world.translate((pod, far), (far, mask), SECOND);
-    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
-    let at_ns = 60 * SECOND;
-    let Event::Count(count) = counted(id, 1, at_ns, at_ns) else { return };
-    let facts = FlowFacts { scope: scope::NO_SOCKET, ..FlowFacts::default() };
-    bench.feed([Event::Count(FlowCount { facts, ..count })]);
-    assert_eq!(bench.named(), ["c masqueraded > external address: 1"]);
-    if ends {
-        bench.feed([Event::Released(id)]);
-    }
-    old.end(at_ns + MS);
-    let new = bench.world.translate((other, far), (far, mask), at_ns + 2 * MS);
-    bench.drain(61 * SECOND);
-    let doubt = "unknown (address_ambiguous) > external address: 1";
-    assert_eq!(bench.named(), [doubt]);
-    assert_eq!(bench.rows()[0].scope, scope_after, "that it was forwarded is taken back");
-    // Of the two that made the doubt, one is forgotten and then the other, and the row has ended.
-    for (second, forgotten) in [(92, &old), (122, &new)] {
-        bench.world.forget(forgotten);
-        bench.world.pod("shop/e", "n1", "10.244.1.9", second);
-        bench.drain(second * SECOND);
-        assert_eq!(bench.named(), [doubt]);
-    }
-    assert_eq!(bench.shares(), [("none address_ambiguous".to_owned(), 1)]);
-}
-
-#[test]
-fn what_is_counted_after_a_doubt_stands_in_a_row_of_its_own() {
-    let mut world = World::synced();
-    world.pod("shop/c", "n1", "10.244.1.5", 1).pod("shop/d", "n1", "10.244.1.6", 1);
-    let mut bench = Bench::new(world);
-    let (far, mask): (SocketAddr, SocketAddr) =
-        ("1.1.1.1:443".parse().unwrap(), "10.0.0.1:4000".parse().unwrap());
-    let pod = |last| SocketAddr::new(IpAddr::from([10, 244, 1, last]), 4000);
-    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
-    let uncounted = |packets, last_ns| match counted(id, packets, 58 * SECOND, last_ns) {
-        Event::Count(count) => {
-            let facts = FlowFacts { scope: scope::NO_SOCKET, ..FlowFacts::default() };
-            Event::Count(FlowCount { facts, ..count })
-        }
-        other => other,
-    };
-    let old = bench.world.translate((pod(5), far), (far, mask), 58 * SECOND);
-    bench.feed([uncounted(4, 58 * SECOND)]).drain(59 * SECOND + 500 * MS);
-    old.end(60 * SECOND + 100 * MS);
-    bench.world.translate((pod(6), far), (far, mask), 60 * SECOND + 200 * MS);
-    for (packets, second) in [(7, 60), (2, 61), (4, 62)] {
-        let at_ns = second * SECOND + 500 * MS;
-        if second == 62 {
-            // Room was needed for others.
-            bench.world.forget(&old);
-        }
-        bench.feed([uncounted(packets, at_ns)]).drain(at_ns);
-    }
-    assert_eq!(
-        bench.named(),
-        [
-            "c masqueraded > external address: 4",
-            "unknown (address_ambiguous) > external address: 9",
-            "d masqueraded > external address: 4",
-        ]
-    );
-    let scopes: Vec<_> = bench.rows().iter().map(|flow| flow.scope).collect();
-    assert_eq!(scopes, [Scope::Forwarded, Scope::Unclaimed, Scope::Forwarded]);
-}
-
-#[test]
-fn a_start_that_was_named_by_the_connection_before_is_not_forwarded_for_good() {
-    let mut world = World::synced();
-    world.pod("shop/c", "n1", "10.244.1.5", 1);
-    let mut bench = Bench::new(world);
-    let (pod, far, mask): (SocketAddr, SocketAddr, SocketAddr) = (
-        "10.244.1.5:4000".parse().unwrap(),
-        "1.1.1.1:443".parse().unwrap(),
-        "10.0.0.1:4000".parse().unwrap(),
-    );
-    let old = bench.world.translate((pod, far), (far, mask), SECOND);
-    let id = flow(6, (mask.ip(), 4000), (far.ip(), 443), true);
-    bench.feed([began(id, 60 * SECOND)]);
-    assert_eq!(bench.rows()[0].scope, Scope::Forwarded, "that it is over was not told yet");
-    old.end(60 * SECOND + MS);
-    bench.feed([counted(id, 3, 60 * SECOND, 60 * SECOND + 500 * MS)]).drain(61 * SECOND);
-    assert_eq!(bench.named(), ["n1 address > external address: 3"]);
-    assert_eq!(bench.rows()[0].scope, Scope::Local);
-    let table = bench.table();
-    let shares: Vec<_> = table.shares().map(|it| (it.scope, it.volume.packets)).collect();
-    assert_eq!(shares, [(Scope::Local, 3)]);
-}
-
-#[test]
 fn who_sent_first_is_not_guessed_of_what_was_on_its_way_at_the_start() {
     let mut world = World::synced();
     world.pod("shop/web", "n1", "10.244.1.5", 1);
@@ -634,7 +413,7 @@ fn a_packet_that_sockets_count_is_named_as_their_flow_is() {
     assert_eq!(bench.named(), ["web cgroup > n2 address: 5"]);
     let mut key = id.key;
     key.flags &= !flag::SOCKET_PLANE;
-    bench.output.told.clear();
+    bench.table.output.told.clear();
     for (tcp_flags, cgroup_id) in [(SYN, 0), (0x10, 7)] {
         bench.feed([Event::Packet(PacketEvent {
             key,
@@ -649,7 +428,7 @@ fn a_packet_that_sockets_count_is_named_as_their_flow_is() {
         Told::Packet(packet) => word(&packet.flow.ends.peer),
         other => format!("{other:?}"),
     };
-    let peers: Vec<_> = bench.output.told.drain(..).map(peer).collect();
+    let peers: Vec<_> = bench.table.output.told.drain(..).map(peer).collect();
     assert_eq!(peers, ["n2 address", "n2 address"]);
 }
 
@@ -660,7 +439,7 @@ fn a_sweep_stops_where_the_registry_has_its_turn_and_goes_on_until_all_rows_are_
     let ids = (1..41).map(|port| from_cgroup(7, &format!("10.244.1.5:{port}"), "1.1.1.1:443"));
     bench.feed(ids.map(|id| counted(id, 1, SECOND, SECOND)));
     bench.world.pod("shop/web", "n1", "10.244.1.5", 2 * SECOND);
-    let table = Arc::clone(&bench.processor.table);
+    let table = Arc::clone(&bench.table.processor.table);
     let mut table = table.write().unwrap();
     let mut resolver = Resolver::new(bench.world.known.clone());
     let mut left = table.begin_close(2 * SECOND);
@@ -685,7 +464,7 @@ impl FlowTable {
     }
 }
 
-fn verdicts(bench: &Bench) -> Vec<String> {
+pub(super) fn verdicts(bench: &Bench) -> Vec<String> {
     let word = |flow: &FlowRecord| match &flow.ends.asked {
         Some(asked) => format!("{} {:?}: {}", asked.service.name, asked.verdict, flow.packets),
         None => format!("none: {}", flow.packets),
@@ -707,57 +486,6 @@ fn a_verdict_is_that_of_the_time_and_a_reused_service_address_names_no_old_row()
     bench.world.service("shop/new", "10.96.0.10", 0, 1, 7 * SECOND);
     bench.drain(8 * SECOND);
     assert_eq!(verdicts(bench), ["old NoEndpoints: 3"], "the address was another Service's");
-}
-
-#[test]
-fn a_port_of_the_nodes_that_passes_on_names_no_young_row_that_was_translated() {
-    let bench = &mut Bench::new(World::synced());
-    bench.world.service("shop/old", "10.96.0.10", 30_080, 1, SECOND);
-    let (client, dialled): (SocketAddr, SocketAddr) =
-        ("10.244.1.5:40000".parse().unwrap(), "10.0.0.1:30080".parse().unwrap());
-    let backend = SocketAddr::new(IpAddr::from([10, 244, 2, 1]), 8080);
-    bench.world.translate((client, dialled), (backend, client), SECOND);
-    let id = from_cgroup(7, &client.to_string(), &dialled.to_string());
-    bench.feed([began(id, 2 * SECOND), counted(id, 3, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
-    assert_eq!(verdicts(bench), ["old Ok: 3"]);
-    bench.world.remove_service("shop/old", 3 * SECOND);
-    bench.world.service("shop/new", "10.96.0.11", 30_080, 1, 4 * SECOND);
-    bench.drain(5 * SECOND);
-    assert_eq!(verdicts(bench), ["old Ok: 3"]);
-}
-
-#[test]
-fn a_long_flow_whose_backend_changes_splits_the_row() {
-    let bench = &mut Bench::new(World::synced());
-    bench.world.service("shop/web", "10.96.0.10", 0, 2, SECOND);
-    let (client, service): (SocketAddr, SocketAddr) =
-        ("10.244.1.5:40000".parse().unwrap(), "10.96.0.10:80".parse().unwrap());
-    let backend = |last| SocketAddr::new(IpAddr::from([10, 244, 2, last]), 8080);
-    let first = bench.world.translate((client, service), (backend(1), client), 2 * SECOND);
-    let id = from_cgroup(7, &client.to_string(), &service.to_string());
-    bench.feed([began(id, 2 * SECOND), counted(id, 3, 2 * SECOND, 2 * SECOND)]).drain(3 * SECOND);
-    for second in 3..20 {
-        let at_ns = second * SECOND + 500 * MS;
-        bench.feed([counted(id, 1, 2 * SECOND, at_ns)]).drain((second + 1) * SECOND);
-    }
-    first.end(20 * SECOND + 100 * MS);
-    bench.world.translate((client, service), (backend(2), client), 20 * SECOND + 200 * MS);
-    for second in 20..24 {
-        let at_ns = second * SECOND + 500 * MS;
-        bench.feed([counted(id, 1, 2 * SECOND, at_ns)]).drain((second + 1) * SECOND);
-    }
-    let rows: Vec<_> = bench
-        .rows()
-        .iter()
-        .map(|flow| {
-            let to = flow.ends.translation.as_ref().map(|it| it.reply.src.ip());
-            (to, flow.packets, flow.state)
-        })
-        .collect();
-    let ended = FlowState::Ended(EndReason::PeerChanged);
-    let (one, two) = (Some(backend(1).ip()), Some(backend(2).ip()));
-    assert_eq!(rows, [(one, 20, ended), (None, 2, ended), (two, 2, FlowState::Active)]);
-    assert_eq!(verdicts(bench), ["web Ok: 20", "web Ok: 2", "web Ok: 2"]);
 }
 
 #[test]
