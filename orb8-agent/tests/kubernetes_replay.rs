@@ -291,7 +291,8 @@ fn a_static_pod_and_a_restarted_container_keep_who_they_are() {
         let pods = replay.registry.local_pods();
         let pod = pods.iter().find(|pod| pod.identity().is_some_and(|of| &*of.name == name));
         let state = pod.expect("it is of this node").state();
-        state.containers.iter().map(|(id, of)| (id.to_string(), of.to_string())).collect::<Vec<_>>()
+        let all = state.containers.iter();
+        all.map(|one| (one.id.to_string(), one.name.to_string())).collect::<Vec<_>>()
     };
     let crash = containers_of(&replay, "crash");
     assert!(!crash.is_empty() && crash.iter().all(|(id, _)| id.len() == 64), "{crash:?}");
