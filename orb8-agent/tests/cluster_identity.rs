@@ -302,8 +302,11 @@ fn the_status_names_the_plane_of_every_pod_and_how_the_node_keeps_cgroups() {
     let pod = scene.cluster.simple("shop/a", 1);
     scene.wait_links(1, 1);
     let (_, name) = pod.key();
-    let status = scene.wait_status(1, "the pod's plane", |status| {
+    // A path of this driver does not tell the runtime: the pod's status does.
+    let status = scene.wait_status(1, "the pod's plane and the runtime", |status| {
+        let runtimes = status.cgroups.as_ref().map(|cgroups| cgroups.runtimes.as_slice());
         status.pod_planes.iter().any(|one| one.pod == name && one.plane == "socket")
+            && runtimes == Some(&["containerd".to_owned()])
     });
     assert_eq!(status.capture, "both");
     let cgroups = status.cgroups.expect("cgroups are told");

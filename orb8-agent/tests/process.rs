@@ -65,3 +65,19 @@ fn a_taken_port_ends_with_2_and_is_named() {
     let expected = format!("port {port} at 127.0.0.1 is taken");
     assert!(text(&output.stderr).contains(&expected), "{output:?}");
 }
+
+#[test]
+fn kubernetes_that_is_asked_for_and_not_there_ends_with_2_and_the_next_step() {
+    for (variables, named) in [
+        (&[][..], "no KUBECONFIG is set and this is no pod with a service account"),
+        (&[("KUBECONFIG", "/nowhere/config")], "kubeconfig /nowhere/config cannot be used"),
+    ] {
+        let on = [("ORB8_KUBERNETES", "on"), ("ORB8_GRPC_PORT", "0")];
+        let environment = [&on, variables].concat();
+        let output = agent(&environment, &[]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains(named), "{told}");
+        assert!(told.contains("or set --kubernetes (ORB8_KUBERNETES) to auto or off"), "{told}");
+    }
+}
