@@ -3,7 +3,7 @@
 use orb8_proto::v1::{
     AgentStatus, AnswerContext, Check, Count, Endpoint, Event, EventLedger, FlowEvent, IcmpInfo,
     Interface, Loss, Memory, NetworkFlow, NodeStatus, Notice, PacketEvent, PacketLedger, Process,
-    QueryFlowsResponse, ReasonCount, Subscriber, TcpInfo, event, flow_event,
+    QueryFlowsResponse, ReasonCount, Subscriber, TcpInfo, Unmatched, event, flow_event,
 };
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
@@ -136,6 +136,21 @@ pub(crate) fn context(now_ns: i64) -> AnswerContext {
         held_since_ns: now_ns - HOUR,
         health_message: String::new(),
         ..AnswerContext::default()
+    }
+}
+
+/// Of an agent whose Kubernetes API is in this state, and that knows no object of these filters and
+/// values.
+pub(crate) fn knowing(now_ns: i64, kubernetes: &str, unmatched: &[(&str, &str)]) -> AnswerContext {
+    let unmatched = unmatched.iter().map(|(field, value)| Unmatched {
+        field: (*field).to_owned(),
+        value: (*value).to_owned(),
+        suggestions: Vec::new(),
+    });
+    AnswerContext {
+        kubernetes: kubernetes.to_owned(),
+        unmatched: unmatched.collect(),
+        ..context(now_ns)
     }
 }
 
