@@ -293,7 +293,8 @@ fn an_agent_that_cannot_say_what_it_sees_is_not_complete() {
 }
 
 fn trace_args(words: &[&str]) -> TraceArgs {
-    let cli = Cli::read(["orb8", "trace", "network"].iter().chain(words)).expect("words of a trace");
+    let cli =
+        Cli::read(["orb8", "trace", "network"].iter().chain(words)).expect("words of a trace");
     let Verb::Trace(TraceWord { verb: TraceVerb::Network(args), .. }) = cli.verb else {
         panic!("{words:?} is no trace");
     };

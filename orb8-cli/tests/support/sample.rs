@@ -249,7 +249,7 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
         }],
         kernel_release: "6.12.0".to_owned(),
         capture: "tc".to_owned(),
-        capture_reason: "cgroup2 is not mounted".to_owned(),
+        capture_reason: "cgroup2 is not mounted, so sockets have no cgroup".to_owned(),
         started_at_ns: now_ns - 9030 * SECOND,
         notices: vec![notice("info", "interface_attached", "eth0 is attached by tcx")],
         memory: Some(Memory { resident_bytes: 18 << 20, map_bytes: 9 << 20 }),
