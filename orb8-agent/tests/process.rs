@@ -65,3 +65,12 @@ fn a_taken_port_ends_with_2_and_is_named() {
     let expected = format!("port {port} at 127.0.0.1 is taken");
     assert!(text(&output.stderr).contains(&expected), "{output:?}");
 }
+
+#[test]
+fn kubernetes_that_is_asked_for_where_there_is_none_ends_with_2() {
+    let output = agent(&[("ORB8_KUBERNETES", "on"), ("ORB8_GRPC_PORT", "0")], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let error = text(&output.stderr);
+    assert!(error.contains("no KUBECONFIG is set and this is no pod"), "{error}");
+    assert!(error.contains("or set --kubernetes (ORB8_KUBERNETES) to auto or off"), "{error}");
+}
