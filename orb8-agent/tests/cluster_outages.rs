@@ -3,17 +3,19 @@
 
 mod cluster_support;
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cluster_support::rows::{End, Row, by_address, ends, key, said};
-use cluster_support::{ALL, Auto, Capture, Scene, Socket, wait_flow};
+use cluster_support::rows::{End, Row, by_address, ends, is_owned, key, line, said, who};
+use cluster_support::{ALL, Auto, Capture, Scene, Socket, Tc, wait_flow};
 use orb8_proto::v1::{Endpoint, Kubernetes, NetworkFlow, QueryFlowsRequest, WatchedResource};
+use orb8_testbed::cluster::actor::Actor;
 use orb8_testbed::cluster::plan::{API, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
-use orb8_testbed::cluster::talk::Talk;
-use orb8_testbed::cluster::{NEEDS, talk};
+use orb8_testbed::cluster::talk::{Talk, UdpTalk};
+use orb8_testbed::cluster::{NEEDS, port, talk};
 use orb8_testbed::link::Family::V4;
 use orb8_testbed::need;
 use orb8_testbed::wait::wait_until;
@@ -40,6 +42,17 @@ fn check_named(scene: &Scene, client: &Pod, server: &Pod) {
     scene.wait_links(1, 2);
     let talk = talk::udp(&client.app, &server.app, server.at(V4, 8080), 3, 100);
     scene.expect(&between(scene, &talk, client, server));
+}
+
+/// A talk between two pods is told with both names, whatever else is told of them.
+#[track_caller]
+fn check_seen_named(scene: &Scene, client: &Pod, server: &Pod) {
+    let talk = datagrams(client, &server.app, server.at(V4, 8080), 8080);
+    let cni = scene.cluster.plan.cni;
+    for wanted in between(scene, &talk, client, server) {
+        let wanted = wanted.line(cni);
+        wait_flow(scene, 1, &wanted, |row| is_owned(row) && line(row, cni) == wanted);
+    }
 }
 
 fn between(scene: &Scene, talk: &Talk, client: &Pod, server: &Pod) -> Vec<Row> {
@@ -90,7 +103,14 @@ fn check_start_without_api(capture: Capture) {
 #[test]
 fn an_agent_that_is_cut_off_keeps_its_names_says_so_and_catches_up() {
     need!(@check NEEDS);
-    let scene = Scene::start(one_node(), Auto);
+    for capture in [Auto, Tc] {
+        check_cut(capture);
+    }
+}
+
+#[track_caller]
+fn check_cut(capture: Capture) {
+    let scene = Scene::start(one_node(), capture);
     let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
     check_named(&scene, &a, &b);
     scene.cluster.api.close_port();
@@ -99,6 +119,8 @@ fn an_agent_that_is_cut_off_keeps_its_names_says_so_and_catches_up() {
     });
     assert!(status.healthy, "{}", status.health_message);
     assert_ne!(status.kubernetes.expect("it is told").reason, "");
+    let heard_ns = resource(&scene, "pods").last_heard_ns;
+    assert_ne!(heard_ns, 0);
     let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
     let rows = between(&scene, &talk, &a, &b);
     wait_flow(&scene, 1, "a name with its doubt", |row| {
@@ -108,8 +130,14 @@ fn an_agent_that_is_cut_off_keeps_its_names_says_so_and_catches_up() {
     });
     scene.cluster.delete(b);
     let late = scene.cluster.simple("shop/late", 1);
+    let told = resource(&scene, "pods");
+    assert_eq!((told.last_heard_ns, &*told.state), (heard_ns, "stale"), "nothing was heard");
     scene.cluster.api.open_port();
     scene.wait_ready(1);
+    scene.wait_status(1, "the API to be heard again", |status| {
+        let resources = status.kubernetes.iter().flat_map(|k| &k.resources);
+        resources.filter(|one| one.name == "pods").all(|one| one.last_heard_ns > heard_ns)
+    });
     // What the cgroups of this node prove, and the API tells now, leaves no doubt.
     scene.expect(&rows);
     check_named(&scene, &a, &late);
@@ -198,7 +226,14 @@ fn an_agent_whose_api_falls_silent_invents_no_names_and_catches_up() {
 #[test]
 fn a_history_that_is_gone_is_listed_anew_once() {
     need!(@check NEEDS);
-    let scene = Scene::start(one_node(), Auto);
+    for capture in [Auto, Tc] {
+        check_forgotten(capture);
+    }
+}
+
+#[track_caller]
+fn check_forgotten(capture: Capture) {
+    let scene = Scene::start(one_node(), capture);
     let a = scene.cluster.simple("shop/a", 1);
     let lists = || scene.cluster.api.requests("node1", "pods").lists;
     wait_until(Duration::from_secs(30), "the first list", || lists() == 1);
@@ -211,32 +246,131 @@ fn a_history_that_is_gone_is_listed_anew_once() {
     assert_eq!(lists(), 2, "one list more, after 410 Gone");
 }
 
-#[test]
-fn a_forbidden_resource_is_told_with_its_remedy_and_stops_nothing_else() {
-    need!(@check NEEDS);
-    let mut scene = Scene::without_agents(one_node(), Auto);
-    scene.cluster.api.forbid("services");
+/// Two pods on a node whose agent may not ask for one resource and is told so, with the remedy.
+fn forbidding(name: &str, capture: Capture) -> (Scene, Pod, Pod) {
+    let mut scene = Scene::without_agents(one_node(), capture);
+    scene.cluster.api.forbid(name);
     scene.start_agents_unready();
-    scene.wait_status(1, "a forbidden resource", |status| {
-        let services = |k: &Kubernetes| {
-            k.resources.iter().any(|one| one.name == "services" && one.state == "forbidden")
+    scene.wait_status(1, "one forbidden resource and all others", |status| {
+        let wanted = |one: &WatchedResource| {
+            one.state == if one.name == name { "forbidden" } else { "synced" }
         };
-        status.kubernetes.as_ref().is_some_and(services)
+        status.kubernetes.as_ref().is_some_and(|k| k.resources.iter().all(wanted))
     });
-    let told = resource(&scene, "services");
-    assert!(told.reason.contains("services") && told.reason.contains("list"), "{told:?}");
-    scene.wait_status(1, "the other resources", |status| {
-        let synced = |k: &Kubernetes| {
-            k.resources.iter().filter(|one| one.state == "synced").count() == RESOURCES.len() - 1
-        };
-        status.kubernetes.as_ref().is_some_and(synced)
-    });
+    let told = resource(&scene, name);
+    let remedy = format!("grant get, list and watch on {name} in API group \"\"");
+    assert!(told.reason.contains("is forbidden") && told.reason.contains(&remedy), "{told:?}");
+    assert_eq!(kubernetes(&scene).state, "forbidden");
+    assert!(scene.status(1).healthy, "the rest is of use");
     let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
     scene.wait_links(1, 2);
-    let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
-    let near = End::pod(&a, Auto, &by_address(&b));
-    scene.expect_own(&said(Auto, &talk, &near, None));
-    assert!(scene.status(1).healthy);
+    (scene, a, b)
+}
+
+/// Of a talk with somebody of whom a forbidden resource would tell, the other end is unknown, and
+/// never said to be outside of the cluster. Gives back the owner.
+#[track_caller]
+fn check_unknown(scene: &Scene, talk: &Talk) -> Endpoint {
+    let [owner, _] =
+        [(talk.client, "egress"), (talk.client.reply(), "ingress")].map(|(flow, way)| {
+            let row = wait_flow(scene, 1, "the client's row", |row| {
+                key(row) == flow && row.direction == way && is_owned(row) && !row.supplement
+            });
+            let (owner, peer) = ends(&row);
+            assert_eq!(who(&peer), "unknown api_not_synced none", "{row:#?}");
+            assert_eq!(row.service, None, "{row:#?}");
+            owner
+        });
+    for said in scene.trace(1).said() {
+        let about = [talk.client, talk.client.reply()].contains(&key(&said));
+        assert!(!about || ends(&said).1.kind == "unknown", "{said:#?}");
+    }
+    owner
+}
+
+fn datagrams(client: &Pod, server: &Actor, dial: SocketAddr, port: u16) -> Talk {
+    let (_, mut talk) = UdpTalk::open(&client.app, &[server], dial, port);
+    talk.say(3, 100);
+    talk.talk()
+}
+
+#[test]
+fn with_services_forbidden_pods_are_named_and_what_may_be_a_service_is_unknown() {
+    need!(@check NEEDS);
+    for capture in [Auto, Tc] {
+        let (scene, a, b) = forbidding("services", capture);
+        check_named(&scene, &a, &b);
+        let service = scene.cluster.service("shop/web", &[port("UDP", 80, 8080, 0)], &[&b]);
+        let dialled = SocketAddr::new(service.ips[0], 80);
+        check_unknown(&scene, &datagrams(&a, &b.app, dialled, 8080));
+        let outside = &scene.cluster.outside;
+        let dialled = SocketAddr::new(outside.address(V4), 9000);
+        check_unknown(&scene, &datagrams(&a, outside, dialled, 9000));
+    }
+}
+
+#[test]
+fn with_nodes_forbidden_pods_are_named_and_nobody_is_said_to_be_outside() {
+    need!(@check NEEDS);
+    for capture in [Auto, Tc] {
+        let (scene, a, b) = forbidding("nodes", capture);
+        check_seen_named(&scene, &a, &b);
+        let outside = &scene.cluster.outside;
+        let dialled = SocketAddr::new(outside.address(V4), 9000);
+        let owner = check_unknown(&scene, &datagrams(&a, outside, dialled, 9000));
+        assert_eq!((&*owner.pod, &*owner.node, &*owner.zone), ("a", "node1", ""), "{owner:?}");
+    }
+}
+
+#[test]
+fn with_pods_forbidden_a_pod_has_its_uid_and_no_name() {
+    need!(@check NEEDS);
+    for capture in [Auto, Tc] {
+        let (scene, a, b) = forbidding("pods", capture);
+        let talk = datagrams(&a, &b.app, b.at(V4, 8080), 8080);
+        let owner = check_unknown(&scene, &talk);
+        let told = (&owner.pod_uid, &*owner.pod, &*owner.kind, &*owner.reason);
+        assert_eq!(told, (&a.object.uid, "", "pod", "pod_unknown"), "{owner:?}");
+    }
+}
+
+#[test]
+fn an_agent_in_a_pod_needs_its_service_account_alone_and_takes_up_a_new_token() {
+    need!(@check NEEDS);
+    let scene = Scene::without_agents(one_node(), Auto);
+    let api = &scene.cluster.api;
+    let program = Path::new(env!("CARGO_BIN_EXE_orb8-agent"));
+    let agent = scene.cluster.agent(1, program).env("KUBECONFIG", "");
+    let agent = agent
+        .env("KUBERNETES_SERVICE_HOST", api.address().ip())
+        .env("KUBERNETES_SERVICE_PORT", api.address().port())
+        .env("ORB8_MAX_QUERY_LIMIT", ALL)
+        .service_account(&api.service_account("mounted"))
+        .start(&scene.node(1).netns);
+    scene.wait_ready(1);
+    assert_eq!(kubernetes(&scene).server, api.url());
+    let (a, b) = (scene.cluster.simple("shop/a", 1), scene.cluster.simple("shop/b", 1));
+    scene.wait_links(1, 2);
+    check_seen_named(&scene, &a, &b);
+    for resource in RESOURCES {
+        assert_eq!(api.requests("mounted", resource).lists, 1, "{resource}");
+    }
+    assert_eq!(api.requests("node1", "").lists, 0, "there is no kubeconfig");
+    api.revoke("mounted");
+    let status = scene.wait_status(1, "refused credentials", |status| {
+        status.kubernetes.as_ref().is_some_and(|k| k.state == "forbidden")
+    });
+    let reason = status.kubernetes.expect("it is told").reason;
+    assert!(reason.contains("the credentials are refused (Unauthorized)"), "{reason}");
+    let late = scene.cluster.simple("shop/late", 1);
+    let folder = api.service_account("mounted");
+    assert!(folder.join("token").exists(), "the new one lies where the old one lay");
+    scene.wait_ready(1);
+    scene.wait_links(1, 3);
+    check_seen_named(&scene, &a, &late);
+    assert_eq!(api.requests("mounted", "pods").lists, 1, "its watch went on where it was");
+    let (status, log) = agent.stop();
+    assert!(status.success(), "{status}:\n{log}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orb8_agent::clock::{Clock, SystemClock};
 use orb8_agent::host::HostFacts;
@@ -12,6 +12,7 @@ use orb8_agent::k8s::status::{Resource, State};
 use orb8_agent::k8s::watch::{Pace, Prepared, Watchers};
 use orb8_agent::k8s::{KubernetesSettings, Mode};
 use orb8_testbed::api::ApiServer;
+use orb8_testbed::api::count::Requests;
 use orb8_testbed::api::fault::Failure;
 use orb8_testbed::api::object::{self, Owner};
 use orb8_testbed::api::pod::{Pod, Stage};
@@ -183,6 +184,34 @@ fn owners_are_followed_to_the_top_whoever_comes_first() {
 }
 
 #[test]
+fn a_job_that_a_schedule_made_is_the_cron_jobs_whoever_comes_first() {
+    let api = cluster();
+    let (schedule, job) = (Owner::new("CronJob", "nightly"), Owner::new("Job", "nightly-29"));
+    let late = Owner::new("Job", "nightly-30");
+    let made = |job: &Owner| object::owned("Job", "shop", &job.name, &job.uid, Some(&schedule));
+    let by = |job: &Owner, last| {
+        let mut owned = pod(&format!("{}-x", job.name), last);
+        owned.owner = Some(job.clone());
+        owned
+    };
+    let (first, second) = (by(&job, 51), by(&late, 52));
+    api.put(made(&job));
+    api.put(first.object(Stage::Running));
+    api.put(second.object(Stage::Running));
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    let top = |pod: &Pod| {
+        let found = agent.registry.pod_of_cgroup(&pod.uid).expect("there is room");
+        let workload = found.state().workload.clone().expect("it has an owner");
+        format!("{}/{}", workload.kind, workload.name)
+    };
+    wait_until(DEADLINE, "the schedule", || top(&first) == "CronJob/nightly");
+    assert_eq!(top(&second), "Job/nightly-30");
+    api.put(made(&late));
+    wait_until(DEADLINE, "the schedule", || top(&second) == "CronJob/nightly");
+}
+
+#[test]
 fn an_api_that_is_away_at_start_is_found_when_it_comes() {
     let api = cluster();
     api.close_port();
@@ -279,6 +308,54 @@ fn a_forbidden_resource_is_named_and_the_others_go_on() {
 }
 
 #[test]
+fn refused_credentials_are_told_and_those_that_replace_them_are_taken_up() {
+    let api = cluster();
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    wait_until(DEADLINE, "six watches", || api.requests("agent", "").open == 6);
+    api.revoke("agent");
+    agent.wait_for(State::Forbidden);
+    let reason = agent.registry.status().reason;
+    assert!(reason.contains("the credentials are refused (Unauthorized)"), "{reason}");
+    assert!(reason.contains("renew the service account's token or the kubeconfig"), "{reason}");
+    assert_eq!(agent.who(ip(1)), "shop/web-1", "what was told stays");
+    api.put(pod("next", 70).object(Stage::Running));
+    let replaced = api.kubeconfig("agent");
+    assert_eq!(replaced, api.kubeconfig("agent"), "it lies where it lay");
+    agent.wait_for(State::Synced);
+    agent.wait_for_who(ip(70), "shop/next");
+    assert_eq!(api.requests("agent", "").lists, 6, "watches went on where they were");
+}
+
+#[test]
+fn credentials_for_another_server_are_not_taken_up() {
+    let (api, other) = (cluster(), cluster());
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Synced);
+    std::fs::copy(other.kubeconfig("agent"), api.kubeconfig("agent")).expect("a file of our own");
+    api.revoke("agent");
+    agent.wait_for(State::Forbidden);
+    let refusals = || agent.registry.health().of(Resource::Pods).errors;
+    let before = refusals();
+    wait_until(DEADLINE, "more refusals", || refusals() > before + 3);
+    assert_eq!(agent.state(Resource::Pods), State::Forbidden);
+    assert_eq!(other.requests("", ""), Requests::default());
+}
+
+#[test]
+fn a_401_that_passes_heals_without_a_word_of_anybody() {
+    let api = cluster();
+    api.fail(Failure::Status(401));
+    let agent = Agent::start(&api);
+    agent.wait_for(State::Forbidden);
+    assert_eq!(agent.who(ip(1)), "not synced");
+    api.heal();
+    agent.wait_for(State::Synced);
+    assert_eq!(agent.registry.status().reason, "");
+    assert_eq!(agent.who(ip(1)), "shop/web-1");
+}
+
+#[test]
 fn too_many_requests_are_repeated_when_the_api_says_so() {
     let api = cluster();
     {
@@ -314,6 +391,24 @@ fn a_slow_api_delays_names_and_nothing_else() {
     assert_eq!(agent.state(Resource::Pods), State::Connecting);
     assert_eq!(agent.who(ip(1)), "not synced");
     agent.wait_for_who(ip(1), "shop/web-1");
+}
+
+#[test]
+fn a_watch_that_the_api_ends_after_its_time_is_opened_anew_without_a_list() {
+    let api = cluster();
+    let pace = Pace { watch_for: Duration::from_secs(1), ..quick() };
+    let agent = Agent::start_with(&api, &pace);
+    agent.wait_for(State::Synced);
+    wait_until(DEADLINE, "each resource's third watch", || {
+        Resource::ALL.iter().all(|resource| api.requests("agent", resource.name()).watches >= 3)
+    });
+    api.put(pod("late", 40).object(Stage::Running));
+    agent.wait_for_who(ip(40), "shop/late");
+    for resource in Resource::ALL {
+        let told = agent.registry.health().of(resource);
+        let lists = api.requests("agent", resource.name()).lists;
+        assert_eq!((lists, told.errors, told.state), (1, 0, State::Synced), "{}", resource.name());
+    }
 }
 
 #[test]
@@ -381,10 +476,21 @@ fn settings_say_whether_the_api_is_asked() {
     }
 }
 
+/// Whether moments are spread over a time as chance would spread them: what happens at once is over
+/// in a fraction of it.
+#[track_caller]
+fn assert_spread(mut moments: Vec<Instant>, over: Duration) {
+    moments.sort_unstable();
+    let count = moments.len();
+    let most = moments[count * 9 / 10] - moments[count / 10];
+    assert!(most >= over / 2, "8 of 10 within {most:?} of {over:?}");
+}
+
 /// After a restart of the API that has forgotten what was, each of 100 agents lists each resource
-/// once more, spread over the time that the pace gives.
+/// once more, spread over the time that the pace gives, as are the lists of agents that all start at
+/// once.
 #[test]
-fn a_restart_costs_each_of_100_agents_at_most_two_lists() {
+fn a_restart_costs_each_of_100_agents_at_most_two_lists_spread_over_time() {
     const AGENTS: usize = 100;
     let api = cluster();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -393,29 +499,31 @@ fn a_restart_costs_each_of_100_agents_at_most_two_lists() {
         .build()
         .expect("a runtime");
     let pace = Pace {
-        relist_within: Duration::from_secs(3),
-        retry: Duration::from_millis(500),
-        watch_for: Duration::from_secs(240),
+        first_within: Duration::from_secs(6),
+        relist_within: Duration::from_secs(6),
+        // What agents do after a failed connection does not spread them.
+        retry: Duration::from_millis(200),
+        retry_at_most: Duration::from_millis(200),
         ..Pace::default()
     };
     let names: Vec<String> = (0..AGENTS).map(|number| format!("agent{number}")).collect();
-    let agents: Vec<(Arc<Registry>, Watchers)> = names
-        .iter()
-        .map(|name| {
-            let registry = Registry::shared(NODE, 100);
-            let config = api.kubeconfig(name).display().to_string();
-            let clock = SystemClock::shared();
-            let watchers = runtime.block_on(async {
-                let connection =
-                    connect(&config, &HostFacts::shared()).await.expect("the kubeconfig is good");
-                Watchers::start(&connection, &registry, &clock, &pace)
-            });
-            (registry, watchers)
-        })
-        .collect();
+    let connections = names.iter().map(|name| {
+        let config = api.kubeconfig(name).display().to_string();
+        let connection = runtime.block_on(connect(&config, &HostFacts::shared()));
+        connection.expect("the kubeconfig is good")
+    });
+    let connections: Vec<_> = connections.collect();
+    let _inside = runtime.enter();
+    let start = |connection| {
+        let (registry, clock) = (Registry::shared(NODE, 100), SystemClock::shared());
+        let watchers = Watchers::start(connection, &registry, &clock, &pace);
+        (registry, watchers)
+    };
+    let agents: Vec<(Arc<Registry>, Watchers)> = connections.iter().map(start).collect();
     let all = |state: State| agents.iter().all(|(registry, _)| registry.status().state == state);
     let open = || usize::try_from(api.requests("", "").open).expect("it is a small number");
     wait_until(DEADLINE, "all to watch", || all(State::Synced) && open() == 6 * AGENTS);
+    assert_spread(api.lists_begun("pods"), pace.first_within);
     api.close_port();
     wait_until(DEADLINE, "all to be stale", || all(State::Stale));
     api.delete("pods", "shop", "web-1");
@@ -428,5 +536,6 @@ fn a_restart_costs_each_of_100_agents_at_most_two_lists() {
             assert!((1..=3).contains(&requests.lists), "{name} {}: {requests:?}", resource.name());
         }
     }
+    assert_spread(api.lists_begun("pods").split_off(AGENTS), pace.relist_within);
     drop(agents);
 }

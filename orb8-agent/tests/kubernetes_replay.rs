@@ -1,18 +1,27 @@
-//! What a real API server told during one scenario, replayed into the registry in the order of its
-//! resource versions, with answers asserted on the way.
+//! What a real API server told during one scenario, replayed in the order of its resource versions:
+//! into the registry, with answers asserted on the way, and through an API server over TLS to a
+//! watcher.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use orb8_agent::clock::{Clock, SystemClock};
+use orb8_agent::host::HostFacts;
+use orb8_agent::k8s::client::connect;
 use orb8_agent::k8s::registry::{Field, Holder, Registry, Seen};
 use orb8_agent::k8s::services::Verdict;
 use orb8_agent::k8s::status::Resource;
+use orb8_agent::k8s::watch::{Pace, Watchers};
+use orb8_testbed::api::ApiServer;
+use orb8_testbed::wait::wait_until;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+const DEADLINE: Duration = Duration::from_secs(60);
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Monotonic time begins at 2026-11-21T04:55:00Z in this test.
@@ -141,76 +150,92 @@ impl Replay {
     }
 
     fn who(&self, address: &str) -> String {
-        let address: IpAddr = address.parse().expect("an address");
-        match self.registry.read().holder(address, self.now_ns) {
-            Holder::Pod { pod, .. } => {
-                let identity = pod.identity().expect("a pod with an address has a name");
-                format!("{}/{}", identity.namespace, identity.name)
-            }
-            Holder::Node { node, .. } => node.name.to_string(),
-            Holder::Service { service, .. } => format!("{} (Service)", service.name),
-            other => format!("{other:?}"),
-        }
+        who(&self.registry, address, self.now_ns)
     }
 
-    fn workload(&self, address: &str) -> String {
-        let address: IpAddr = address.parse().expect("an address");
-        let view = self.registry.read();
-        let Holder::Pod { pod, .. } = view.holder(address, self.now_ns) else {
-            return "no pod".to_owned();
-        };
-        let workload = pod.state().workload.clone();
-        workload.map_or("none".to_owned(), |top| format!("{}/{}", top.kind, top.name))
-    }
-
-    fn verdict(&self, name: &str, port: u16) -> Verdict {
+    fn verdict(&self, name: &str, port: u16) -> Option<Verdict> {
         let spec = self.objects.values().find(|object| {
             object["metadata"]["name"] == name && !object["spec"]["clusterIP"].is_null()
         });
-        let address = spec.and_then(|object| object["spec"]["clusterIP"].as_str());
-        let address: IpAddr = address.and_then(|ip| ip.parse().ok()).expect("it has a ClusterIP");
-        let view = self.registry.read();
-        let hit = view.service(address, port, 6, u64::MAX).expect("it is found by its ClusterIP");
-        assert_eq!(&*hit.service.name, name);
-        hit.verdict
+        verdict(&self.registry, spec.expect("it is there"), port)
     }
+}
+
+fn who(registry: &Registry, address: &str, at_ns: u64) -> String {
+    let address: IpAddr = address.parse().expect("an address");
+    match registry.read().holder(address, at_ns) {
+        Holder::Pod { pod, .. } => {
+            let identity = pod.identity().expect("a pod with an address has a name");
+            format!("{}/{}", identity.namespace, identity.name)
+        }
+        Holder::Node { node, .. } => node.name.to_string(),
+        Holder::Service { service, .. } => format!("{} (Service)", service.name),
+        other => format!("{other:?}"),
+    }
+}
+
+fn workload(registry: &Registry, address: &str, at_ns: u64) -> String {
+    let address: IpAddr = address.parse().expect("an address");
+    let view = registry.read();
+    let Holder::Pod { pod, .. } = view.holder(address, at_ns) else {
+        return "no pod".to_owned();
+    };
+    let workload = pod.state().workload.clone();
+    workload.map_or("none".to_owned(), |top| format!("{}/{}", top.kind, top.name))
+}
+
+/// Whether anybody answers behind a Service, if it is known by its ClusterIP.
+fn verdict(registry: &Registry, service: &Value, port: u16) -> Option<Verdict> {
+    let address = service["spec"]["clusterIP"].as_str().and_then(|ip| ip.parse().ok());
+    let address: IpAddr = address.expect("it has a ClusterIP");
+    let view = registry.read();
+    let hit = view.service(address, port, 6, u64::MAX)?;
+    assert_eq!(*hit.service.name, *service["metadata"]["name"].as_str().expect("it has a name"));
+    Some(hit.verdict)
 }
 
 /// Right before the first scale-up, when all is steady.
 const STEADY: u64 = 709;
 
+/// Pods that have an address then, and their workloads.
+const STEADY_PODS: [(&str, &str, &str); 7] = [
+    ("10.244.1.3", "shop/web-947559696-7nwqw", "Deployment/web"),
+    ("10.244.2.2", "shop/web-947559696-td6dl", "Deployment/web"),
+    ("10.244.1.4", "shop/bare", "none"),
+    ("10.244.2.4", "shop/db-0", "StatefulSet/db"),
+    ("10.244.1.10", "default/static-web-node1", "none"),
+    ("10.244.1.7", "shop/crash", "none"),
+    ("10.244.2.11", "shop/slice-b", "none"),
+];
+
+/// Addresses that no pod has then.
+const STEADY_OTHERS: [(&str, &str); 7] = [
+    // Of the hostNetwork pods, and so of the nodes.
+    ("172.30.0.11", "node1"),
+    ("172.30.0.12", "node2"),
+    // Of finished Jobs, which keep their address in the object.
+    ("10.244.2.7", "InCluster"),
+    ("10.244.2.8", "InCluster"),
+    ("10.244.2.14", "InCluster"),
+    // Of an earlier sandbox of the static pod, which the kubelet told first.
+    ("10.244.1.2", "InCluster"),
+    ("203.0.113.1", "Outside"),
+];
+
 #[test]
 fn the_steady_cluster_is_known_by_name_owner_and_service() {
     let mut replay = Replay::begin();
     replay.until(STEADY);
-    for (address, name, workload) in [
-        ("10.244.1.3", "shop/web-947559696-7nwqw", "Deployment/web"),
-        ("10.244.2.2", "shop/web-947559696-td6dl", "Deployment/web"),
-        ("10.244.1.4", "shop/bare", "none"),
-        ("10.244.2.4", "shop/db-0", "StatefulSet/db"),
-        ("10.244.1.10", "default/static-web-node1", "none"),
-        ("10.244.1.7", "shop/crash", "none"),
-        ("10.244.2.11", "shop/slice-b", "none"),
-    ] {
+    for (address, name, workload) in STEADY_PODS {
         assert_eq!(replay.who(address), name, "{address}");
-        assert_eq!(replay.workload(address), workload, "{address}");
+        let found = self::workload(&replay.registry, address, replay.now_ns);
+        assert_eq!(found, workload, "{address}");
     }
-    for (address, wanted) in [
-        // Of the hostNetwork pods, and so of the nodes.
-        ("172.30.0.11", "node1"),
-        ("172.30.0.12", "node2"),
-        // Of finished Jobs, which keep their address in the object.
-        ("10.244.2.7", "InCluster"),
-        ("10.244.2.8", "InCluster"),
-        ("10.244.2.14", "InCluster"),
-        // Of an earlier sandbox of the static pod, which the kubelet told first.
-        ("10.244.1.2", "InCluster"),
-        ("203.0.113.1", "Outside"),
-    ] {
+    for (address, wanted) in STEADY_OTHERS {
         assert_eq!(replay.who(address), wanted, "{address}");
     }
-    assert_eq!(replay.verdict("web", 80), Verdict::Ok);
-    assert_eq!(replay.verdict("web-np", 80), Verdict::Ok);
+    assert_eq!(replay.verdict("web", 80), Some(Verdict::Ok));
+    assert_eq!(replay.verdict("web-np", 80), Some(Verdict::Ok));
     let view = replay.registry.read();
     let node_port = view.node_port(30080, 6, u64::MAX).expect("web-np has it");
     assert_eq!(&*node_port.service.name, "web-np");
@@ -291,7 +316,8 @@ fn a_static_pod_and_a_restarted_container_keep_who_they_are() {
         let pods = replay.registry.local_pods();
         let pod = pods.iter().find(|pod| pod.identity().is_some_and(|of| &*of.name == name));
         let state = pod.expect("it is of this node").state();
-        state.containers.iter().map(|(id, of)| (id.to_string(), of.to_string())).collect::<Vec<_>>()
+        let all = state.containers.iter();
+        all.map(|one| (one.id.to_string(), one.name.to_string())).collect::<Vec<_>>()
     };
     let crash = containers_of(&replay, "crash");
     assert!(!crash.is_empty() && crash.iter().all(|(id, _)| id.len() == 64), "{crash:?}");
@@ -318,4 +344,109 @@ fn the_end_of_the_scenario_is_what_a_list_says() {
     let after = replay.registry.status();
     assert_eq!((after.pods, after.pods_local), (before.pods, before.pods_local));
     assert!(after.pods > 10 && after.pods <= items.len(), "{after:?}");
+}
+
+/// Watchers of an API server that tells what was recorded, over TLS.
+struct Watched {
+    api: ApiServer,
+    registry: Arc<Registry>,
+    clock: Arc<dyn Clock>,
+    events: std::vec::IntoIter<Told>,
+    _watchers: Watchers,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Watched {
+    /// What came up to and with `listed` is there before the first question, so that lists tell it.
+    fn begin(listed: u64) -> Self {
+        let api = ApiServer::local();
+        api.load_list(&serde_json::from_str(&fixture("before-nodes.json")).expect("it is JSON"));
+        let mut events = recorded().into_iter();
+        tell(&api, &mut events, listed);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (registry, clock) = (Registry::shared("node1", 1000), SystemClock::shared());
+        let pace = Pace { first_within: Duration::from_millis(10), page: 3, ..Pace::default() };
+        let config = api.kubeconfig("agent").display().to_string();
+        let watchers = runtime.block_on(async {
+            let connection = connect(&config, &HostFacts::shared()).await;
+            Watchers::start(&connection.expect("the kubeconfig is good"), &registry, &clock, &pace)
+        });
+        let watched = Self { api, registry, clock, events, _watchers: watchers, _runtime: runtime };
+        wait_until(DEADLINE, "six watches", || watched.api.requests("agent", "").open == 6);
+        watched
+    }
+
+    fn until(&mut self, version: u64) {
+        tell(&self.api, &mut self.events, version);
+    }
+
+    #[track_caller]
+    fn wait_for_who(&self, address: &str, wanted: &str) {
+        let mut found = String::new();
+        let end = Instant::now() + DEADLINE;
+        while found != wanted {
+            found = who(&self.registry, address, self.clock.monotonic_ns());
+            assert!(Instant::now() < end, "{address} is {found}, not {wanted}");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+}
+
+fn tell(api: &ApiServer, events: &mut std::vec::IntoIter<Told>, version: u64) {
+    while events.as_slice().first().is_some_and(|told| told.version <= version) {
+        let told = events.next().expect("it was looked at");
+        api.replay(&json!({ "type": told.kind, "object": told.object }));
+    }
+}
+
+#[test]
+fn a_watcher_that_hears_the_scenario_over_tls_knows_the_steady_cluster() {
+    // All by watches; half by lists; all by lists.
+    for listed in [0, 500, STEADY] {
+        let mut watched = Watched::begin(listed);
+        watched.until(STEADY);
+        for (address, name, workload) in STEADY_PODS {
+            watched.wait_for_who(address, name);
+            wait_until(DEADLINE, workload, || {
+                let now_ns = watched.clock.monotonic_ns();
+                self::workload(&watched.registry, address, now_ns) == workload
+            });
+        }
+        for (address, wanted) in STEADY_OTHERS {
+            watched.wait_for_who(address, wanted);
+        }
+        for name in ["web", "web-np"] {
+            let service = watched.api.store().get("services", "shop", name).expect("it is there");
+            wait_until(DEADLINE, name, || {
+                verdict(&watched.registry, &service, 80) == Some(Verdict::Ok)
+            });
+        }
+        let lists = watched.api.requests("agent", "").lists;
+        assert_eq!((lists, watched.registry.status().rejected), (6, 0), "from {listed}");
+    }
+}
+
+#[test]
+fn a_watcher_that_heard_the_whole_scenario_over_tls_has_what_a_list_says() {
+    let mut watched = Watched::begin(0);
+    watched.until(u64::MAX);
+    let list: Value = serde_json::from_str(&fixture("after-pods.json")).expect("it is JSON");
+    let mut named = 0;
+    for object in list["items"].as_array().expect("a list has items") {
+        let (meta, status) = (&object["metadata"], &object["status"]);
+        let finished = matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"));
+        let Some(address) = status["podIP"].as_str() else { continue };
+        if finished || object["spec"]["hostNetwork"] == true {
+            continue;
+        }
+        let word = |key: &str| meta[key].as_str().expect("pods have names").to_owned();
+        watched.wait_for_who(address, &format!("{}/{}", word("namespace"), word("name")));
+        named += 1;
+    }
+    assert!(named >= 5, "{named}");
+    assert_eq!(watched.registry.status().rejected, 0);
 }

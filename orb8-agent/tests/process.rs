@@ -67,10 +67,17 @@ fn a_taken_port_ends_with_2_and_is_named() {
 }
 
 #[test]
-fn kubernetes_that_is_asked_for_where_there_is_none_ends_with_2() {
-    let output = agent(&[("ORB8_KUBERNETES", "on"), ("ORB8_GRPC_PORT", "0")], &[]);
-    assert_eq!(output.status.code(), Some(2), "{output:?}");
-    let error = text(&output.stderr);
-    assert!(error.contains("no KUBECONFIG is set and this is no pod"), "{error}");
-    assert!(error.contains("or set --kubernetes (ORB8_KUBERNETES) to auto or off"), "{error}");
+fn kubernetes_that_is_asked_for_and_not_there_ends_with_2_and_the_next_step() {
+    for (variables, named) in [
+        (&[][..], "no KUBECONFIG is set and this is no pod with a service account"),
+        (&[("KUBECONFIG", "/nowhere/config")], "kubeconfig /nowhere/config cannot be used"),
+    ] {
+        let on = [("ORB8_KUBERNETES", "on"), ("ORB8_GRPC_PORT", "0")];
+        let environment = [&on, variables].concat();
+        let output = agent(&environment, &[]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains(named), "{told}");
+        assert!(told.contains("or set --kubernetes (ORB8_KUBERNETES) to auto or off"), "{told}");
+    }
 }

@@ -15,8 +15,6 @@ use crate::k8s::model::Pod;
 
 /// Few entries for each lock, so that growing a shard's table takes microseconds.
 const SHARDS: usize = 64;
-const RUNTIMES: [Runtime; 4] =
-    [Runtime::Containerd, Runtime::CriO, Runtime::Docker, Runtime::Podman];
 
 /// A cgroup; one value for as long as its directory has this path.
 #[derive(Debug)]
@@ -70,7 +68,7 @@ pub struct Status {
     pub mode: Mode,
     /// The root of all cgroups, none without cgroup2.
     pub mount: Option<PathBuf>,
-    /// Runtimes of the containers seen since the start.
+    /// Runtimes that paths named since the start.
     pub runtimes: Vec<Runtime>,
     /// What made the cgroups of the pods seen since the start.
     pub driver: Option<Driver>,
@@ -94,7 +92,7 @@ struct Shared {
     generation: AtomicU64,
     known: AtomicU64,
     rejected: AtomicU64,
-    /// Bit `n` for the runtime that is n-th in `RUNTIMES`.
+    /// Bit `n` for the runtime that is n-th in [`Runtime::ALL`].
     runtimes: AtomicU8,
     driver: OnceLock<Driver>,
     mode: Mode,
@@ -145,11 +143,16 @@ impl Cgroups {
     pub fn status(&self) -> Status {
         let shared = &*self.shared;
         let seen = shared.runtimes.load(Ordering::Relaxed);
-        let is_seen = |(n, _): &(usize, &Runtime)| seen & (1 << n) != 0;
+        let is_seen = |(n, _): &(usize, Runtime)| seen & (1 << n) != 0;
         Status {
             mode: shared.mode,
             mount: shared.mount.clone(),
-            runtimes: RUNTIMES.iter().enumerate().filter(is_seen).map(|(_, it)| *it).collect(),
+            runtimes: Runtime::ALL
+                .into_iter()
+                .enumerate()
+                .filter(is_seen)
+                .map(|(_, it)| it)
+                .collect(),
             driver: shared.driver.get().copied(),
             known: shared.known.load(Ordering::Relaxed),
             rejected: shared.rejected.load(Ordering::Relaxed),
@@ -194,7 +197,7 @@ impl Cgroups {
     fn note(&self, cgroup: &Cgroup) {
         let Some(placement) = &cgroup.placement else { return };
         let runtime = placement.container.as_ref().and_then(|container| container.runtime);
-        if let Some(n) = RUNTIMES.iter().position(|it| Some(*it) == runtime) {
+        if let Some(n) = Runtime::ALL.iter().position(|it| Some(*it) == runtime) {
             self.shared.runtimes.fetch_or(1 << n, Ordering::Relaxed);
         }
         if let (Some(_), Some(driver)) = (&placement.pod, placement.driver) {

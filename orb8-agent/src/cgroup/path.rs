@@ -41,7 +41,16 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// The word for it in answers.
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Self; 4] = [Self::Containerd, Self::CriO, Self::Docker, Self::Podman];
+
+    /// The one that the API writes in front of a container's id, as in `containerd://<id>`.
+    #[must_use]
+    pub fn of_scheme(scheme: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|runtime| runtime.as_str() == scheme)
+    }
+
+    /// The word for it in answers; the API's scheme is the same.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -74,7 +74,7 @@ pub fn status(report: &Report) -> v1::AgentStatus {
         }),
         kubernetes: Some(known::kubernetes(&report.kubernetes, report.unix_offset_ns)),
         attribution_shares: report.shares.clone(),
-        cgroups: Some(known::cgroups(&report.cgroups)),
+        cgroups: Some(known::cgroups(&report.cgroups, &report.kubernetes)),
         pod_planes: known::pod_planes(report),
         connection_tracking: Some(known::tracking(&report.tracking)),
     }

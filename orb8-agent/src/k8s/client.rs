@@ -1,11 +1,11 @@
 //! The way to the API server: where it is, how a request fails, and what a failure means.
 //!
-//! Transport, TLS, credentials and their renewal are kube's. Requests go out one by one and are not
-//! repeated here: who asks decides when to ask again, knows `Retry-After` and counts. Nothing here
-//! knows what the answers mean.
+//! Transport, TLS and credentials are kube's, which looks for a new token once a minute; when they are
+//! refused, they are read anew at once. Requests go out one by one and are not repeated here: who asks
+//! decides when to ask again, knows `Retry-After` and counts. Nothing here knows what the answers mean.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
@@ -62,12 +62,29 @@ pub enum ConnectError {
     },
 }
 
-/// A client and where it goes.
+/// A client and where it goes; clones are the same one.
 #[derive(Clone)]
 pub struct Connection {
-    client: Client,
+    access: Arc<Access>,
     /// URL of the API server.
     pub server: String,
+}
+
+/// The client, and what it is made of.
+struct Access {
+    kubeconfig: String,
+    facts: Arc<HostFacts>,
+    current: Mutex<Numbered>,
+    /// Held while another client is made: a credential plugin that never ends keeps one thread at
+    /// most.
+    making: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A client, and how many were there before it.
+#[derive(Clone)]
+struct Numbered {
+    number: u64,
+    client: Client,
 }
 
 impl std::fmt::Debug for Connection {
@@ -83,6 +100,18 @@ impl std::fmt::Debug for Connection {
 /// # Errors
 /// The configuration is missing or cannot be used.
 pub async fn connect(kubeconfig: &str, facts: &Arc<HostFacts>) -> Result<Connection, ConnectError> {
+    let (client, server) = make(kubeconfig, facts).await?;
+    let access = Access {
+        kubeconfig: kubeconfig.to_owned(),
+        facts: Arc::clone(facts),
+        current: Mutex::new(Numbered { number: 0, client }),
+        making: Arc::default(),
+    };
+    Ok(Connection { access: Arc::new(access), server })
+}
+
+/// A client of what the files say now, and the URL of its server.
+async fn make(kubeconfig: &str, facts: &Arc<HostFacts>) -> Result<(Client, String), ConnectError> {
     let mut config = if kubeconfig.is_empty() {
         Config::incluster()?
     } else {
@@ -98,7 +127,7 @@ pub async fn connect(kubeconfig: &str, facts: &Arc<HostFacts>) -> Result<Connect
     config.default_retry = false;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     match client(config, facts) {
-        Ok(client) => Ok(Connection { client, server }),
+        Ok(client) => Ok((client, server)),
         Err(source) => Err(ConnectError::Client { server, source: Box::new(source) }),
     }
 }
@@ -134,7 +163,8 @@ pub enum AskError {
     /// The API server refuses it by its access rules.
     #[error("{0}")]
     Forbidden(String),
-    /// It does not know who asks: a token that has expired is refused until its file has a new one.
+    /// It does not know who asks: a token that has expired is refused until its file, or the
+    /// kubeconfig, has a new one.
     #[error("{0}")]
     Unauthorized(String),
     /// The resource version or the page is too old.
@@ -161,13 +191,28 @@ pub enum AskError {
     Unreadable(String),
 }
 
+impl Access {
+    fn current(&self) -> MutexGuard<'_, Numbered> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a client in the place of the one with this number, unless another one was faster.
+    fn replace(&self, number: u64, client: Client) {
+        let mut current = self.current();
+        if current.number == number {
+            *current = Numbered { number: number + 1, client };
+        }
+    }
+}
+
 impl Connection {
     /// Sends a request and gives back the answer, whose body is still to be read.
     ///
     /// # Errors
     /// The request was not answered with success.
     pub async fn ask(&self, request: Request<Vec<u8>>) -> Result<Response<Body>, AskError> {
-        let sent = self.client.send(request.map(Body::from));
+        let Numbered { number, client } = self.access.current().clone();
+        let sent = client.send(request.map(Body::from));
         let answer = match tokio::time::timeout(ANSWER, sent).await {
             Err(_elapsed) => return Err(AskError::Slow(ANSWER)),
             Ok(Err(kube::Error::Service(error))) => return Err(AskError::Broken(chain(&*error))),
@@ -180,7 +225,35 @@ impl Connection {
         let (parts, body) = answer.into_parts();
         // What cannot be read of a refusal does not make it less of one.
         let body = whole(body).await.unwrap_or_default();
-        Err(refusal(parts.status, &parts.headers, &body))
+        let refused = refusal(parts.status, &parts.headers, &body);
+        if matches!(refused, AskError::Unauthorized(_)) {
+            self.renew(number).await;
+        }
+        Err(refused)
+    }
+
+    /// Takes up what the files say now, in place of a client whose credentials are refused.
+    async fn renew(&self, refused: u64) {
+        if self.access.current().number != refused {
+            return;
+        }
+        let Ok(making) = Arc::clone(&self.access.making).try_lock_owned() else { return };
+        let (access, runtime) = (Arc::clone(&self.access), tokio::runtime::Handle::current());
+        let made = tokio::task::spawn_blocking(move || {
+            let _making = making;
+            runtime.block_on(make(&access.kubeconfig, &access.facts))
+        });
+        let reason = match tokio::time::timeout(ANSWER, made).await {
+            Ok(Ok(Ok((client, server)))) if server == self.server => {
+                return self.access.replace(refused, client);
+            }
+            // Another cluster's names are none for what was seen in this one.
+            Ok(Ok(Ok((_, server)))) => format!("they are for {server} now, restart the agent"),
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(panicked)) => panicked.to_string(),
+            Err(_elapsed) => format!("that takes longer than {} s", ANSWER.as_secs()),
+        };
+        tracing::debug!(reason, "credentials were not read again");
     }
 
     /// Sends a request and reads the whole answer.

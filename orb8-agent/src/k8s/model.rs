@@ -7,6 +7,8 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
+use crate::cgroup::Runtime;
+
 /// Labels of a pod, sorted by key.
 pub type Labels = Arc<[(Arc<str>, Arc<str>)]>;
 
@@ -39,10 +41,21 @@ pub struct PodState {
     pub workload: Option<Arc<Workload>>,
     /// Its labels.
     pub labels: Option<Labels>,
-    /// Containers of all kinds: id without the runtime's scheme, and name.
-    pub containers: Vec<(Box<str>, Arc<str>)>,
+    /// Containers of all kinds.
+    pub containers: Vec<Container>,
     /// When the API told that it is gone or finished, CLOCK_MONOTONIC nanoseconds.
     pub ended_ns: Option<u64>,
+}
+
+/// A container of a pod, as the pod's status tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Its id without the runtime's scheme.
+    pub id: Box<str>,
+    /// Its name in the pod.
+    pub name: Arc<str>,
+    /// Its runtime, if the scheme is one that is known.
+    pub runtime: Option<Runtime>,
 }
 
 impl Pod {
@@ -80,7 +93,15 @@ impl Pod {
     #[must_use]
     pub fn container(&self, id: &str) -> Option<Arc<str>> {
         let state = self.state();
-        state.containers.iter().find(|(of, _)| &**of == id).map(|(_, name)| Arc::clone(name))
+        let found = state.containers.iter().find(|container| &*container.id == id);
+        found.map(|container| Arc::clone(&container.name))
+    }
+
+    /// The runtime of a container by its id.
+    #[must_use]
+    pub fn runtime(&self, id: &str) -> Option<Runtime> {
+        let state = self.state();
+        state.containers.iter().find(|container| &*container.id == id)?.runtime
     }
 }
 

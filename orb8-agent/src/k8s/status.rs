@@ -2,7 +2,10 @@
 //!
 //! Times are CLOCK_MONOTONIC nanoseconds; whoever shows them adds the offset.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::cgroup::Runtime;
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,6 +139,8 @@ pub struct Status {
     pub max_pods: usize,
     /// Objects, and uses of addresses in doubt, that did not fit or could not be read, since the agent started.
     pub rejected: u64,
+    /// Runtimes of the containers of this node's pods since the start, as the API names them.
+    pub runtimes: BTreeSet<Runtime>,
 }
 
 /// Where the watchers write how they fare.

@@ -99,6 +99,6 @@ fn has_container(view: &View<'_>, wanted: &str) -> bool {
             state
                 .containers
                 .iter()
-                .any(|(id, name)| **name == *wanted || (by_id && id.starts_with(wanted)))
+                .any(|one| *one.name == *wanted || (by_id && one.id.starts_with(wanted)))
         })
 }

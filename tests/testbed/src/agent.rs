@@ -2,7 +2,10 @@
 //!
 //! Each namespace has its own loopback, so the default ports are free in every one of them.
 
+use std::ffi::{CStr, CString};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -26,6 +29,7 @@ pub struct AgentOptions {
     listen: String,
     capabilities: Option<u64>,
     cgroup: Option<PathBuf>,
+    service_account: Option<PathBuf>,
 }
 
 impl AgentOptions {
@@ -49,6 +53,7 @@ impl AgentOptions {
             listen: LISTEN.to_owned(),
             capabilities: None,
             cgroup: None,
+            service_account: None,
         }
     }
 
@@ -56,6 +61,13 @@ impl AgentOptions {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Takes an environment variable out again.
+    #[must_use]
+    pub fn unset(mut self, name: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
         self
     }
 
@@ -84,6 +96,13 @@ impl AgentOptions {
     #[must_use]
     pub fn cgroup(mut self, directory: &Path) -> Self {
         self.cgroup = Some(directory.to_owned());
+        self
+    }
+
+    /// Gives it a ServiceAccount's folder where pods have theirs, in a mount namespace of its own.
+    #[must_use]
+    pub fn service_account(mut self, folder: &Path) -> Self {
+        self.service_account = Some(folder.to_owned());
         self
     }
 
@@ -121,6 +140,9 @@ impl AgentOptions {
         if let Some(directory) = &self.cgroup {
             join_cgroup(&mut command, directory);
         }
+        if let Some(folder) = &self.service_account {
+            mount_service_account(&mut command, folder);
+        }
         if let Some(kept) = self.capabilities {
             confine(&mut command, kept);
         }
@@ -139,6 +161,41 @@ fn join_cgroup(command: &mut Command, directory: &Path) {
     let join = move || rustix::io::write(&procs, b"0").map(drop).map_err(std::io::Error::from);
     // SAFETY: one system call between fork and exec.
     unsafe { command.pre_exec(join) };
+}
+
+/// Lets a command have a folder as its ServiceAccount's; all else of `/run` is empty for it.
+fn mount_service_account(command: &mut Command, folder: &Path) {
+    let folder = CString::new(folder.as_os_str().as_bytes()).expect("a path has no NUL");
+    let mount = move || {
+        let at = c"/run/secrets/kubernetes.io/serviceaccount";
+        let levels = [c"/run/secrets", c"/run/secrets/kubernetes.io", at];
+        check(
+            // SAFETY: a flag; the command has one thread.
+            unsafe { libc::unshare(libc::CLONE_NEWNS) },
+        )?;
+        mounted(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE)?;
+        mounted(c"none", c"/run", c"tmpfs", 0)?;
+        for level in levels {
+            check(
+                // SAFETY: a text that ends with NUL.
+                unsafe { libc::mkdir(level.as_ptr(), 0o755) },
+            )?;
+        }
+        mounted(&folder, at, c"", libc::MS_BIND)
+    };
+    // SAFETY: system calls only between fork and exec.
+    unsafe { command.pre_exec(mount) };
+}
+
+fn mounted(what: &CStr, at: &CStr, kind: &CStr, flags: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: three texts that end with NUL, and no data.
+    let result =
+        unsafe { libc::mount(what.as_ptr(), at.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+    check(result)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Lets a command have these capabilities at most: root's program gets what the bounding set

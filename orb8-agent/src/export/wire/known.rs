@@ -37,13 +37,17 @@ pub(super) fn kubernetes(status: &Status, unix_offset_ns: i64) -> v1::Kubernetes
     }
 }
 
-/// cgroups.
-pub(super) fn cgroups(status: &cgroup::Status) -> v1::Cgroups {
+/// cgroups, with the runtimes that only the API names.
+pub(super) fn cgroups(status: &cgroup::Status, kubernetes: &Status) -> v1::Cgroups {
     let mount = status.mount.as_ref().map(|path| path.display().to_string());
+    let found = |runtime: &cgroup::Runtime| {
+        status.runtimes.contains(runtime) || kubernetes.runtimes.contains(runtime)
+    };
+    let runtimes = cgroup::Runtime::ALL.into_iter().filter(found);
     v1::Cgroups {
         mode: status.mode.as_str().to_owned(),
         mount: mount.unwrap_or_default(),
-        runtimes: status.runtimes.iter().map(|runtime| runtime.as_str().to_owned()).collect(),
+        runtimes: runtimes.map(|runtime| runtime.as_str().to_owned()).collect(),
         driver: status.driver.map_or("", |driver| driver.as_str()).to_owned(),
         known: status.known,
         reason: status.reason.clone(),

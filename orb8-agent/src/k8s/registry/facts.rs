@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::Seen;
 use super::tables::SECOND_NS;
+use crate::cgroup::Runtime;
 use crate::clock::from_unix;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod as ApiPod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -112,9 +113,9 @@ impl<'a> PodFacts<'a> {
         (first >= self.created_unix_ns?).then_some(started)
     }
 
-    /// Containers of all kinds: id without the runtime's scheme, and name. Of one that is between
-    /// two lives the id of the last one too.
-    pub(super) fn containers(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+    /// Containers of all kinds: id without the runtime's scheme, name, and runtime by that scheme. Of
+    /// one that is between two lives the id of the last one too.
+    pub(super) fn containers(&self) -> impl Iterator<Item = (&'a str, &'a str, Option<Runtime>)> {
         let statuses = self.status.into_iter().flat_map(|status| {
             let kinds = [
                 &status.container_statuses,
@@ -128,9 +129,9 @@ impl<'a> PodFacts<'a> {
             let ids = [status.container_id.as_deref(), last.filter(|id| status.is_new(id))];
             ids.into_iter()
                 .flatten()
-                .map(bare_id)
-                .filter(|id| !id.is_empty())
-                .map(|id| (id, status.name.as_str()))
+                .map(split_id)
+                .filter(|(id, _)| !id.is_empty())
+                .map(|(id, runtime)| (id, status.name.as_str(), runtime))
         })
     }
 }
@@ -155,9 +156,9 @@ fn ended_id(state: &ContainerState) -> Option<&str> {
     state.terminated.as_ref()?.container_id.as_deref()
 }
 
-/// `containerd://<id>` to `<id>`.
-fn bare_id(id: &str) -> &str {
-    id.split_once("://").map_or(id, |(_scheme, id)| id)
+/// `containerd://<id>` to `<id>` and the runtime.
+fn split_id(id: &str) -> (&str, Option<Runtime>) {
+    id.split_once("://").map_or((id, None), |(scheme, id)| (id, Runtime::of_scheme(scheme)))
 }
 
 fn is_config_hash(text: &str) -> bool {

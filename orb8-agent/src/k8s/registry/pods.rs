@@ -8,7 +8,7 @@ use super::tables::Tables;
 use super::uids::Uids;
 use super::{Seen, read, write};
 use crate::k8s::addresses::{Claim, End, OPEN, RUNS_ON_NS, Who};
-use crate::k8s::model::{Pod, PodIdentity};
+use crate::k8s::model::{Container, Pod, PodIdentity};
 use crate::k8s::status::Resource;
 
 /// A pod that the API has.
@@ -198,11 +198,7 @@ impl Tables {
         }
         let labels = facts.meta.labels.as_ref().filter(|labels| !labels.is_empty());
         let labels = labels.map(|labels| self.names.labels(labels.iter()));
-        let containers: Vec<(Box<str>, Arc<str>)> = if held.local {
-            facts.containers().map(|(id, name)| (id.into(), self.names.get(name))).collect()
-        } else {
-            vec![]
-        };
+        let containers = if held.local { self.containers(facts) } else { vec![] };
         let state = held.pod.state();
         let same =
             state.workload == workload && state.labels == labels && state.containers == containers;
@@ -215,6 +211,14 @@ impl Tables {
             });
         }
         !same
+    }
+
+    fn containers(&mut self, facts: &PodFacts<'_>) -> Vec<Container> {
+        let told = facts.containers().map(|(id, name, runtime)| {
+            self.runtimes.extend(runtime);
+            Container { id: id.into(), name: self.names.get(name), runtime }
+        });
+        told.collect()
     }
 
     fn address_pod(&mut self, held: &mut Held, facts: &PodFacts<'_>, seen: Seen) -> bool {

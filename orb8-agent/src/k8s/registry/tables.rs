@@ -1,6 +1,6 @@
 //! The tables behind the registry's lock, and what a list does to them.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 
@@ -12,6 +12,7 @@ use super::nodes::HeldNode;
 use super::pods::Held;
 use super::ranges::{MAX_POD_BITS, MAX_SERVICE_BITS, Ranges, extremes, hull};
 use super::uids::Uids;
+use crate::cgroup::Runtime;
 use crate::clock::from_unix;
 use crate::k8s::addresses::{Addresses, Claim, End, OPEN};
 use crate::k8s::model::{Node, Pod};
@@ -46,6 +47,8 @@ pub(super) struct Tables {
     pub(super) names: Names,
     pub(super) ranges: Ranges,
     pub(super) rejected: u64,
+    /// Of the containers of this node's pods since the start, as the API names them.
+    pub(super) runtimes: BTreeSet<Runtime>,
     /// The least and the greatest address of each family that pods had outside of all ranges.
     stray: Vec<IpAddr>,
     /// Names or uids that the running list has told so far.
@@ -76,6 +79,7 @@ impl Tables {
             names: Names::default(),
             ranges: Ranges::default(),
             rejected: 0,
+            runtimes: BTreeSet::new(),
             stray: vec![],
             listing: Default::default(),
             listed: [false; Resource::COUNT],
@@ -253,6 +257,7 @@ impl Tables {
         status.pods_local = self.local;
         status.max_pods = self.max;
         status.rejected += self.rejected;
+        status.runtimes.clone_from(&self.runtimes);
         for resource in Resource::ALL {
             status.resources[resource.index()].objects = match resource {
                 Resource::Pods => self.pods.len(),

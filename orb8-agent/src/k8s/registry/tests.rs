@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::{Field, Holder, Registry, Seen};
+use crate::cgroup::Runtime;
 use crate::k8s::services::{ServiceKind, Verdict};
 use crate::k8s::status::Resource;
 
@@ -172,6 +173,9 @@ fn a_cgroup_that_came_first_gets_its_name_later() {
     assert_eq!((&*identity.namespace, &*identity.name), ("shop", "a"));
     assert_eq!(identity.node.as_ref().map(|node| &*node.name), Some(OWN));
     assert_eq!(early.container("of-a").as_deref(), Some("app"));
+    assert_eq!(early.runtime("of-a"), Some(Runtime::Containerd));
+    assert_eq!(early.runtime("of-b"), None);
+    assert_eq!(registry.status().runtimes.into_iter().collect::<Vec<_>>(), [Runtime::Containerd]);
     assert!(Arc::ptr_eq(&early, &registry.pod_of_cgroup("a").expect("it is known")));
 }
 

@@ -84,6 +84,22 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_pace_spares_an_api_that_comes_back_and_knows_all_within_a_minute() {
+        let pace = Pace::default();
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        // The longest wait for the port, for the list, and for a page that is refused once.
+        let whole = pace.retry_at_most + pace.relist_within + pace.retry;
+        assert!(whole < minute, "{whole:?}");
+        // Six lists of each of 100 agents, so many a second.
+        let lists = 600 / pace.relist_within.as_secs();
+        assert!(lists <= 60 && pace.first_within >= second, "{pace:?}");
+        // Refusals and rotations of 100 agents are few a second.
+        assert!(pace.forbidden >= minute && pace.watch_for >= 2 * minute, "{pace:?}");
+        assert!(pace.watch_for * 5 / 4 <= 10 * minute, "API servers allow for more: {pace:?}");
+        assert!((100..=500).contains(&pace.page), "{pace:?}");
+    }
+
+    #[test]
     fn a_part_of_a_span_lies_in_it_and_differs() {
         let parts: Vec<_> = (0..20).map(|_| within(Duration::from_secs(10))).collect();
         assert!(parts.iter().all(|part| *part < Duration::from_secs(10)));

@@ -122,7 +122,10 @@ fn add_owner(end: &mut Endpoint, seen: &SeenEnd<'_>) {
     });
     if let Some(container) = seen.in_container() {
         end.container_id = container.id.to_string();
-        end.runtime = container.runtime.map_or("", |runtime| runtime.as_str()).to_owned();
+        // The path of a pod's container does not tell it where the kubelet names directories itself.
+        let told = || seen.end.pod().and_then(|pod| pod.runtime(&container.id));
+        let runtime = container.runtime.or_else(told);
+        end.runtime = runtime.map_or("", |runtime| runtime.as_str()).to_owned();
     }
     if let Some(unit) = seen.placement().and_then(|found| found.unit.as_deref()) {
         unit.clone_into(&mut end.unit);

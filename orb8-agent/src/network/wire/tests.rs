@@ -86,6 +86,20 @@ fn a_pods_flow_through_a_service_names_all_three() {
 }
 
 #[test]
+fn a_runtime_that_the_path_does_not_tell_is_the_one_of_the_pods_status() {
+    let (world, mut record) = through_a_service();
+    let uid = record.ends.owner.pod().unwrap().uid.clone();
+    let path = |id: &str| format!("/kubepods/burstable/pod{uid}/{}", id.repeat(8));
+    let (known, node) = (world.known.clone(), world.known.registry.own_node());
+    let shown = Shown { node, known, unix_offset_ns: SHOWN_AT, labels: true };
+    for (cgroup, id, runtime) in [(12, "c0ffee00", "containerd"), (13, "0badcafe", "")] {
+        record.membership = Some(world.cgroup(cgroup, &path(id)));
+        let source = shown.flow(&record).source.unwrap();
+        assert_eq!((source.container_id, source.runtime), (id.repeat(8), runtime.to_owned()));
+    }
+}
+
+#[test]
 fn every_fact_of_a_hosts_flow_is_shown() {
     let process = Process { pid: 42, comm: "nginx".into(), started_ns: 1 };
     let world = World::synced();

@@ -26,5 +26,6 @@ mod server;
 pub mod store;
 pub mod stream;
 mod tls;
+mod token;
 
 pub use server::ApiServer;

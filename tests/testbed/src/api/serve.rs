@@ -16,12 +16,14 @@ use super::fault::{Failure, Faults};
 use super::request::{Query, Shape, Target, shape, target};
 use super::store::{Resource, Store};
 use super::stream::{self, Watch};
+use super::token::Tokens;
 
 /// What all connections share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) store: Arc<Store>,
     pub(super) faults: Arc<Faults>,
+    pub(super) tokens: Tokens,
     pub(super) counts: Counts,
     pub(super) cut: watch::Sender<u64>,
     pub(super) bookmarks: watch::Sender<u64>,
@@ -83,7 +85,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Repl
     while shared.faults.switches().stalled {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let client = match client(&request) {
+    let client = match client(&shared.tokens, &request) {
         Ok(client) => client,
         Err(refusal) => return Ok(*refusal),
     };
@@ -122,16 +124,15 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Repl
 }
 
 /// Who asks, or why it may not.
-fn client(request: &Request<Incoming>) -> Result<String, Box<Reply>> {
+fn client(tokens: &Tokens, request: &Request<Incoming>) -> Result<String, Box<Reply>> {
     let Some(value) = request.headers().get(header::AUTHORIZATION) else {
         let path = request.uri().path();
         let message = format!("forbidden: User \"system:anonymous\" cannot get path \"{path}\"");
         return Err(Box::new(answer::failure(403, "Forbidden", &message)));
     };
     let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-    let client = token.and_then(|token| token.strip_prefix("token-of-"));
     let refusal = || Box::new(answer::failure(401, "Unauthorized", "Unauthorized"));
-    client.map(str::to_owned).ok_or_else(refusal)
+    token.and_then(|token| tokens.client(token)).ok_or_else(refusal)
 }
 
 /// What has no resource.
@@ -163,10 +164,14 @@ async fn collection(
         return answer::forbidden(&user, verb, resource);
     }
     if !query.watch {
+        let is_new = query.resume.is_none();
         shared.counts.note(client, plural, |requests| {
             requests.pages += 1;
-            requests.lists += u64::from(query.resume.is_none());
+            requests.lists += u64::from(is_new);
         });
+        if is_new {
+            shared.counts.begin(plural);
+        }
         return answer::list(&shared.store, resource, namespace.as_deref(), &query, shape).await;
     }
     if query.initial_events && query.version_match != "NotOlderThan" {

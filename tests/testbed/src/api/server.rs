@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -15,6 +15,7 @@ use super::fault::{Failure, Faults};
 use super::serve::{Acceptor, Shared, serve};
 use super::store::{Resource, Store};
 use super::tls;
+use super::token::Tokens;
 use crate::netns::Netns;
 use crate::scratch::Scratch;
 use crate::wait::wait_until;
@@ -67,6 +68,7 @@ impl ApiServer {
         let shared = Arc::new(Shared {
             store: Arc::new(Store::default()),
             faults: Arc::new(Faults::default()),
+            tokens: Tokens::default(),
             counts: Counts::default(),
             cut: watch::Sender::new(0),
             bookmarks: watch::Sender::new(0),
@@ -103,10 +105,18 @@ impl ApiServer {
         &self.ca_pem
     }
 
-    /// The bearer token of a client; any name will do, and counts are kept by it.
+    /// The bearer token that is good for a client now; any name without a dot will do, and counts
+    /// are kept by it.
     #[must_use]
-    pub fn token(client: &str) -> String {
-        format!("token-of-{client}")
+    pub fn token(&self, client: &str) -> String {
+        self.shared.tokens.of(client)
+    }
+
+    /// From now on the tokens that a client has are refused, and its watches have ended; what is
+    /// written for it afterwards has a new one.
+    pub fn revoke(&self, client: &str) {
+        self.shared.tokens.revoke(client);
+        self.cut();
     }
 
     /// Writes a kubeconfig for a client, which lives as long as the server.
@@ -120,7 +130,7 @@ impl ApiServer {
             "apiVersion": "v1", "kind": "Config", "current-context": client,
             "clusters": [{ "name": "double",
                 "cluster": { "server": self.url(), "certificate-authority": ca } }],
-            "users": [{ "name": client, "user": { "token": Self::token(client) } }],
+            "users": [{ "name": client, "user": { "token": self.token(client) } }],
             "contexts": [{ "name": client,
                 "context": { "cluster": "double", "user": client } }],
         });
@@ -137,18 +147,21 @@ impl ApiServer {
         let folder = self.folder.path().join(client);
         std::fs::create_dir_all(&folder).expect("a folder of our own");
         for (name, text) in [
-            ("token", Self::token(client)),
-            ("ca.crt", self.ca_pem.clone()),
-            ("namespace", "default".to_owned()),
+            ("token", &self.token(client)),
+            ("ca.crt", &self.ca_pem),
+            ("namespace", &"default".to_owned()),
         ] {
-            std::fs::write(folder.join(name), text).expect("a file of our own");
+            self.write(&format!("{client}/{name}"), text);
         }
         folder
     }
 
+    /// At once, as a kubelet replaces what is mounted into a pod.
     fn write(&self, name: &str, text: &str) -> PathBuf {
         let file = self.folder.path().join(name);
-        std::fs::write(&file, text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let part = file.with_extension("part");
+        let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &file));
+        written.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         file
     }
 
@@ -293,6 +306,12 @@ impl ApiServer {
     pub fn open_port(&self) {
         let listener = bind(self.netns.as_ref(), self.address);
         self.accept(listener);
+    }
+
+    /// When each list of a resource was begun, in order, whoever asked.
+    #[must_use]
+    pub fn lists_begun(&self, plural: &str) -> Vec<Instant> {
+        self.shared.counts.begun(plural)
     }
 
     /// Requests of a client for a resource; an empty name stands for all.
