@@ -282,7 +282,7 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
             share("socket", "address", "", 9_600),
             share("socket", "none", "cgroup_unknown", 400),
             supplement(of_scope("unclaimed", share("tc", "interface", "", 700))),
-            supplement(of_scope("forwarded", share("tc", "none", "", 5_000_000))),
+            supplement(of_scope("forwarded", share("tc", "address", "", 5_000_000))),
         ],
         cgroups: Some(Cgroups {
             mode: "unified".to_owned(),
@@ -320,7 +320,7 @@ pub(crate) fn cut_off(now_ns: i64) -> AgentStatus {
     resources[2] = WatchedResource {
         state: "forbidden".to_owned(),
         reason: "services is forbidden: User \"system:serviceaccount:orb8:agent\" cannot list \
-                 resource \"services\" in API group \"\" at the cluster scope; grant get, list and \
+                 resource \"services\" in API group \"\" at the cluster scope; grant list and \
                  watch on services in API group \"\" to the agent's ClusterRole"
             .to_owned(),
         last_heard_ns: 0,
@@ -345,7 +345,7 @@ pub(crate) fn cut_off(now_ns: i64) -> AgentStatus {
             share("tc", "interface", "", 990_000),
             share("tc", "address", "", 9_600),
             share("tc", "none", "interface_unknown", 400),
-            of_scope("forwarded", share("tc", "none", "", 5_000_000)),
+            of_scope("forwarded", share("tc", "address", "", 5_000_000)),
         ],
         cgroups: Some(Cgroups {
             mode: "v1".to_owned(),
