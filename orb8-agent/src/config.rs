@@ -93,7 +93,8 @@ pub struct Settings {
     #[arg(long, env = "ORB8_CGROUP_ROOT", value_name = "DIRECTORY", value_parser = directory)]
     pub cgroup_root: Option<PathBuf>,
 
-    /// Whether the Kubernetes API is asked who is who; auto: if there is a way to it.
+    /// Whether the Kubernetes API is asked who is who; auto: if there is a way to it; on: without one
+    /// the agent ends with exit code 2.
     #[arg(long, env = "ORB8_KUBERNETES", default_value = "auto", value_name = "WHEN", value_enum)]
     pub kubernetes: Mode,
 
@@ -117,7 +118,8 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=300))]
     pub shutdown_timeout_secs: u32,
 
-    /// Name of this node in every record; unset: the host's name.
+    /// Name of this node in every record, in a cluster that of its Kubernetes node; unset: the host's
+    /// name.
     #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = node_name,
         default_value_t = host_name(), hide_default_value = true)]
     pub node_name: String,

@@ -212,7 +212,7 @@ pub struct FlowRecord {
     pub packet_rate: f32,
     /// The last drain that counted something on it.
     pub changed_epoch: u32,
-    /// TCP flags seen, as [`FlowFacts::tcp_seen`].
+    /// TCP flags seen, as [`FlowFacts::tcp_seen`], and [`tcp_bit::OPENS`].
     pub tcp_seen: u8,
     /// Both sides of the TCP connection were seen to answer.
     pub established: bool,
@@ -232,6 +232,8 @@ pub mod tcp_bit {
     pub const RST: u8 = 4;
     /// A SYN with ACK was seen.
     pub const SYN_ACK: u8 = 8;
+    /// The first packet was one of these two: it opened its direction of the connection.
+    pub const OPENS: u8 = 16;
 }
 
 /// Whose traffic a flow is.

@@ -58,9 +58,9 @@ fn replica_set(cluster: &Cluster, node: u8, number: usize) -> Owner {
 fn make_cgroups(cluster: &Cluster, pods: &[Object]) {
     let (layout, root) = (&cluster.plan.layout, cluster.node(1).cgroup_root());
     for pod in pods {
-        let directory = cgroup::make(root, &layout.pod(pod.qos, &pod.uid));
+        let own = layout.pod(pod.qos, &pod.uid);
         for id in [&object::container_id(), &pod.containers[0].id] {
-            let made = cgroup::make(&directory, &layout.container(id));
+            let made = cgroup::make(root, &layout.container(&own, id));
             assert!(made.exists());
         }
     }
@@ -147,8 +147,7 @@ fn five_thousand_pods_on_one_node_are_all_known_by_their_cgroups() {
 /// A process in the container of a pod that has no network of its own.
 fn in_cgroup_of(scene: &Scene, pod: &Object) -> Actor {
     let (layout, node) = (&scene.cluster.plan.layout, scene.node(1));
-    let path =
-        format!("{}/{}", layout.pod(pod.qos, &pod.uid), layout.container(&pod.containers[0].id));
+    let path = layout.container(&layout.pod(pod.qos, &pod.uid), &pod.containers[0].id);
     let directory = node.cgroup_root().join(path);
     Actor::start("app", &directory, &node.netns, &node.addresses())
 }

@@ -9,9 +9,9 @@ use orb8_testbed::agent::AgentOptions;
 use orb8_testbed::link::{Family, Veth, VethOptions};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
-use orb8_testbed::scratch::Scratch;
+use orb8_testbed::proc::{self, Hierarchies};
 use orb8_testbed::traffic;
-use support::cgroup::{self, Cgroup};
+use support::cgroup::Cgroup;
 use support::{DEADLINE, Watch};
 
 /// CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF.
@@ -22,21 +22,6 @@ fn agent(tree: &Cgroup, capture: &str) -> AgentOptions {
         .env("ORB8_CAPTURE", capture)
         .env("ORB8_CGROUP_ROOT", tree.path().display())
         .capabilities(&CAPABILITIES)
-}
-
-/// A /proc in which controllers of version 1 are mounted beside cgroup2, whatever this machine has.
-fn hybrid() -> Scratch {
-    let proc = Scratch::folder("proc");
-    let mount = cgroup::mount();
-    let mounts = format!(
-        "30 1 0:30 / {} rw - cgroup2 cgroup2 rw\n\
-         31 1 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
-        mount.display()
-    );
-    let own = proc.path().join("self");
-    std::fs::create_dir(&own).expect("a folder of our own");
-    std::fs::write(own.join("mountinfo"), mounts).expect("a folder of our own");
-    proc
 }
 
 fn capture(status: &AgentStatus) -> String {
@@ -56,7 +41,7 @@ fn a_hybrid_node_with_pods_in_cgroup2_gets_both_planes_and_each_packet_counts_on
     let pods = tree.child("kubepods.slice");
     let veth = Veth::addressed(VethOptions::default());
     traffic::plain_tcp([&veth.near, &veth.far]);
-    let proc = hybrid();
+    let proc = proc::with(Hierarchies::Hybrid);
     let agent = agent(&tree, "auto").env("ORB8_PROC_ROOT", proc.path().display());
     let watch = Watch::with(&agent, &veth.near.netns, 1);
     let status = watch.status();
@@ -85,7 +70,7 @@ fn a_hybrid_node_without_pods_in_cgroup2_is_counted_at_interfaces() {
     need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
     let tree = Cgroup::tree();
     let veth = Veth::addressed(VethOptions::default());
-    let proc = hybrid();
+    let proc = proc::with(Hierarchies::Hybrid);
     let agent = agent(&tree, "auto").env("ORB8_PROC_ROOT", proc.path().display());
     let watch = Watch::with(&agent, &veth.near.netns, 1);
     let status = watch.status();

@@ -300,7 +300,7 @@ fn a_forbidden_resource_is_named_and_the_others_go_on() {
         wait_until(DEADLINE, resource.name(), || agent.state(resource) == wanted);
     }
     let reason = agent.registry.status().reason;
-    let hint = "grant get, list and watch on endpointslices in API group \"discovery.k8s.io\"";
+    let hint = "grant list and watch on endpointslices in API group \"discovery.k8s.io\"";
     assert!(reason.starts_with("endpointslices: ") && reason.contains(hint), "{reason}");
     assert_eq!(agent.who(ip(1)), "shop/web-1");
     api.heal();

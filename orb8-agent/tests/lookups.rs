@@ -108,6 +108,7 @@ fn saying_who_the_ends_are_allocates_nothing() {
             scope: Scope::Local,
             began: Began::Owner,
             translation: None,
+            opened_ns: None,
         };
         // The first answer teaches which pod is behind a link.
         resolver.batch().resolve(&question, span);

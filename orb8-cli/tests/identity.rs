@@ -5,7 +5,7 @@ mod support;
 use insta::assert_snapshot;
 use orb8_cli::error::Exit;
 use orb8_proto::v1::condition::Field;
-use orb8_proto::v1::{AnswerContext, QueryFlowsResponse, Unmatched};
+use orb8_proto::v1::{AnswerContext, QueryFlowsResponse};
 use support::fake_agent::{FakeAgent, Script};
 use support::{NOW, Run, cluster, orb8, sample};
 
@@ -180,16 +180,7 @@ fn empty(words: &[&str], contexts: &[AnswerContext]) -> String {
 }
 
 fn knowing(kubernetes: &str, unmatched: &[(&str, &str)]) -> AnswerContext {
-    let unmatched = unmatched.iter().map(|(field, value)| Unmatched {
-        field: (*field).to_owned(),
-        value: (*value).to_owned(),
-        suggestions: Vec::new(),
-    });
-    AnswerContext {
-        kubernetes: kubernetes.to_owned(),
-        unmatched: unmatched.collect(),
-        ..sample::context(NOW)
-    }
+    sample::knowing(NOW, kubernetes, unmatched)
 }
 
 #[test]

@@ -5,9 +5,10 @@ mod support;
 use insta::assert_snapshot;
 use orb8_cli::args::{Cli, TraceVerb, TraceWord, Verb};
 use orb8_cli::error::Exit;
+use orb8_cli::network::args::TraceArgs;
 use orb8_cli::network::explain;
 use orb8_proto::v1::event::Payload;
-use orb8_proto::v1::{AnswerContext, Event, Loss};
+use orb8_proto::v1::{AnswerContext, Event, Loss, QueryFlowsResponse};
 use support::fake_agent::{End, FakeAgent, Script};
 use support::{NOW, Run, orb8, orb8_until, sample};
 use tonic::Status;
@@ -174,6 +175,92 @@ fn an_agent_that_counts_at_sockets_is_not_blind() {
     assert_eq!(run.exit, Exit::Partial);
 }
 
+/// An agent that sees traffic, and knows of names what the context says.
+fn knowing(kubernetes: &str, unmatched: &[(&str, &str)], near: &[&str]) -> FakeAgent {
+    let mut told = sample::knowing(NOW, kubernetes, unmatched);
+    for name in &mut told.unmatched {
+        name.suggestions = near.iter().map(ToString::to_string).collect();
+    }
+    let response = QueryFlowsResponse { context: Some(told), ..sample::response(NOW) };
+    FakeAgent::start(Script {
+        flows: Ok(response),
+        events: sample::events(NOW),
+        ..Script::default()
+    })
+}
+
+#[test]
+fn a_name_that_nobody_has_is_told_at_the_start_of_a_watch() {
+    /// An event of the sample.
+    const NOTICE: &str = "no longer first on eth0";
+    let no_pod = [("pod", "shop/wbe")];
+    let mut said = String::new();
+    for (line, agents) in [
+        (
+            "trace network --pod shop/wbe",
+            vec![knowing("synced", &no_pod, &["shop/web", "shop/webd"])],
+        ),
+        ("flows -f --pod shop/wbe", vec![knowing("synced", &no_pod, &["shop/web"])]),
+        ("flows -f --last 5 --pod shop/wbe", vec![knowing("synced", &no_pod, &[])]),
+        ("trace network -n shpo", vec![knowing("synced", &[("namespace", "shpo")], &["shop"])]),
+        ("trace network --pod shop/wbe", vec![knowing("connecting", &no_pod, &[])]),
+        ("trace network --to-pod shop/wbe", vec![knowing("off", &no_pod, &[])]),
+        ("flows -f --service cart", vec![knowing("stale", &[], &[])]),
+        ("trace network --port 1", vec![knowing("stale", &[], &[])]),
+        (
+            "trace network --pod shop/wbe -o jsonl",
+            vec![knowing("synced", &no_pod, &[]), knowing("synced", &[], &[])],
+        ),
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let run = orb8_until(&words, &agents.iter().collect::<Vec<_>>(), NOTICE);
+        assert_eq!(run.exit, Exit::Done, "{}", run.err);
+        // What precedes the events, and the sum where those are all on stdout.
+        let is_later = |line: &&str| line.contains(NOTICE) || line.contains("started");
+        let first: Vec<&str> = run.err.lines().take_while(|line| !is_later(line)).collect();
+        assert!(run.err.lines().count() > first.len(), "{}", run.err);
+        said += &format!("$ orb8 {line}\n{}\n\n", first.join("\n"));
+    }
+    assert_snapshot!(said);
+}
+
+#[test]
+fn a_quiet_watch_does_not_say_twice_what_was_said_at_its_start() {
+    let mut response = sample::response(NOW);
+    response.context = Some(sample::knowing(NOW, "stale", &[("pod", "shop/wbe")]));
+    let agent = FakeAgent::start(Script { flows: Ok(response), ..Script::default() });
+    for verb in ["trace network", "flows -f", "flows -f --last 5"] {
+        let words = verb.split(' ').chain(["--pod", "shop/wbe", "--duration", "50ms"]);
+        let run = orb8(&words.collect::<Vec<_>>(), &[&agent], b"");
+        assert_eq!(
+            run.err,
+            "note: no pod named wbe* in namespace shop is known (Kubernetes API stale)\n\
+             note: node-a may not know all names: its Kubernetes API is stale; `orb8 status` has \
+             the reason\n\
+             note: 0 flows started, 0 ended, 0 updates; nothing lost\n\
+             note: nothing went by on node-a: no packets seen on 1 interface meanwhile\n",
+            "{verb}"
+        );
+    }
+}
+
+#[test]
+fn a_quiet_watch_tells_of_names_what_has_changed_since_its_start() {
+    let args = trace_args(&["--pod", "shop/wbe"]);
+    let quiet = |before: AnswerContext, now: AnswerContext| {
+        let [before, now] = [before, now].map(|context| ("node-a".to_owned(), context));
+        explain::quiet(&[before], &[now], &args.filter).split_off(1)
+    };
+    let no_pod = [("pod", "shop/wbe")];
+    let knowing = |kubernetes, unmatched: &[_]| sample::knowing(NOW, kubernetes, unmatched);
+    let gone = "no pod named wbe* in namespace shop is known (Kubernetes API synced)";
+    assert_eq!(quiet(knowing("synced", &[]), knowing("synced", &no_pod)), [gone]);
+    assert_eq!(quiet(knowing("connecting", &no_pod), knowing("synced", &no_pod)), [gone]);
+    assert_eq!(quiet(knowing("synced", &no_pod), knowing("synced", &[])), [""; 0]);
+    let lost = quiet(knowing("synced", &[]), knowing("stale", &[]));
+    assert!(lost.len() == 1 && lost[0].contains("its Kubernetes API is stale"), "{lost:?}");
+}
+
 #[test]
 fn a_recorded_watch_stays_partial_when_it_is_read() {
     let silent = FakeAgent::start(Script { silent: true, ..Script::default() });
@@ -205,13 +292,19 @@ fn an_agent_that_cannot_say_what_it_sees_is_not_complete() {
     assert_eq!(run.exit, Exit::Partial);
 }
 
+fn trace_args(words: &[&str]) -> TraceArgs {
+    let cli =
+        Cli::read(["orb8", "trace", "network"].iter().chain(words)).expect("words of a trace");
+    let Verb::Trace(TraceWord { verb: TraceVerb::Network(args), .. }) = cli.verb else {
+        panic!("{words:?} is no trace");
+    };
+    *args
+}
+
 #[test]
 fn a_quiet_watch_tells_packets_that_went_by_from_none() {
     let told = |words: &[&str], seen: u64| {
-        let cli = Cli::read(["orb8", "trace", "network"].iter().chain(words)).unwrap();
-        let Verb::Trace(TraceWord { verb: TraceVerb::Network(args), .. }) = cli.verb else {
-            panic!("{words:?} is no trace");
-        };
+        let args = trace_args(words);
         let before = ("node-a".to_owned(), sample::context(NOW));
         let mut now = before.clone();
         now.1.packets_seen += seen;

@@ -324,6 +324,33 @@ fn ctrl_c_and_sigterm_end_a_trace_with_a_summary() {
 }
 
 #[test]
+fn a_watch_of_a_name_that_nobody_has_says_so_at_once_and_goes_on() {
+    let mut response = sample::response(THEN);
+    let mut context = sample::knowing(THEN, "synced", &[("pod", "shop/wbe")]);
+    context.unmatched[0].suggestions = vec!["shop/web".to_owned()];
+    response.context = Some(context);
+    let agent = FakeAgent::start(Script { flows: Ok(response), ..Script::default() });
+    for verb in [&["trace", "network"][..], &["flows", "-f"]] {
+        let address = agent.address();
+        let words = [&["--agent", &address], verb, &["--pod", "shop/wbe"]].concat();
+        let mut child = spawn(&mut command(&words));
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut first = String::new();
+        stderr.read_line(&mut first).unwrap();
+        let why = "note: no pod named wbe* in namespace shop is known (Kubernetes API synced); did \
+                   you mean shop/web?\n";
+        assert_eq!(first, why);
+        assert!(child.try_wait().unwrap().is_none(), "the pod may come, so it is waited for");
+        // Nothing else ends it: no event comes, and no duration was given.
+        drop(child.stdout.take());
+        let mut rest = String::new();
+        stderr.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "");
+        assert_eq!(finish(child).status.code(), Some(0));
+    }
+}
+
+#[test]
 fn an_agent_that_is_killed_while_watched_is_told_with_the_next_step() {
     let agent = agent();
     let address = agent.address();

@@ -17,9 +17,10 @@ const SMOKE_TESTS: [&str; 5] =
     ["kernel_exact", "kernel_lifecycle", "kernel_capture", "kernel_socket", "kernel_supplement"];
 
 /// Tests of the simulated cluster: nodes, pods, Services and an API server, an agent a node.
-const CLUSTER_TESTS: [&str; 10] = [
+const CLUSTER_TESTS: [&str; 11] = [
     "cluster_api",
     "cluster_churn",
+    "cluster_hosts",
     "cluster_identity",
     "cluster_node_ports",
     "cluster_outages",

@@ -34,6 +34,15 @@ pub(super) struct History {
     heard_ns: u64,
 }
 
+/// Until when one is certain that is over.
+#[derive(Debug, Clone, Copy)]
+enum Over {
+    /// The kernel told of what took its place.
+    Told(u64),
+    /// A dump showed it, and when it happened was not told.
+    Guessed(u64),
+}
+
 impl History {
     /// A history that begins now.
     pub(super) const fn new(table: Translations) -> Self {
@@ -50,7 +59,7 @@ impl History {
 
     /// A connection began.
     pub(super) fn begin(&mut self, connection: &Connection, now_ns: u64) {
-        self.take_in(connection, now_ns, |history| {
+        self.take_in(connection, Over::Told(now_ns), |history| {
             let one = connection.translation(now_ns);
             one.earliest_ns.fetch_max(history.dumped_ns, Ordering::Relaxed);
             one
@@ -67,6 +76,11 @@ impl History {
             // Its beginning was not told; its last records may still come.
             None => self.put(self.untold(connection, now_ns)),
         };
+        if one.guessed.swap(false, Ordering::AcqRel) {
+            // It was there until then after all, which a dump did not see.
+            one.until_ns.fetch_max(now_ns, Ordering::AcqRel);
+            self.table.changed();
+        }
         self.close(&one, now_ns);
     }
 
@@ -77,7 +91,8 @@ impl History {
 
     /// A connection is in the kernel's table.
     pub(super) fn exists(&mut self, connection: &Connection, now_ns: u64) {
-        self.take_in(connection, self.heard_ns, |history| history.untold(connection, now_ns));
+        let over = Over::Guessed(self.heard_ns);
+        self.take_in(connection, over, |history| history.untold(connection, now_ns));
     }
 
     /// All of the kernel's table as of `start_ns` was told: what was not is over, nobody knows since
@@ -115,7 +130,7 @@ impl History {
         };
         let over: Vec<_> = self.order.iter().filter(over).map(Arc::clone).collect();
         for one in over {
-            self.close(&one, heard_ns);
+            self.close_as(&one, Over::Guessed(heard_ns));
         }
     }
 
@@ -157,11 +172,11 @@ impl History {
         one
     }
 
-    /// Puts it in if it is not there, where it ends others as of `over_ns`.
+    /// Puts it in if it is not there, where it ends others.
     fn take_in(
         &mut self,
         connection: &Connection,
-        over_ns: u64,
+        over: Over,
         make: impl FnOnce(&Self) -> Translation,
     ) {
         let known = self.same(connection).filter(|one| one.until_ns().is_none());
@@ -169,7 +184,7 @@ impl History {
             Some(one) => one,
             None => {
                 let mut one = make(self);
-                let follows = self.displace(connection, over_ns, *one.earliest_ns.get_mut());
+                let follows = self.displace(connection, over, *one.earliest_ns.get_mut());
                 if !connection.is_translated() && !follows {
                     return;
                 }
@@ -201,7 +216,7 @@ impl History {
 
     /// Ends those that hold a tuple of this connection; true if there are some that packets since
     /// `earliest_ns` may be of.
-    fn displace(&mut self, connection: &Connection, over_ns: u64, earliest_ns: u64) -> bool {
+    fn displace(&mut self, connection: &Connection, over: Over, earliest_ns: u64) -> bool {
         if ICMP.contains(&connection.original.protocol) {
             return false;
         }
@@ -216,7 +231,7 @@ impl History {
                 }
             });
         }
-        others.iter().for_each(|one| self.close(one, over_ns));
+        others.iter().for_each(|one| self.close_as(one, over));
         others.iter().any(|one| end_of(one) >= earliest_ns)
     }
 
@@ -229,6 +244,14 @@ impl History {
         self.order.push_back(Arc::clone(&one));
         self.held += 1;
         one
+    }
+
+    fn close_as(&mut self, one: &Arc<Translation>, over: Over) {
+        let (Over::Told(until_ns) | Over::Guessed(until_ns)) = over;
+        if one.until_ns().is_none() {
+            one.guessed.store(matches!(over, Over::Guessed(_)), Ordering::Relaxed);
+            self.close(one, until_ns);
+        }
     }
 
     fn close(&mut self, one: &Arc<Translation>, until_ns: u64) {

@@ -322,6 +322,8 @@ impl Aside {
                 Heard::Overrun => self.lost = true,
             }
         }
+        // What waits beyond that would be told too late.
+        self.lost |= self.bytes >= MAX_ASIDE;
         self.looked_ns = now_ns();
         Ok(())
     }

@@ -57,6 +57,8 @@ pub struct Translation {
     until_ns: AtomicU64,
     /// The last dump that told of it.
     dump: AtomicU64,
+    /// Its end was not told: it was missed in a dump, or another has its tuple there.
+    guessed: AtomicBool,
     /// Out of the table.
     dropped: AtomicBool,
 }
@@ -77,6 +79,7 @@ impl Translation {
             zone: 0,
             until_ns: AtomicU64::new(GOES_ON),
             dump: AtomicU64::new(0),
+            guessed: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
         }
     }
@@ -123,6 +126,14 @@ impl Translation {
         self.until_ns().is_some_and(|until_ns| until_ns.saturating_sub(TOLD_LATE_NS) <= at_ns)
     }
 
+    /// Whether it had begun well before a packet that opens a connection (CLOCK_MONOTONIC nanoseconds),
+    /// and may have been over by then: the packet is of a later one.
+    #[must_use]
+    pub fn precedes(&self, opened_ns: u64) -> bool {
+        // A little before is not enough: an answer opens its direction after the beginning was told.
+        self.from_ns.saturating_add(TOLD_LATE_NS) < opened_ns && self.may_be_over_at(opened_ns)
+    }
+
     /// Whether the client's address or port is rewritten (masquerade).
     #[must_use]
     pub fn rewrites_source(&self) -> bool {
@@ -141,12 +152,13 @@ impl Translation {
         let turned = tuple.reversed();
         [self.original, self.reply].iter().any(|own| own == tuple || *own == turned)
     }
-}
 
-impl Translation {
-    /// Whether both are translated alike, so that it does not matter which is meant.
-    fn is_like(&self, other: &Self) -> bool {
-        self.original == other.original && self.reply == other.reply
+    /// Whether both are translated alike, so that it does not matter which is meant. The port that a
+    /// masquerade picks, often at random, is nobody's name.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        let answers = |one: &Self| (one.reply.src, one.reply.dst.ip());
+        self.original == other.original && answers(self) == answers(other)
     }
 }
 

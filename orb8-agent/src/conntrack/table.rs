@@ -59,6 +59,35 @@ impl Match {
     }
 }
 
+/// Connections that packets may be of.
+#[derive(Default)]
+struct Found {
+    /// All of them.
+    whole: Match,
+    /// The last of them.
+    last: Match,
+    /// Earlier ones, but not the last.
+    over: Match,
+}
+
+impl Found {
+    fn add(&mut self, one: &Arc<Translation>, since_ns: u64, until_ns: u64) {
+        if one.may_hold_at(until_ns) {
+            self.last.add(one);
+            if one.may_hold_at(since_ns) {
+                self.whole.add(one);
+            }
+        } else if one.may_end_within(since_ns, until_ns) {
+            self.over.add(one);
+        }
+    }
+
+    fn into_match(self) -> Match {
+        let found = if matches!(self.whole, Match::None) { self.last } else { self.whole };
+        found.beside(&self.over)
+    }
+}
+
 fn end_of(one: &Translation) -> u64 {
     one.until_ns.load(Ordering::Acquire)
 }
@@ -123,7 +152,7 @@ impl Translations {
     /// Nothing if several could be meant.
     #[must_use]
     pub fn find_at(&self, tuple: &Tuple, at_ns: u64) -> Option<Arc<Translation>> {
-        self.find_over(tuple, at_ns, at_ns).into_one()
+        self.find_over(tuple, at_ns, at_ns, None).into_one()
     }
 
     /// The connection that packets of this form belonged to, the first at `since_ns`, the last at
@@ -132,27 +161,29 @@ impl Translations {
     ///
     /// Beginnings and ends are told late. Of two that follow closely upon each other nobody knows
     /// which one a packet between them was of: the kernel ends the first for the very packet that
-    /// begins the second.
+    /// begins the second. Where the packets are those of a connection the first packet of which
+    /// opened it at `opened_ns`, they are of none that was there before and over by then.
     #[must_use]
-    pub fn find_over(&self, tuple: &Tuple, since_ns: u64, until_ns: u64) -> Match {
+    pub fn find_over(
+        &self,
+        tuple: &Tuple,
+        since_ns: u64,
+        until_ns: u64,
+        opened_ns: Option<u64>,
+    ) -> Match {
         if self.is_empty() {
             return Match::None;
         }
-        let mut whole = Match::None;
-        let mut last = Match::None;
-        let mut over = Match::None;
+        let [mut of_now, mut of_before] = [Found::default(), Found::default()];
         self.each(tuple, |one| {
-            if one.may_hold_at(until_ns) {
-                last.add(one);
-                if one.may_hold_at(since_ns) {
-                    whole.add(one);
-                }
-            } else if one.may_end_within(since_ns, until_ns) {
-                over.add(one);
-            }
+            let before = opened_ns.is_some_and(|opened_ns| one.precedes(opened_ns));
+            if before { &mut of_before } else { &mut of_now }.add(one, since_ns, until_ns);
         });
-        let found = if matches!(whole, Match::None) { last } else { whole };
-        found.beside(&over)
+        match of_now.into_match() {
+            // What follows was not told yet.
+            Match::None => of_before.into_match(),
+            found => found,
+        }
     }
 
     /// Whether no connection is held.

@@ -115,6 +115,8 @@ pub struct Question<'a> {
     pub began: Began,
     /// What is known already of its translation.
     pub translation: Option<&'a Arc<Translation>>,
+    /// When its first packet was seen (CLOCK_MONOTONIC nanoseconds), if that opened its connection.
+    pub opened_ns: Option<u64>,
 }
 
 impl Question<'_> {
@@ -134,6 +136,14 @@ pub struct Span {
     pub since_ns: u64,
     /// Of the last.
     pub until_ns: u64,
+}
+
+impl Span {
+    /// That of one packet.
+    #[must_use]
+    pub const fn at(at_ns: u64) -> Self {
+        Self { since_ns: at_ns, until_ns: at_ns }
+    }
 }
 
 /// What is known of a flow.
@@ -237,23 +247,29 @@ impl Batch<'_> {
             // The kernel notes that of the host's own network, and each network has such addresses.
             return Match::None;
         }
-        self.known.translations.find_over(&question.tuple(), span.since_ns, span.until_ns)
+        let (tuple, opened_ns) = (question.tuple(), question.opened_ns);
+        self.known.translations.find_over(&tuple, span.since_ns, span.until_ns, opened_ns)
     }
 
-    /// Whether a flow's translation, as far as it is known, had not ended before a time.
+    /// Whether a flow's translation, as far as it is known, was that of its packets until a time.
     #[must_use]
     pub fn holds_at(&self, question: &Question<'_>, at_ns: u64) -> bool {
-        question
-            .translation
-            .is_none_or(|held| held.holds_at(at_ns) && !self.is_doubtful_at(question, at_ns))
+        let Some(held) = question.translation else { return true };
+        held.holds_at(at_ns)
+            && (!may_be_others(held, question, at_ns)
+                || match self.translation(question, Span::at(at_ns)) {
+                    Match::One(found) => found.is_like(held),
+                    Match::None => true,
+                    Match::Several => false,
+                })
     }
 
-    /// Whether a flow's translation may have been over at a time, and another one have begun.
+    /// Whether packets of a flow at a time may be of several translations, given that they were of
+    /// one before.
     #[must_use]
     pub fn is_doubtful_at(&self, question: &Question<'_>, at_ns: u64) -> bool {
-        let then = Span { since_ns: at_ns, until_ns: at_ns };
-        question.translation.is_some_and(|held| held.may_be_over_at(at_ns))
-            && matches!(self.translation(question, then), Match::Several)
+        question.translation.is_none_or(|held| may_be_others(held, question, at_ns))
+            && matches!(self.translation(question, Span::at(at_ns)), Match::Several)
     }
 
     /// Who the ends of a flow were for the whole of a time.
@@ -292,6 +308,12 @@ impl Batch<'_> {
             ends: Ends { owner, peer, asked, translation },
         }
     }
+}
+
+/// Whether packets of a flow at a time may be of another translation than it had: it may have been
+/// over by then, or there are no ports that tell one from others.
+fn may_be_others(held: &Translation, question: &Question<'_>, at_ns: u64) -> bool {
+    question.ports.is_none() || held.may_be_over_at(at_ns)
 }
 
 /// Looks addresses up.

@@ -395,7 +395,7 @@ impl Watcher {
         let (name, group) = (self.resource.name(), self.resource.group());
         match error {
             AskError::Forbidden(message) => format!(
-                "{message}; grant get, list and watch on {name} in API group \"{group}\" to the agent's ClusterRole"
+                "{message}; grant list and watch on {name} in API group \"{group}\" to the agent's ClusterRole"
             ),
             AskError::Broken(message) => {
                 format!("{message}; is {} reachable from this node?", self.connection.server)

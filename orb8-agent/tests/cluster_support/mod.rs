@@ -4,6 +4,7 @@
 
 pub mod ask;
 pub mod rows;
+mod shares;
 pub mod truth;
 
 use std::cell::RefCell;
@@ -71,7 +72,8 @@ pub struct Scene {
     traces: Vec<Trace>,
     pub cluster: Cluster,
     pub capture: Capture,
-    settings: Vec<(String, String)>,
+    /// Settings of the agents beside those that a cluster gives them; none: not set.
+    settings: Vec<(String, Option<String>)>,
     /// What was expected and found, and is to stay so until the scene is over.
     expected: RefCell<Vec<Expected>>,
     /// Flows that a test looks at by itself.
@@ -132,7 +134,13 @@ impl Scene {
 
     /// A setting of the agents that are yet to start.
     pub fn env(mut self, name: &str, value: impl std::fmt::Display) -> Self {
-        self.settings.push((name.to_owned(), value.to_string()));
+        self.settings.push((name.to_owned(), Some(value.to_string())));
+        self
+    }
+
+    /// A setting that the agents that are yet to start do without.
+    pub fn unset(mut self, name: &str) -> Self {
+        self.settings.push((name.to_owned(), None));
         self
     }
 
@@ -154,7 +162,10 @@ impl Scene {
                 .env("ORB8_CAPTURE", self.capture.word())
                 .env("ORB8_MAX_QUERY_LIMIT", ALL);
             for (name, value) in &self.settings {
-                options = options.env(name, value);
+                options = match value {
+                    Some(value) => options.env(name, value),
+                    None => options.unset(name),
+                };
             }
             self.agents.push(Some(options.start(&node.netns)));
             self.traces.push(Trace::follow(&node.netns));
@@ -387,6 +398,11 @@ impl Scene {
             // Other interfaces may still have counts to hand over.
             let end = Instant::now() + DEADLINE;
             while let Some(wrong) = self.wrong_rest(node.number) {
+                assert!(Instant::now() < end, "{}, {:?}: {wrong}", node.name, self.capture);
+                std::thread::park_timeout(PAUSE);
+            }
+            let end = Instant::now() + DEADLINE;
+            while let Some(wrong) = shares::wrong(self, node.number) {
                 assert!(Instant::now() < end, "{}, {:?}: {wrong}", node.name, self.capture);
                 std::thread::park_timeout(PAUSE);
             }

@@ -21,8 +21,7 @@ pub fn contexts(
     blind: &[Blind],
     terminal: &mut Terminal<'_>,
 ) {
-    let asks_names = args.filter.asks_names();
-    names(&answer.contexts, asks_names, terminal);
+    names(&answer.contexts, &args.filter, terminal);
     for (node, context) in &answer.contexts {
         if answer.flows.is_empty() && !is_told(blind, node) {
             let why = why_empty(context, args, request, terminal);
@@ -46,12 +45,13 @@ pub fn contexts(
     }
 }
 
-/// Names that nobody has, and where names were `asked_for` nodes that know none.
-fn names(contexts: &[(String, AnswerContext)], asked_for: bool, terminal: &mut Terminal<'_>) {
-    names::of_nobody(contexts).into_iter().for_each(|why| terminal.note(why));
-    for (node, context) in contexts.iter().filter(|_| asked_for) {
-        names::why_unknown(node, context).into_iter().for_each(|why| terminal.note(why));
-    }
+/// Says which names nobody has, and, where names are asked for, which nodes know none.
+pub fn names(
+    contexts: &[(String, AnswerContext)],
+    filter: &FilterArgs,
+    terminal: &mut Terminal<'_>,
+) {
+    names::lacks(contexts, filter.asks_names()).into_iter().for_each(|why| terminal.note(why));
 }
 
 /// A node that cannot see what it is asked for.
@@ -106,8 +106,8 @@ fn ill(context: &AnswerContext) -> Option<String> {
         .then(|| format!("the agent is not healthy: {health}; `orb8 status` has the remedy"))
 }
 
-/// Why no event went by while watching: what the agents say now beside what they said `before`. Of
-/// one that could see nothing from the start that has been told.
+/// Why no event went by while watching: what the agents say now beside what they said `before`. What
+/// was told at the start is not repeated: who could see nothing, and which names nobody has.
 #[must_use]
 pub fn quiet(
     before: &[(String, AnswerContext)],
@@ -136,7 +136,10 @@ pub fn quiet(
         });
         Some(format!("nothing went by on {node}: {why}"))
     };
-    now.iter().filter_map(why).chain(names::of_nobody(now)).collect()
+    let asks_names = filter.asks_names();
+    let told = names::lacks(before, asks_names);
+    let lacks = names::lacks(now, asks_names).into_iter().filter(|why| !told.contains(why));
+    now.iter().filter_map(why).chain(lacks).collect()
 }
 
 fn why_empty(

@@ -8,9 +8,17 @@ use orb8_proto::v1::{AnswerContext, Unmatched};
 /// The most that are offered instead of a name, however many agents offer some.
 const OFFERED: usize = 3;
 
-/// The names that no agent knows, as sentences.
+/// The names that no agent knows and, where names are `asked_for`, the nodes that cannot know all, as
+/// sentences.
 #[must_use]
-pub fn of_nobody(contexts: &[(String, AnswerContext)]) -> Vec<String> {
+pub fn lacks(contexts: &[(String, AnswerContext)], asked_for: bool) -> Vec<String> {
+    let asked = contexts.iter().filter(|_| asked_for);
+    let ignorant = asked.filter_map(|(node, context)| why_unknown(node, context));
+    of_nobody(contexts).into_iter().chain(ignorant).collect()
+}
+
+/// The names that no agent knows.
+fn of_nobody(contexts: &[(String, AnswerContext)]) -> Vec<String> {
     let Some(((_, first), others)) = contexts.split_first() else { return Vec::new() };
     let state = state(contexts.iter().map(|(_, context)| context.kubernetes.as_str()));
     let by_all = |name: &Unmatched| {
@@ -44,8 +52,7 @@ fn near<'a>(told: impl Iterator<Item = &'a Unmatched>) -> String {
 }
 
 /// Why a node cannot know names, if so: none if Kubernetes is synced, or the agent does not say.
-#[must_use]
-pub fn why_unknown(node: &str, context: &AnswerContext) -> Option<String> {
+fn why_unknown(node: &str, context: &AnswerContext) -> Option<String> {
     let state = context.kubernetes.as_str();
     match state {
         "" | "synced" => None,

@@ -166,6 +166,7 @@ async fn open(
     let Some((args, request)) = watched.first else {
         // What was lost before is no loss of what is watched from now on.
         warn_missing(&answer.errors, terminal);
+        explain::names(&contexts, watched.filter, terminal);
         return Ok(contexts);
     };
     tally.missing |= !answer.is_complete();

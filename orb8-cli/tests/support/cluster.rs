@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use orb8_proto::v1::{
-    AgentStatus, AttributionShare, Cgroups, ConnectionTracking, Endpoint, Kubernetes, NetworkFlow,
-    PodPlane, ServiceUse, TcpInfo, WatchedResource,
+    AgentStatus, AttributionShare, Cgroups, ConnectionTracking, Endpoint, Interface, Kubernetes,
+    NetworkFlow, PodPlane, ServiceUse, TcpInfo, WatchedResource,
 };
 
 use super::sample::{HOUR, SECOND};
@@ -204,7 +204,7 @@ pub(crate) fn flows(now_ns: i64) -> Vec<NetworkFlow> {
     all
 }
 
-fn resource(name: &str, objects: u64, now_ns: i64) -> WatchedResource {
+fn synced(name: &str, objects: u64, now_ns: i64) -> WatchedResource {
     WatchedResource {
         name: name.to_owned(),
         state: "synced".to_owned(),
@@ -215,6 +215,15 @@ fn resource(name: &str, objects: u64, now_ns: i64) -> WatchedResource {
         ..WatchedResource::default()
     }
 }
+
+const RESOURCES: [(&str, u64); 6] = [
+    ("pods", 340),
+    ("nodes", 2),
+    ("services", 41),
+    ("endpointslices", 43),
+    ("replicasets", 60),
+    ("jobs", 5),
+];
 
 fn share(plane: &str, attribution: &str, reason: &str, bytes: u64) -> AttributionShare {
     AttributionShare {
@@ -228,6 +237,14 @@ fn share(plane: &str, attribution: &str, reason: &str, bytes: u64) -> Attributio
     }
 }
 
+fn of_scope(scope: &str, share: AttributionShare) -> AttributionShare {
+    AttributionShare { scope: scope.to_owned(), ..share }
+}
+
+fn supplement(share: AttributionShare) -> AttributionShare {
+    AttributionShare { supplement: true, ..share }
+}
+
 fn pod_plane(pod: &str, plane: &str, reason: &str) -> PodPlane {
     PodPlane {
         namespace: "shop".to_owned(),
@@ -237,27 +254,24 @@ fn pod_plane(pod: &str, plane: &str, reason: &str) -> PodPlane {
     }
 }
 
+fn uplink(mode: &str, status: &AgentStatus) -> Vec<Interface> {
+    let changed = |interface: &Interface| Interface { mode: mode.to_owned(), ..interface.clone() };
+    status.interfaces.iter().map(changed).collect()
+}
+
 /// An agent in a cluster, both planes in use.
 pub(crate) fn status(now_ns: i64) -> AgentStatus {
-    let forwarded = share("tc", "none", "", 5_000_000);
+    let plain = super::sample::status(now_ns);
+    let resources = RESOURCES.map(|(name, objects)| synced(name, objects, now_ns));
     AgentStatus {
         pods_tracked: 3,
-        capture: "auto: socket and tc".to_owned(),
-        capture_reason: "containers are in cgroup2".to_owned(),
+        capture: "both".to_owned(),
+        capture_reason: "all processes are in cgroup2".to_owned(),
+        interfaces: uplink("supplement", &plain),
         kubernetes: Some(Kubernetes {
             state: "synced".to_owned(),
             server: "https://10.96.0.1:443".to_owned(),
-            resources: vec![
-                resource("pods", 340, now_ns),
-                WatchedResource {
-                    state: "forbidden".to_owned(),
-                    reason: "services is forbidden; grant list and watch".to_owned(),
-                    last_heard_ns: 0,
-                    objects: 0,
-                    errors: 4,
-                    ..resource("services", 0, now_ns)
-                },
-            ],
+            resources: resources.to_vec(),
             pods_local: 3,
             pods: 340,
             max_pods: 10_000,
@@ -265,14 +279,10 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
         }),
         attribution_shares: vec![
             share("socket", "cgroup", "", 990_000),
+            share("socket", "address", "", 9_600),
             share("socket", "none", "cgroup_unknown", 400),
-            share("tc", "interface", "", 9_600),
-            AttributionShare {
-                supplement: true,
-                scope: "unclaimed".to_owned(),
-                ..share("tc", "interface", "", 700)
-            },
-            AttributionShare { scope: "forwarded".to_owned(), ..forwarded },
+            supplement(of_scope("unclaimed", share("tc", "interface", "", 700))),
+            supplement(of_scope("forwarded", share("tc", "address", "", 5_000_000))),
         ],
         cgroups: Some(Cgroups {
             mode: "unified".to_owned(),
@@ -285,7 +295,7 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
         pod_planes: vec![
             pod_plane("web-7d9-x2", "socket", ""),
             pod_plane("cart-0", "socket", ""),
-            pod_plane("vm-1", "tc", "its runtime keeps sockets out of sight"),
+            pod_plane("probe-9k2", "socket", ""),
         ],
         connection_tracking: Some(ConnectionTracking {
             state: "ok".to_owned(),
@@ -293,30 +303,64 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
             max_entries: 65_536,
             ..ConnectionTracking::default()
         }),
-        ..super::sample::status(now_ns)
+        ..plain
     }
 }
 
-/// The same after the API has gone away.
+/// An agent of a node without cgroup2, whose API has gone away and told it nothing of Services before.
 pub(crate) fn cut_off(now_ns: i64) -> AgentStatus {
     let well = status(now_ns);
+    let silent = "client error (Connect): 10.96.0.1:443 does not answer; is https://10.96.0.1:443 reachable from this node?";
+    let mut resources = RESOURCES.map(|(name, objects)| WatchedResource {
+        state: "stale".to_owned(),
+        reason: silent.to_owned(),
+        errors: 2,
+        ..synced(name, objects, now_ns)
+    });
+    resources[2] = WatchedResource {
+        state: "forbidden".to_owned(),
+        reason: "services is forbidden: User \"system:serviceaccount:orb8:agent\" cannot list \
+                 resource \"services\" in API group \"\" at the cluster scope; grant list and \
+                 watch on services in API group \"\" to the agent's ClusterRole"
+            .to_owned(),
+        last_heard_ns: 0,
+        objects: 0,
+        watches: 0,
+        errors: 4,
+        ..resources[2].clone()
+    };
+    let of_node = "it has the node's network: only what passes an uplink is counted";
     AgentStatus {
+        capture: "tc".to_owned(),
+        capture_reason: "cgroup2 is not mounted, so sockets have no cgroup".to_owned(),
+        interfaces: uplink("full", &well),
         kubernetes: Some(Kubernetes {
             state: "stale".to_owned(),
-            reason: "the API server does not answer: connection refused".to_owned(),
+            reason: format!("pods: {silent}"),
             rejected: 2,
+            resources: resources.to_vec(),
             ..well.kubernetes.clone().unwrap_or_default()
         }),
+        attribution_shares: vec![
+            share("tc", "interface", "", 990_000),
+            share("tc", "address", "", 9_600),
+            share("tc", "none", "interface_unknown", 400),
+            of_scope("forwarded", share("tc", "address", "", 5_000_000)),
+        ],
         cgroups: Some(Cgroups {
             mode: "v1".to_owned(),
-            mount: String::new(),
-            reason: "cgroup2 is not mounted, mount it to see processes".to_owned(),
-            known: 0,
+            reason: "cgroup2 is not mounted: pods are told apart by interface and address"
+                .to_owned(),
             ..Cgroups::default()
         }),
+        pod_planes: vec![
+            pod_plane("web-7d9-x2", "tc", ""),
+            pod_plane("cart-0", "tc", ""),
+            pod_plane("probe-9k2", "tc", of_node),
+        ],
         connection_tracking: Some(ConnectionTracking {
             state: "resyncing".to_owned(),
-            reason: "the kernel's messages overran the agent".to_owned(),
+            reason: "messages came faster than they were read: reading the table again".to_owned(),
             overruns: 1,
             evicted: 9,
             max_entries: 65_536,

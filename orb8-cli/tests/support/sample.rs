@@ -3,7 +3,7 @@
 use orb8_proto::v1::{
     AgentStatus, AnswerContext, Check, Count, Endpoint, Event, EventLedger, FlowEvent, IcmpInfo,
     Interface, Loss, Memory, NetworkFlow, NodeStatus, Notice, PacketEvent, PacketLedger, Process,
-    QueryFlowsResponse, ReasonCount, Subscriber, TcpInfo, event, flow_event,
+    QueryFlowsResponse, ReasonCount, Subscriber, TcpInfo, Unmatched, event, flow_event,
 };
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
@@ -139,6 +139,21 @@ pub(crate) fn context(now_ns: i64) -> AnswerContext {
     }
 }
 
+/// Of an agent whose Kubernetes API is in this state, and that knows no object of these filters and
+/// values.
+pub(crate) fn knowing(now_ns: i64, kubernetes: &str, unmatched: &[(&str, &str)]) -> AnswerContext {
+    let unmatched = unmatched.iter().map(|(field, value)| Unmatched {
+        field: (*field).to_owned(),
+        value: (*value).to_owned(),
+        suggestions: Vec::new(),
+    });
+    AnswerContext {
+        kubernetes: kubernetes.to_owned(),
+        unmatched: unmatched.collect(),
+        ..context(now_ns)
+    }
+}
+
 /// The whole answer of a well agent.
 pub(crate) fn response(now_ns: i64) -> QueryFlowsResponse {
     let flows = flows(now_ns);
@@ -234,7 +249,7 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
         }],
         kernel_release: "6.12.0".to_owned(),
         capture: "tc".to_owned(),
-        capture_reason: "cgroup2 is not mounted".to_owned(),
+        capture_reason: "cgroup2 is not mounted, so sockets have no cgroup".to_owned(),
         started_at_ns: now_ns - 9030 * SECOND,
         notices: vec![notice("info", "interface_attached", "eth0 is attached by tcx")],
         memory: Some(Memory { resident_bytes: 18 << 20, map_bytes: 9 << 20 }),

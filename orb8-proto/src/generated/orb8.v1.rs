@@ -93,7 +93,7 @@ pub struct Endpoint {
     /// The container's id as its runtime writes it (usually 64 hex digits), if known.
     #[prost(string, tag = "13")]
     pub container_id: ::prost::alloc::string::String,
-    /// containerd, cri-o, docker or podman, if the cgroup's path tells.
+    /// containerd, cri-o, docker or podman, if the cgroup's path or the pod's status tells.
     #[prost(string, tag = "14")]
     pub runtime: ::prost::alloc::string::String,
     /// systemd unit of a process that is in no container, such as sshd.service.

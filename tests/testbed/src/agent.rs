@@ -64,6 +64,13 @@ impl AgentOptions {
         self
     }
 
+    /// Takes an environment variable out again.
+    #[must_use]
+    pub fn unset(mut self, name: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
+        self
+    }
+
     /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, argument: &str) -> Self {

@@ -3,16 +3,18 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demo is there to be read")]
 
+mod check;
+
 use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
-use crate::agent::{AgentProcess, Cli};
+use crate::agent::{AgentProcess, Captured, Cli};
 use crate::api::object::{self, Owner};
 use crate::bpf::{Hook, attached};
 use crate::cluster::actor::Actor;
@@ -22,7 +24,6 @@ use crate::cluster::pod::Pod;
 use crate::cluster::proxy::Service;
 use crate::cluster::talk::{self, Talk};
 use crate::cluster::{Cluster, port};
-use crate::flow::{Flow, TCP, UDP};
 use crate::link::Family::V4;
 use crate::wait::wait_until;
 
@@ -32,6 +33,9 @@ const TRACE_SECONDS: u64 = 5;
 const PACE: Duration = Duration::from_millis(1500);
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The pods behind the Service, as `check` has them.
+const WEB: [&str; 2] = ["pod shop/web-7d4b9c-x2k8q", "pod shop/web-7d4b9c-m5p7t"];
 
 /// The two programs that the demo shows.
 #[derive(Debug)]
@@ -57,6 +61,8 @@ struct Told {
     what: &'static str,
     client: &'static str,
     dialled: &'static str,
+    /// Who answers, where that is another than the one that was dialled.
+    answers: &'static str,
     talk: Talk,
 }
 
@@ -85,11 +91,12 @@ pub fn run(programs: &Programs) -> anyhow::Result<()> {
     wait_until(DEADLINE, "both agents to be ready", || cli.is_ready());
     println!("  Both are attached and in step with the API, and nothing of their own is told.");
 
+    let events = Events::start(&cli)?;
     heading(&format!("A live trace of {TRACE_SECONDS} s, while the shop is busy"));
     let told = trace(&cli, &shop)?;
 
     heading("The flows that the two agents hold, with names at both ends");
-    wait_until(DEADLINE, "all packets to be answered", || check(&cli, &told).is_ok());
+    settle(&cli, &told, &events)?;
     cli.show("flows -n shop --sort bytes --limit 16")?;
     heading("The same as conversations: both directions and both ends in one line");
     cli.show("flows --conversations")?;
@@ -102,7 +109,8 @@ pub fn run(programs: &Programs) -> anyhow::Result<()> {
     cli.show("status")?;
 
     heading("Is it right?");
-    println!("{}", check(&cli, &told)?);
+    println!("{}", check::all(&cli, &told, &events.text())?);
+    drop(events);
     finish(&shop, agents)
 }
 
@@ -176,25 +184,29 @@ impl Shop {
 
     /// One round of traffic.
     fn trade(&self, told: &mut Vec<Told>) {
-        let mut say = |what, client, dialled, talk| told.push(Told { what, client, dialled, talk });
+        let mut add = |what, client, dialled, answers, talk| {
+            told.push(Told { what, client, dialled, answers, talk });
+        };
         let [near, far] = &self.web;
         for _ in 0..3 {
             let backends = [&near.app, &far.app];
-            let (_, talk) =
+            let (number, talk) =
                 talk::tcp_any(&self.client.app, &backends, self.dial(), 8080, 2_000, 400_000);
-            say("a pod asks the Service", "pod shop/client", "service shop/web", talk);
+            let what = "a pod asks the Service";
+            add(what, "pod shop/client", "service shop/web", WEB[number], talk);
         }
+        let mut say = |what, client, dialled, talk| add(what, client, dialled, dialled, talk);
         let talk = talk::udp(&self.client.app, &far.app, far.at(V4, 5353), 20, 500);
-        say("a pod asks a pod", "pod shop/client", "pod shop/web-7d4b9c-m5p7t", talk);
+        say("a pod asks a pod", "pod shop/client", WEB[1], talk);
         let outside = &self.cluster.outside;
         let dial = SocketAddr::new(outside.address(V4), 443);
         let talk = talk::tcp(&near.app, outside, dial, 900, 30_000);
-        say("a pod asks the world", "pod shop/web-7d4b9c-x2k8q", "external", talk);
+        say("a pod asks the world", WEB[0], "external", talk);
         let talk = talk::tcp(&self.exporter.app, &near.app, near.at(V4, 9100), 500, 7_000);
         let exporter = "pod monitoring/node-exporter";
-        say("a hostNetwork pod asks a pod", exporter, "pod shop/web-7d4b9c-x2k8q", talk);
+        say("a hostNetwork pod asks a pod", exporter, WEB[0], talk);
         let talk = talk::udp(&self.backup, &far.app, far.at(V4, 7000), 5, 1_200);
-        say("a host process asks a pod", "process", "pod shop/web-7d4b9c-m5p7t", talk);
+        say("a host process asks a pod", "process", WEB[1], talk);
     }
 }
 
@@ -237,6 +249,14 @@ impl Asker {
             .collect()
     }
 
+    /// Whether so many watch each agent.
+    fn is_watched_by(&self, watchers: usize) -> bool {
+        let watched = |status: &Value| {
+            status["subscribers"].as_array().is_some_and(|all| all.len() >= watchers)
+        };
+        self.statuses().is_ok_and(|all| all.iter().all(watched))
+    }
+
     fn is_ready(&self) -> bool {
         self.statuses().is_ok_and(|all| {
             all.iter().all(|status| {
@@ -248,6 +268,47 @@ impl Asker {
             })
         })
     }
+}
+
+/// A trace beside the one that is shown, as programs read it, until it is dropped.
+struct Events {
+    child: Child,
+    lines: Captured,
+}
+
+impl Events {
+    fn start(cli: &Asker) -> anyhow::Result<Self> {
+        let mut command = cli.cli.command(&cli.line("trace network -o json"));
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().context("starting orb8 trace -o json")?;
+        let lines = Captured::follow(child.stdout.take().context("stdout is piped")?);
+        let events = Self { child, lines };
+        wait_until(DEADLINE, "the trace of events to begin", || cli.is_watched_by(1));
+        Ok(events)
+    }
+
+    /// The lines that have come.
+    fn text(&self) -> String {
+        self.lines.text()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Waits until everything that was sent has been counted and told.
+fn settle(cli: &Asker, told: &[Told], events: &Events) -> anyhow::Result<()> {
+    let end = Instant::now() + DEADLINE;
+    while let Err(why) = check::all(cli, told, &events.text()) {
+        ensure!(Instant::now() < end, "after {} s: {why:#}", DEADLINE.as_secs());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
 }
 
 fn heading(text: &str) {
@@ -270,14 +331,7 @@ fn trace(cli: &Asker, shop: &Shop) -> anyhow::Result<Vec<Told>> {
         let lines = BufReader::new(pipe).lines().map_while(Result::ok);
         lines.inspect(|line| println!("{line}")).collect::<Vec<_>>()
     });
-    wait_until(DEADLINE, "the trace to begin", || {
-        cli.statuses().is_ok_and(|all| {
-            let watched = |status: &Value| {
-                status["subscribers"].as_array().is_some_and(|one| !one.is_empty())
-            };
-            all.iter().all(watched)
-        })
-    });
+    wait_until(DEADLINE, "the trace to begin", || cli.is_watched_by(2));
     let mut told = Vec::new();
     for _ in 0..2 {
         shop.trade(&mut told);
@@ -290,65 +344,4 @@ fn trace(cli: &Asker, shop: &Shop) -> anyhow::Result<Vec<Told>> {
         ensure!(lines.iter().any(|line| line.contains(word)), "the trace shows no {word}");
     }
     Ok(told)
-}
-
-/// The client's own row of each talk has exactly the packets and bytes that were sent, and the
-/// right names at both ends.
-fn check(cli: &Asker, told: &[Told]) -> anyhow::Result<String> {
-    let document = cli.json("flows --no-supplement --limit 1000")?;
-    let rows = document["flows"].as_array().context("no list of flows in the answer")?;
-    let (mut packets, mut bytes) = (0, 0);
-    for Told { what, client, dialled, talk } in told {
-        let own: Vec<&Value> = rows
-            .iter()
-            .filter(|row| row["direction"] == "egress" && is(row, &talk.client))
-            .filter(|row| end(&row["source"]) == *client)
-            .collect();
-        let [row] = own.as_slice() else {
-            bail!("{what}: {} rows of {client} for {}", own.len(), talk.client);
-        };
-        ensure!(end(&row["destination"]) == *dialled, "{what}: not {dialled}, but {row}");
-        ensure!(
-            row["packets"] == talk.there.packets && row["bytes"] == talk.there.bytes,
-            "{what}: {} were sent, not {row}",
-            talk.there
-        );
-        packets += talk.there.packets;
-        bytes += talk.there.bytes;
-    }
-    for status in cli.statuses()? {
-        ensure!(status["healthy"] == true, "an agent is not healthy: {}", status["health_message"]);
-        let ledger = &status["packet_ledger"];
-        ensure!(ledger["state"] == "balanced", "a packet ledger is not balanced: {ledger}");
-    }
-    Ok(format!(
-        "  {} conversations, {packets} packets and {bytes} bytes from their clients: \
-         exactly what was sent,\n  by the right names. \
-         Packets seen by the probes of both nodes: all accounted for.",
-        told.len()
-    ))
-}
-
-/// An end of a row in the demo's words.
-fn end(end: &Value) -> String {
-    let word = |key: &str| end[key].as_str().unwrap_or_default();
-    match word("kind") {
-        "pod" => format!("pod {}/{}", word("namespace"), word("pod")),
-        "service" => format!("service {}/{}", word("namespace"), word("service")),
-        kind => kind.to_owned(),
-    }
-}
-
-fn is(row: &Value, flow: &Flow) -> bool {
-    let protocol = match flow.protocol {
-        TCP => "tcp",
-        UDP => "udp",
-        _ => return false,
-    };
-    let crate::flow::L4::Ports { src, dst } = flow.l4 else { return false };
-    row["protocol"] == protocol
-        && row["src_ip"] == flow.src.to_string()
-        && row["dst_ip"] == flow.dst.to_string()
-        && row["src_port"] == src
-        && row["dst_port"] == dst
 }

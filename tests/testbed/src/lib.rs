@@ -22,6 +22,7 @@
 //! | [`fork`] | a copy of this process that holds its descriptors |
 //! | [`scratch`] | folders that end with their handle |
 //! | [`api`] | a Kubernetes API server |
+//! | [`proc`] | a `/proc` with the cgroup mounts of another kind of node |
 //! | [`cgroup`] | a subtree of cgroup2 that ends with its handle |
 //! | [`cluster`] | nodes, pods and Services made of namespaces, cgroups and iptables |
 //! | [`agent`] | `orb8-agent` and `orb8` as processes |
@@ -47,6 +48,7 @@ pub mod need;
 pub mod netns;
 pub mod offload;
 pub mod packet;
+pub mod proc;
 pub mod python;
 pub mod raw;
 pub mod ring;

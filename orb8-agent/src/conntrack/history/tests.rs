@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::super::TOLD_LATE_NS;
+use super::super::table::Match;
 use super::*;
 
 const S: u64 = 1_000_000_000;
@@ -158,6 +159,36 @@ fn events_that_are_read_after_the_dump_that_knew_better_change_nothing_in_the_en
     history.begin(&new, 11 * S);
     assert_eq!(backend(&table, &new, 12 * S), Some(2));
     assert_eq!(table.find(&new.original).map(|it| it.reply), Some(new.reply));
+}
+
+#[test]
+fn a_handover_during_a_dump_is_of_the_time_that_is_told_of_it() {
+    let (mut history, table) = history(8);
+    let [old, new] = [1, 2].map(|n| connection(4_000, Some(n), u32::from(n)));
+    let other = connection(4_001, Some(3), 3);
+    history.begin_dump();
+    history.end_dump(1);
+    history.begin(&old, 10 * S);
+    history.begin(&other, 10 * S);
+    history.heard(20 * S);
+    // While the table is read the first gives way to the second, and the third ends.
+    history.begin_dump();
+    history.exists(&new, 30 * S);
+    history.end_dump(30 * S);
+    assert_eq!(backend(&table, &old, 25 * S), None, "nothing was told of it");
+    for over in [&old, &other] {
+        history.end(over, 31 * S);
+    }
+    history.begin(&new, 31 * S);
+    for (at_ns, first, third) in [
+        (25 * S, Some(1), Some(3)),
+        (30 * S + 1, None, Some(3)),
+        (31 * S, None, Some(3)),
+        (31 * S + 1, Some(2), None),
+    ] {
+        assert_eq!(backend(&table, &old, at_ns), first, "{at_ns}");
+        assert_eq!(backend(&table, &other, at_ns), third, "{at_ns}");
+    }
 }
 
 #[test]
@@ -399,6 +430,32 @@ proptest! {
                         found.is_none() || real.contains(&found) || next,
                         "{} at {} ms: {:?}, not {:?}", client, at_ns / MS, found, real
                     );
+                }
+            }
+        }
+        for client in 0..3 {
+            let tuple = connection(client, None, 0).original;
+            for (from_ns, until_ns, one) in play.truth.of(client) {
+                // The packet that opens a connection is stamped before it; others come until its end.
+                for last_ns in [from_ns, from_ns + 5 * MS, from_ns + S] {
+                    let asks = one.is_translated() && last_ns <= until_ns.min(now_ns);
+                    if !asks || play.is_untold(from_ns) || play.is_untold(last_ns) {
+                        continue;
+                    }
+                    let found = table.find_over(&tuple, from_ns, last_ns, Some(from_ns));
+                    let is_other = matches!(&found, Match::One(other) if other.reply != one.reply);
+                    prop_assert!(!is_other, "{} from {}: {:?}", client, from_ns / MS, found);
+                    let is_alone = !play.truth.of(client).any(|(other_ns, over_ns, _)| {
+                        other_ns != from_ns
+                            && (other_ns + 2 * TOLD_LATE_NS >= from_ns || over_ns > from_ns)
+                            && other_ns <= last_ns + TOLD_LATE_NS
+                    });
+                    // Of what a dump found, the beginning is not told.
+                    let is_told = play.untold.iter().all(|(_, to_ns)| {
+                        *to_ns > now_ns || to_ns + 2 * TOLD_LATE_NS < from_ns
+                    });
+                    let is_certain = is_alone && is_told;
+                    prop_assert!(!is_certain || matches!(found, Match::One(_)), "{:?}", found);
                 }
             }
         }

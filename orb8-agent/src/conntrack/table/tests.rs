@@ -51,7 +51,7 @@ fn over_a_time_one_counts_that_nobody_else_was_beside() {
     let second = table.insert(served("10.244.0.5:4000", "10.244.0.7:8080", 30 * S));
     assert!(!table.is_empty());
     let over = |since_ns, until_ns| {
-        let found = table.find_over(&asked, since_ns, until_ns).into_one();
+        let found = table.find_over(&asked, since_ns, until_ns, None).into_one();
         found.map(|found| found.reply.src.to_string())
     };
     let (one, two) = (Some("10.244.0.6:8080".to_owned()), Some("10.244.0.7:8080".to_owned()));
@@ -98,13 +98,14 @@ fn of_two_that_follow_closely_either_may_have_sent_what_came_before_both_were_to
     // The kernel ends the first for the packet that begins the second, and tells both after it.
     end(&old, 10 * S + MS);
     let new = table.insert(served("10.244.0.5:4000", "10.244.0.7:8080", 10 * S + 2 * MS));
-    let over = |since_ns: u64, until_ns: u64| match table.find_over(&asked, since_ns, until_ns) {
+    let word = |found: Match| match found {
         Match::One(found) if Arc::ptr_eq(&found, &old) => "old",
         Match::One(found) if Arc::ptr_eq(&found, &new) => "new",
         Match::One(_) => "another",
         Match::Several => "several",
         Match::None => "none",
     };
+    let over = |since_ns, until_ns| word(table.find_over(&asked, since_ns, until_ns, None));
     assert!(table.find_at(&asked, 10 * S).is_none());
     for (since_ns, until_ns, expected) in [
         (10 * S, 10 * S, "several"),
@@ -119,11 +120,26 @@ fn of_two_that_follow_closely_either_may_have_sent_what_came_before_both_were_to
     ] {
         assert_eq!(over(since_ns, until_ns), expected, "{since_ns} {until_ns}");
     }
-    // One that is translated alike makes no doubt.
+    // The first packet opened the connection, so it is not the one before it.
+    let opened = |at_ns, until_ns| word(table.find_over(&asked, at_ns, until_ns, Some(at_ns)));
+    for (at_ns, until_ns, expected) in [
+        (10 * S, 10 * S, "new"),
+        (10 * S, 12 * S, "new"),
+        // It may have begun when the first one did.
+        (2 * S, 12 * S, "several"),
+        (3 * S, 3 * S, "old"),
+        // What follows was not told.
+        (10 * S, 9 * S, "old"),
+    ] {
+        assert_eq!(opened(at_ns, until_ns), expected, "{at_ns} {until_ns}");
+    }
+    // One that is translated alike makes no doubt, whichever port a mask picked.
     table.take(&new);
-    table.insert(served("10.244.0.5:4000", "10.244.0.6:8080", 10 * S + 2 * MS));
+    let mut alike = served("10.244.0.5:4000", "10.244.0.6:8080", 10 * S + 2 * MS);
+    alike.reply.dst.set_port(4_001);
+    table.insert(alike);
     assert!(table.find_at(&asked, 10 * S).is_some());
-    assert!(table.find_over(&asked, 5 * S, 12 * S).into_one().is_some());
+    assert!(table.find_over(&asked, 5 * S, 12 * S, None).into_one().is_some());
 }
 
 #[test]

@@ -33,11 +33,12 @@ fn asking<'a>(owner: &str, peer: &str) -> Question<'a> {
         scope: Scope::Local,
         began: Began::Owner,
         translation: None,
+        opened_ns: None,
     }
 }
 
 fn then(at_ns: u64) -> Span {
-    Span { since_ns: at_ns, until_ns: at_ns }
+    Span::at(at_ns)
 }
 
 /// An end in a few words.

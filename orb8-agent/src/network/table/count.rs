@@ -32,7 +32,7 @@ impl FlowTable {
         let row = &mut self.rows[slot as usize];
         row.flow.tcp_seen |= tcp;
         if signal.kind == SignalKind::Start && !row.is(mark::CONTINUES) {
-            row.flow.first_seen_ns = row.flow.first_seen_ns.min(signal.time_ns);
+            row.begin(signal.time_ns, tcp & (tcp_bit::SYN | tcp_bit::SYN_ACK) != 0);
         }
         if row.flow.packets == 0 {
             // Later the count of this packet says when it was, and what came with it.

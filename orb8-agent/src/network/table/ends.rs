@@ -13,7 +13,7 @@ impl Ends {
     /// Whether the kernel's translation is the same, or was only told late.
     pub(super) fn goes_on_in(&self, later: &Self) -> bool {
         match (&self.translation, &later.translation) {
-            (Some(one), Some(other)) => one.original == other.original && one.reply == other.reply,
+            (Some(one), Some(other)) => one.is_like(other),
             (Some(_), None) => false,
             // What was refused was not translated.
             (None, Some(_)) => {
@@ -40,8 +40,7 @@ impl Ends {
             && how(self) == how(other)
             && self.asked.as_ref().map(|asked| asked.verdict)
                 == other.asked.as_ref().map(|asked| asked.verdict)
-            && self.translation.as_ref().map(|it| it.reply)
-                == other.translation.as_ref().map(|it| it.reply)
+            && self.translation.is_some() == other.translation.is_some()
     }
 }
 

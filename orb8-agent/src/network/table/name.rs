@@ -77,7 +77,8 @@ impl FlowTable {
         let asked = question(&row.flow, Began::Unknown);
         let in_doubt = row.is(mark::DOUBTFUL);
         // What the row counted so far stays with it, this may be another connection's.
-        let doubtful = batch.is_doubtful_at(&asked, until_ns);
+        let had_one = in_doubt || asked.translation.is_some();
+        let doubtful = had_one && batch.is_doubtful_at(&asked, until_ns);
         let was = self.span(slot);
         let whole = Span { since_ns: was.since_ns, until_ns: was.until_ns.max(until_ns) };
         let answer = self.ask(slot, whole, batch);
@@ -245,6 +246,7 @@ impl FlowTable {
             packet_rate: 0.0,
             changed_epoch: 0,
             ends: Ends::default(),
+            tcp_seen: old.tcp_seen & !tcp_bit::OPENS,
             scope: if was_told { Scope::Unknown } else { old.scope },
             ..old
         };
@@ -439,6 +441,7 @@ pub(super) fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
     let key = &flow.id.key;
     let egress = keys::is_egress(key);
     let turn = |(src, dst)| if egress { (src, dst) } else { (dst, src) };
+    let opens = flow.tcp_seen & tcp_bit::OPENS != 0;
     Question {
         ifindex: keys::ifindex(&flow.id),
         egress,
@@ -450,5 +453,6 @@ pub(super) fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
         scope: flow.scope,
         began,
         translation: flow.ends.translation.as_ref(),
+        opened_ns: opens.then_some(flow.first_seen_ns),
     }
 }

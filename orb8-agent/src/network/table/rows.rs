@@ -3,7 +3,7 @@
 //! Knows nothing of what a row means; slots are checked by their users.
 
 use super::shares;
-use crate::event::{Attribution, Ends, FlowId, FlowRecord, FlowState, Scope};
+use crate::event::{Attribution, Ends, FlowId, FlowRecord, FlowState, Scope, tcp_bit};
 
 /// No row.
 pub(super) const NONE: u32 = u32::MAX;
@@ -65,8 +65,25 @@ impl Row {
         u8::from(shares::is_identified(self.share)) + u8::from(peer)
     }
 
+    /// Its first packet was at this time (CLOCK_MONOTONIC nanoseconds) at the latest, and opened its
+    /// connection or did not.
+    pub(super) const fn begin(&mut self, at_ns: u64, opens: bool) {
+        if at_ns > self.flow.first_seen_ns {
+            return;
+        }
+        self.flow.first_seen_ns = at_ns;
+        self.flow.tcp_seen =
+            self.flow.tcp_seen & !tcp_bit::OPENS | if opens { tcp_bit::OPENS } else { 0 };
+        if opens && self.is(mark::DOUBTFUL) {
+            // It was counted before its start was read: of the one before it is nothing here.
+            self.set(mark::DOUBTFUL, false);
+            self.generation = 0;
+        }
+    }
+
     /// Forgets the scope that a translation told which is not the flow's. The next count tells it
-    /// anew; for a row that has ended none comes, and no socket of this host has claimed it.
+    /// anew; for a row that has ended none comes, and it counts as nobody's: whether a socket of this
+    /// host had claimed it before is not kept.
     pub(super) fn take_scope_back(&mut self, is_told_anew: bool) {
         if self.flow.scope != Scope::Forwarded {
             return;

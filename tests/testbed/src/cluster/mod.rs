@@ -303,8 +303,9 @@ impl Cluster {
         pod.owner = Some(Owner::new("DaemonSet", "agent"));
         self.api.put(pod.object(Stage::Running));
         let layout = &self.plan.layout;
-        let own = cgroup::make(node.cgroup_root(), &layout.pod(pod.qos, &pod.uid));
-        let own = cgroup::make(&own, &layout.container(&pod.containers[0].id));
+        let own = layout.pod(pod.qos, &pod.uid);
+        let own = layout.container(&own, &pod.containers[0].id);
+        let own = cgroup::make(node.cgroup_root(), &own);
         AgentOptions::of(program)
             .capabilities(&AGENT_CAPABILITIES)
             .cgroup(&own)

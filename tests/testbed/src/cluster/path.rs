@@ -10,6 +10,9 @@ pub enum Driver {
     Systemd,
     /// Plain directories.
     Cgroupfs,
+    /// Slices of a kubelet that speaks to systemd, above a containerd that does not (k3s): the
+    /// containers are not in the slices of their pods, but below the service that runs them.
+    Split,
 }
 
 /// Who runs the containers.
@@ -19,20 +22,19 @@ pub enum Runtime {
     Containerd,
     /// CRI-O.
     Crio,
+    /// CRI-O with crun, which keeps processes in a cgroup below the container's.
+    CrioCrun,
     /// Docker behind cri-dockerd.
     Docker,
 }
 
 impl Runtime {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Containerd, Self::Crio, Self::Docker];
-
     /// As container ids in the API begin.
     #[must_use]
     pub const fn scheme(self) -> &'static str {
         match self {
             Self::Containerd => "containerd",
-            Self::Crio => "cri-o",
+            Self::Crio | Self::CrioCrun => "cri-o",
             Self::Docker => "docker",
         }
     }
@@ -41,7 +43,7 @@ impl Runtime {
     const fn scope(self) -> &'static str {
         match self {
             Self::Containerd => "cri-containerd",
-            Self::Crio => "crio",
+            Self::Crio | Self::CrioCrun => "crio",
             Self::Docker => "docker",
         }
     }
@@ -65,6 +67,27 @@ impl Default for Layout {
 }
 
 impl Layout {
+    /// Every form that nodes have.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        use Driver::{Cgroupfs, Split, Systemd};
+        use Runtime::{Containerd, Crio, CrioCrun, Docker};
+        let forms = [
+            (Systemd, Containerd),
+            (Systemd, Crio),
+            (Systemd, CrioCrun),
+            (Systemd, Docker),
+            (Cgroupfs, Containerd),
+            (Cgroupfs, Crio),
+            (Cgroupfs, Docker),
+            (Split, Containerd),
+        ];
+        let prefixed = |prefix| {
+            forms.into_iter().map(move |(driver, runtime)| Self { driver, runtime, prefix })
+        };
+        prefixed("").chain(prefixed("n2")).collect()
+    }
+
     /// The cgroup of a pod; `uid` is the config hash of a static one.
     #[must_use]
     pub fn pod(&self, qos: Qos, uid: &str) -> String {
@@ -79,7 +102,7 @@ impl Layout {
             (Driver::Cgroupfs, class) => {
                 format!("{}{slash}kubepods/{class}/pod{uid}", self.prefix)
             }
-            (Driver::Systemd, class) => {
+            (Driver::Systemd | Driver::Split, class) => {
                 // A slice's name has its parents' names in it, so a dash cannot stand for itself.
                 let uid = uid.replace('-', "_");
                 let parents = if self.prefix.is_empty() {
@@ -100,13 +123,19 @@ impl Layout {
         }
     }
 
-    /// The cgroup of a container, or of the sandbox, below its pod's.
+    /// The cgroup of the processes of a container, or of the sandbox, by that of its pod.
     #[must_use]
-    pub fn container(&self, id: &str) -> String {
-        match self.driver {
-            Driver::Systemd => format!("{}-{id}.scope", self.runtime.scope()),
-            Driver::Cgroupfs if self.runtime == Runtime::Crio => format!("crio-{id}"),
-            Driver::Cgroupfs => id.to_owned(),
+    pub fn container(&self, pod: &str, id: &str) -> String {
+        let scope = self.runtime.scope();
+        match (self.driver, self.runtime) {
+            (Driver::Systemd, Runtime::CrioCrun) => format!("{pod}/{scope}-{id}.scope/container"),
+            (Driver::Systemd, _) => format!("{pod}/{scope}-{id}.scope"),
+            (Driver::Cgroupfs, Runtime::Crio | Runtime::CrioCrun) => format!("{pod}/{scope}-{id}"),
+            (Driver::Cgroupfs, _) => format!("{pod}/{id}"),
+            (Driver::Split, _) => {
+                let (_, slice) = pod.rsplit_once('/').unwrap_or_default();
+                format!("system.slice/k3s.service/{slice}:{scope}:{id}")
+            }
         }
     }
 }
@@ -128,7 +157,15 @@ mod tests {
             systemd.pod(Qos::Guaranteed, uid),
             "kubepods.slice/kubepods-pode5b2a5c6_0c0f_42fc_b345_e3d0cd42f563.slice"
         );
-        assert_eq!(systemd.container("ab"), "cri-containerd-ab.scope");
+        assert_eq!(systemd.container("a.slice", "ab"), "a.slice/cri-containerd-ab.scope");
+        let crun = Layout { runtime: Runtime::CrioCrun, ..Layout::default() };
+        assert_eq!(crun.container("a.slice", "ab"), "a.slice/crio-ab.scope/container");
+        let split = Layout { driver: Driver::Split, ..Layout::default() };
+        let pod = split.pod(Qos::Guaranteed, "a-b");
+        assert_eq!(
+            split.container(&pod, "ab"),
+            "system.slice/k3s.service/kubepods-poda_b.slice:cri-containerd:ab"
+        );
         let cgroupfs = Layout { driver: Driver::Cgroupfs, prefix: "n2", ..Layout::default() };
         assert_eq!(cgroupfs.pod(Qos::BestEffort, uid), format!("n2/kubepods/besteffort/pod{uid}"));
         assert_eq!(cgroupfs.pod(Qos::Guaranteed, uid), format!("n2/kubepods/pod{uid}"));

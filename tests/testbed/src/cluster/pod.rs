@@ -24,7 +24,12 @@ pub struct Pod {
     pub node: u8,
     /// Which of its node's pod addresses it has.
     pub number: u16,
+    /// The root of its node's cgroups.
+    root: PathBuf,
+    /// Its own cgroup below, and those of its containers that are elsewhere.
+    path: String,
     directory: Directory,
+    _apart: Vec<Directory>,
     layout: Layout,
     wire: Option<Wire>,
 }
@@ -56,15 +61,21 @@ impl Pod {
             if plan.host_network { object.host_ips.clone() } else { node.pod_addresses(number) };
         let uid = object.config_hash.as_ref().unwrap_or(&object.uid);
         let path = layout.pod(object.qos, uid);
-        let directory = Directory(cgroup::make(node.cgroup_root(), &path));
+        let root = node.cgroup_root().to_owned();
+        let directory = Directory(cgroup::make(&root, &path));
         // The sandbox comes first and is in no container status.
-        let sandbox = cgroup::make(&directory.0, &layout.container(&object::container_id()));
-        debug_assert!(sandbox.exists(), "a cgroup that was made is there");
+        let sandbox = layout.container(&path, &object::container_id());
+        let sandbox = cgroup::make(&root, &sandbox);
+        let containers = object.containers.iter();
+        let all = containers.map(|container| root.join(layout.container(&path, &container.id)));
+        let apart = all.chain([sandbox]).filter(|it| !it.starts_with(&directory.0));
+        let apart = apart.map(Directory).collect();
         let wire = (!plan.host_network).then(|| node.wire(&plan.name, &object.ips));
         let netns = wire.as_ref().map_or(&node.netns, |wire| &wire.netns);
-        let first = cgroup::make(&directory.0, &layout.container(&object.containers[0].id));
+        let first = cgroup::make(&root, &layout.container(&path, &object.containers[0].id));
         let app = Actor::start(&object.containers[0].name, &first, netns, &object.ips);
-        Self { object, app, node: node.number, number, directory, layout, wire }
+        let node = node.number;
+        Self { object, app, node, number, root, path, directory, _apart: apart, layout, wire }
     }
 
     /// Its namespace's name and its own.
@@ -114,24 +125,24 @@ impl Pod {
     pub fn container(&self, name: &str) -> Actor {
         let container = self.object.containers.iter().find(|container| container.name == name);
         let container = container.unwrap_or_else(|| panic!("no container {name}"));
-        self.actor_in(name, &self.layout.container(&container.id))
+        self.actor_in(name, &self.layout.container(&self.path, &container.id))
     }
 
     /// A process in a cgroup below the first container's, as one that `exec` starts may be.
     #[must_use]
     pub fn nested(&self, below: &str) -> Actor {
-        let first = self.layout.container(&self.object.containers[0].id);
+        let first = self.layout.container(&self.path, &self.object.containers[0].id);
         self.actor_in("exec", &format!("{first}/{below}"))
     }
 
     /// A process in the pod's own cgroup, in no container.
     #[must_use]
     pub fn outside_containers(&self) -> Actor {
-        self.actor_in("pod", "")
+        self.actor_in("pod", &self.path)
     }
 
-    fn actor_in(&self, comm: &str, below: &str) -> Actor {
-        let directory = cgroup::make(&self.directory.0, below);
+    fn actor_in(&self, comm: &str, path: &str) -> Actor {
+        let directory = cgroup::make(&self.root, path);
         Actor::start(comm, &directory, self.netns(), &self.object.ips)
     }
 }

@@ -8,7 +8,7 @@ use orb8_common::network::scope;
 
 use super::super::*;
 use super::names::{Bench, began, counted, from_cgroup, verdicts};
-use crate::conntrack::Translation;
+use crate::conntrack::{Translation, Tuple};
 use crate::event::{Event, FlowCount, FlowFacts, Scope};
 use crate::testing::{World, cgroup_of, flow};
 
@@ -210,6 +210,87 @@ fn a_reused_port_is_not_given_the_backend_of_the_connection_before() {
         bench.drain(second * SECOND);
         assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1", "10.244.2.2:8080 2"]);
     }
+}
+
+#[test]
+fn a_connection_that_opens_on_a_port_that_is_reused_has_its_own_backend_from_its_first_packet_on() {
+    // Whether a connection ends in one drain or goes on, and whether its start is read before the
+    // count or after it.
+    for (last_ns, is_counted_first) in [(0, false), (0, true), (5 * MS, false), (500 * MS, true)] {
+        let mut world = World::synced();
+        world.pod("shop/c", "n1", "10.244.1.5", 1);
+        world.service("shop/web", "10.96.0.10", 0, 2, 1);
+        let mut bench = Bench::new(world);
+        bench.world.cgroup(7, &cgroup_of("shop/c"));
+        let (client, service) = (socket("10.244.1.5:4000"), socket("10.96.0.10:80"));
+        let answers = |n: u8| (SocketAddr::from(([10, 244, 2, n], 8080)), client);
+        let id = from_cgroup(7, "10.244.1.5:4000", "10.96.0.10:80");
+        let old = bench.world.translate((client, service), answers(1), SECOND);
+        // The kernel ends what waits for its time for the packet that opens, and tells both late.
+        let at_ns = 60 * SECOND;
+        old.end(at_ns + MS);
+        bench.world.translate((client, service), answers(2), at_ns + 2 * MS);
+        let mut events = vec![began(id, at_ns), counted(id, 4, at_ns, at_ns + last_ns)];
+        if is_counted_first {
+            events.reverse();
+        }
+        bench.feed(events).drain(61 * SECOND);
+        assert_eq!(backends(&bench), ["10.244.2.2:8080 4"], "{last_ns} {is_counted_first}");
+        bench.feed([counted(id, 2, at_ns, 61 * SECOND + 5 * MS)]).drain(62 * SECOND);
+        assert_eq!(backends(&bench), ["10.244.2.2:8080 6"], "{last_ns} {is_counted_first}");
+    }
+}
+
+#[test]
+fn a_connection_that_opens_behind_a_port_that_hid_another_pod_is_the_pods_that_it_hides_now() {
+    let mut masked = Masked::new();
+    let at_ns = 60 * SECOND;
+    let old = masked.hide(5, SECOND);
+    masked.bench.feed([began(masked.id, at_ns)]);
+    old.end(at_ns + MS);
+    masked.hide(6, at_ns + 2 * MS);
+    masked.bench.feed([masked.passing(3, at_ns, at_ns + 500 * MS)]).drain(61 * SECOND);
+    assert_eq!(masked.bench.named(), ["d masqueraded > external address: 3"]);
+    assert_eq!(masked.scopes(), [Scope::Forwarded]);
+}
+
+#[test]
+fn another_port_of_the_same_mask_splits_no_row() {
+    let mut world = World::synced();
+    world.pod("shop/c", "n1", "10.244.1.5", 1);
+    let mut bench = Bench::new(world);
+    bench.world.cgroup(7, &cgroup_of("shop/c"));
+    let (pod, far) = (socket("10.244.1.5:123"), socket("1.1.1.1:123"));
+    let id = from_cgroup(7, "10.244.1.5:123", "1.1.1.1:123");
+    let first = bench.world.translate((pod, far), (far, socket("10.0.0.1:31000")), SECOND);
+    bench.feed([counted(id, 3, SECOND, SECOND)]).drain(2 * SECOND);
+    first.end(40 * SECOND + MS);
+    bench.world.translate((pod, far), (far, socket("10.0.0.1:32000")), 40 * SECOND + 2 * MS);
+    bench.feed([counted(id, 2, SECOND, 40 * SECOND)]).drain(41 * SECOND);
+    assert_eq!(bench.named(), ["c cgroup > external address: 5"]);
+}
+
+#[test]
+fn pings_of_two_pods_behind_one_mask_are_nobodys_while_both_ping() {
+    let mut masked = Masked::new();
+    let tuple = |src: SocketAddr, dst: SocketAddr| Tuple { protocol: 1, src, dst };
+    let (far, mask) = (socket("1.1.1.1:0"), socket("10.0.0.1:0"));
+    let ping = |masked: &Masked, last: u8, at_ns| {
+        let pod = SocketAddr::from(([10, 244, 1, last], 0));
+        let translation = Translation::new(tuple(pod, far), tuple(far, mask), at_ns);
+        masked.bench.world.known.translations.insert(translation)
+    };
+    masked.id = flow(1, (mask.ip(), 8), (far.ip(), 0), true);
+    ping(&masked, 5, SECOND);
+    masked.bench.feed([masked.passing(2, SECOND, SECOND)]).drain(2 * SECOND);
+    assert_eq!(masked.bench.named(), ["c masqueraded > external address: 2"]);
+    ping(&masked, 6, 5 * SECOND);
+    masked.bench.feed([masked.passing(7, SECOND, 6 * SECOND)]).drain(7 * SECOND);
+    let rows = [
+        "c masqueraded > external address: 2",
+        "unknown (address_ambiguous) > external address: 7",
+    ];
+    assert_eq!(masked.bench.named(), rows);
 }
 
 #[test]
