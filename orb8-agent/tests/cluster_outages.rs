@@ -266,7 +266,7 @@ fn forbidding(name: &str, capture: Capture) -> (Scene, Pod, Pod) {
         status.kubernetes.as_ref().is_some_and(|k| k.resources.iter().all(wanted))
     });
     let told = resource(&scene, name);
-    let remedy = format!("grant get, list and watch on {name} in API group \"\"");
+    let remedy = format!("grant list and watch on {name} in API group \"\"");
     assert!(told.reason.contains("is forbidden") && told.reason.contains(&remedy), "{told:?}");
     assert_eq!(kubernetes(&scene).state, "forbidden");
     assert!(scene.status(1).healthy, "the rest is of use");

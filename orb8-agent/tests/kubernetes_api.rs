@@ -254,7 +254,8 @@ fn names_are_doubtful_from_a_cut_until_all_is_told_again() {
     let before_ns = agent.registry.health().of(Resource::Pods).last_heard_ns;
     assert!(is_sure());
     api.close_port();
-    agent.wait_for(State::Stale);
+    // Each resource notices by itself.
+    wait_until(DEADLINE, "stale pods", || agent.state(Resource::Pods) == State::Stale);
     api.delete("pods", "shop", "web-1");
     api.put(pod("next", 1).object(Stage::Running));
     assert_eq!(agent.who(ip(1)), "shop/web-1", "the old name is what there is");

@@ -1,6 +1,6 @@
 //! Connections and what each request gets.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, StatusCode, header};
@@ -25,8 +25,40 @@ pub(super) struct Shared {
     pub(super) faults: Arc<Faults>,
     pub(super) tokens: Tokens,
     pub(super) counts: Counts,
-    pub(super) cut: watch::Sender<u64>,
+    pub(super) lines: Lines,
     pub(super) bookmarks: watch::Sender<u64>,
+}
+
+/// The connections that are open, to be cut all at once.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    open: Mutex<Arc<()>>,
+    cut: watch::Sender<()>,
+}
+
+/// A connection among them, from the moment that it is accepted.
+pub(super) struct Line {
+    _open: Arc<()>,
+    cut: watch::Receiver<()>,
+}
+
+impl Lines {
+    /// One more connection.
+    pub(super) fn open(&self) -> Line {
+        let open = self.held();
+        Line { _open: Arc::clone(&open), cut: self.cut.subscribe() }
+    }
+
+    /// Ends all that are open now. They are gone when nobody else holds what is given back.
+    pub(super) fn cut(&self) -> Arc<()> {
+        let mut open = self.held();
+        self.cut.send_replace(());
+        std::mem::take(&mut *open)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Arc<()>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Clone)]
@@ -39,8 +71,12 @@ impl std::fmt::Debug for Acceptor {
 }
 
 /// One connection, until either side ends it or all are cut.
-pub(super) async fn serve(shared: Arc<Shared>, acceptor: Acceptor, stream: tokio::net::TcpStream) {
-    let mut cut = shared.cut.subscribe();
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    acceptor: Acceptor,
+    stream: tokio::net::TcpStream,
+    mut line: Line,
+) {
     let connection = async {
         let Ok(stream) = acceptor.0.accept(stream).await else { return };
         let service = hyper::service::service_fn(|request| {
@@ -54,8 +90,9 @@ pub(super) async fn serve(shared: Arc<Shared>, acceptor: Acceptor, stream: tokio
         drop(served);
     };
     tokio::select! {
+        biased;
+        _cut = line.cut.changed() => {}
         () = connection => {}
-        _cut = cut.changed() => {}
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::count::{Counts, Requests};
 use super::fault::{Failure, Faults};
-use super::serve::{Acceptor, Shared, serve};
+use super::serve::{Acceptor, Lines, Shared, serve};
 use super::store::{Resource, Store};
 use super::tls;
 use super::token::Tokens;
@@ -70,7 +70,7 @@ impl ApiServer {
             faults: Arc::new(Faults::default()),
             tokens: Tokens::default(),
             counts: Counts::default(),
-            cut: watch::Sender::new(0),
+            lines: Lines::default(),
             bookmarks: watch::Sender::new(0),
         });
         let server = Self {
@@ -281,9 +281,13 @@ impl ApiServer {
         self.shared.bookmarks.send_modify(|count| *count += 1);
     }
 
-    /// Cuts all connections without a word.
+    /// Cuts all connections without a word; they are gone when this returns.
+    ///
+    /// # Panics
+    /// If they do not end in time.
     pub fn cut(&self) {
-        self.shared.cut.send_modify(|count| *count += 1);
+        let old = self.shared.lines.cut();
+        wait_until(DEADLINE, "connections to end", || Arc::strong_count(&old) == 1);
     }
 
     /// Nobody listens any longer and all connections are cut.
@@ -327,7 +331,8 @@ impl ApiServer {
         let task = runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
-                tokio::spawn(serve(shared, acceptor, stream));
+                let line = shared.lines.open();
+                tokio::spawn(serve(shared, acceptor, stream, line));
             }
         });
         *self.accepting() = Some(task);

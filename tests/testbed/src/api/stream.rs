@@ -44,6 +44,7 @@ impl Watch {
         let Ok(mut at) = self.begin().await else { return };
         let mut moved = self.store.moved();
         let mut next_bookmark = Instant::now() + BOOKMARK;
+        let (mut owed, mut over) = (false, false);
         loop {
             moved.borrow_and_update();
             self.wait_while_stalled().await;
@@ -56,20 +57,22 @@ impl Watch {
                     at = version;
                 }
             }
+            // A bookmark says that all before it was told, so it comes after that.
+            if std::mem::take(&mut owed) && self.bookmark(at, false).await.is_err() || over {
+                return;
+            }
             tokio::select! {
                 changed = moved.changed() => if changed.is_err() { return },
                 () = self.out.closed() => return,
-                () = tokio::time::sleep_until(end) => {
-                    // The last word is a bookmark, so that the next watch starts here.
-                    drop(self.bookmark(at, false).await);
-                    return;
-                }
+                // The last word is a bookmark, so that the next watch starts here.
+                () = tokio::time::sleep_until(end) => (owed, over) = (true, true),
                 () = tokio::time::sleep_until(next_bookmark) => {
-                    if self.bookmark(at, false).await.is_err() { return }
+                    owed = true;
                     next_bookmark = Instant::now() + BOOKMARK;
                 }
                 asked = self.bookmarks.changed() => {
-                    if asked.is_err() || self.bookmark(at, false).await.is_err() { return }
+                    if asked.is_err() { return }
+                    owed = true;
                 }
             }
         }
