@@ -5,14 +5,15 @@ mod cluster_support;
 
 use std::net::SocketAddr;
 
-use cluster_support::rows::{End, heard, key, said};
-use cluster_support::{Auto, Capture, DEADLINE, Scene, Socket};
+use cluster_support::rows::{End, ends, heard, key, said, who};
+use cluster_support::{Capture, DEADLINE, Scene, Socket, Tc};
 use orb8_proto::v1::NetworkFlow;
 use orb8_testbed::cluster::actor::Actor;
 use orb8_testbed::cluster::plan::{Plan, node_addresses};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::talk::{self, Talk, UdpTalk};
 use orb8_testbed::cluster::{NEEDS, port};
+use orb8_testbed::flow::Total;
 use orb8_testbed::link::Family::V4;
 use orb8_testbed::need;
 use orb8_testbed::wait::wait_until;
@@ -46,9 +47,10 @@ fn ask(client: &Actor, backend: &Pod) -> [(Talk, String); 2] {
     [(tcp, named(WEB, 8080)), (udp.talk(), named(DNS, 5353))]
 }
 
-/// What passes through the node that was asked is the uplink's, and names the Service.
+/// What passes through the node that was asked is the uplink's, names the Service, and at its ends
+/// these: whose it is and who asks.
 #[track_caller]
-fn check_passing(scene: &Scene, talk: &Talk) {
+fn check_passing(scene: &Scene, talk: &Talk, named: [&str; 2]) {
     let asked = [(talk.client, talk.there), (talk.client.reply(), talk.back)];
     let expected = if scene.capture == Socket { 0 } else { asked.len() };
     let mut passing = Vec::new();
@@ -57,7 +59,8 @@ fn check_passing(scene: &Scene, talk: &Talk) {
         passing = scene.flows(1);
         passing.retain(|row| asked.iter().any(|(flow, _)| *flow == key(row)));
         let is_whole = |row: &NetworkFlow| {
-            asked.iter().any(|(flow, total)| *flow == key(row) && total.packets == row.packets)
+            let counted = Total { packets: row.packets, bytes: row.bytes };
+            asked.iter().any(|(flow, total)| *flow == key(row) && *total == counted)
         };
         passing.len() == expected && passing.iter().all(is_whole)
     });
@@ -65,6 +68,8 @@ fn check_passing(scene: &Scene, talk: &Talk) {
         assert_eq!((flow.plane.as_str(), flow.scope.as_str()), ("tc", "forwarded"), "{flow:?}");
         let service = flow.service.as_ref().map(|service| service.name.as_str());
         assert_eq!(service, Some("web"), "{flow:?}");
+        let (owner, peer) = ends(&flow);
+        assert_eq!([who(&owner).as_str(), &who(&peer)], named, "{flow:?}");
     }
 }
 
@@ -79,7 +84,7 @@ fn asked_from_outside_over_tcp_and_udp_the_backend_on_the_node_knows_the_service
         for (talk, service) in ask(&scene.cluster.outside, &backend) {
             let server = End::pod(&backend, capture, "external masqueraded").service(&service);
             scene.expect(&heard(capture, &talk, &server));
-            check_passing(&scene, &talk);
+            check_passing(&scene, &talk, ["node node1 address", "external address"]);
         }
         scene.assert_complete();
     }
@@ -97,7 +102,7 @@ fn asked_from_outside_a_backend_on_another_node_sees_the_node_that_was_asked() {
             // Only the node that translated knows what was asked for, and by whom.
             let server = End::pod(&backend, capture, "node node1 masqueraded");
             scene.expect(&heard(capture, &talk, &server));
-            check_passing(&scene, &talk);
+            check_passing(&scene, &talk, ["node node1 address", "external address"]);
         }
         scene.assert_complete();
     }
@@ -143,7 +148,7 @@ fn asked_by_a_pod_a_backend_on_another_node_sees_the_pods_node() {
 #[test]
 fn asked_by_another_node_the_process_names_the_service_and_the_backend_the_node() {
     need!(@check NEEDS);
-    for capture in [Auto, Socket] {
+    for capture in Capture::ALL {
         let scene = Scene::start(Plan::default(), capture);
         let backend = scene.cluster.simple("shop/web-0", 1);
         let cron = scene.cluster.host_process(2, "cron.service");
@@ -153,10 +158,12 @@ fn asked_by_another_node_the_process_names_the_service_and_the_backend_the_node(
             let owner = "process cron.service cgroup";
             // The node that was asked translates; the one that asks knows the Service by its port.
             let (known, _) = service.split_once(" at ").expect("a backend");
-            let asks = End::named(2, owner, owner, "node node1 address").service(known);
+            // The tc plane cannot see which cgroup takes a packet that arrives at an uplink.
+            let taker = if capture == Tc { "node node2 address" } else { owner };
+            let asks = End::named(2, owner, taker, "node node1 address").service(known);
             let server = End::pod(&backend, capture, "node node2 masqueraded").service(&service);
             scene.expect_own(&said(capture, &talk, &asks, Some(&server)));
-            check_passing(&scene, &talk);
+            check_passing(&scene, &talk, ["node node1 address", "node node2 masqueraded"]);
         }
         scene.assert_complete();
     }

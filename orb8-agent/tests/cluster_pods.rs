@@ -5,8 +5,9 @@ mod cluster_support;
 
 use std::net::SocketAddr;
 
-use cluster_support::rows::{End, Row, by_address, ends, heard, key, said, who};
+use cluster_support::rows::{End, Row, by_address, ends, heard, is_owned, key, said, who};
 use cluster_support::{Auto, Capture, Scene, Socket, Tc};
+use orb8_testbed::cluster::actor::Actor;
 use orb8_testbed::cluster::plan::{Cni, Families, Masquerade, Plan, PodPlan};
 use orb8_testbed::cluster::pod::Pod;
 use orb8_testbed::cluster::talk::Talk;
@@ -75,6 +76,12 @@ fn check_tunnel(scene: &Scene, inner: Total) {
         let flows = scene.flows(node);
         for flow in flows.iter().filter(|flow| flow.dst_port == 8472) {
             assert_eq!(flow.scope, "tunnel", "{flow:?}");
+            let (owner, peer) = ends(flow);
+            // Each way has ports of its own, so nothing tells that it is an answer.
+            let known_by = if flow.direction == "egress" { "address" } else { "masqueraded" };
+            let own = format!("node node{node} address");
+            let other = format!("node node{} {known_by}", 3 - node);
+            assert_eq!([who(&owner), who(&peer)], [own, other], "{flow:?}");
             if flow.direction == direction {
                 outer.add(flow.packets, flow.bytes);
             }
@@ -208,6 +215,33 @@ fn a_pod_that_goes_out_through_masquerade_is_counted_once_and_never_as_its_node(
 }
 
 #[test]
+fn routed_pods_that_nothing_hides_are_told_by_their_own_addresses_everywhere() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let (cni, masquerade) = (Cni::Routed, Masquerade::Off);
+        let scene = Scene::start(Plan { cni, masquerade, ..plan() }, capture);
+        check_across(&scene, V4);
+        let pod = scene.cluster.simple("shop/a", 1);
+        scene.wait_links(1, 1);
+        let dial = SocketAddr::new(scene.cluster.outside.address(V4), 9000);
+        let talk = talk::tcp(&pod.app, &scene.cluster.outside, dial, 5_000, 50_000);
+        assert_eq!(talk.client, talk.server, "nothing hides the pod");
+        let client = End::pod(&pod, capture, OUTSIDE);
+        scene.expect(&said(capture, &talk, &client, None));
+        let ways = [talk.client, talk.client.reply()];
+        let mut passing = scene.flows(1);
+        passing.retain(|row| ways.contains(&key(row)) && !is_owned(row));
+        assert_eq!(passing.len(), if capture == Socket { 0 } else { 2 }, "{passing:#?}");
+        for row in passing {
+            let (owner, peer) = ends(&row);
+            let named = [row.scope.as_str(), &who(&owner), &who(&peer)];
+            assert_eq!(named, ["forwarded", "pod shop/a address", OUTSIDE], "{row:?}");
+        }
+        scene.assert_complete();
+    }
+}
+
+#[test]
 fn the_world_outside_that_calls_a_pod_is_external() {
     need!(@check NEEDS);
     for capture in Capture::ALL {
@@ -224,24 +258,23 @@ fn the_world_outside_that_calls_a_pod_is_external() {
 #[test]
 fn host_network_pods_and_a_host_process_are_told_apart() {
     need!(@check NEEDS);
-    for capture in [Auto, Socket] {
+    for capture in Capture::ALL {
         let scene = Scene::start(plan(), capture);
-        let plan = |name| PodPlan::new(name, 1).host_network();
-        let proxy = scene.cluster.pod(plan("kube-system/proxy"));
-        let exporter = scene.cluster.pod(plan("monitoring/exporter"));
-        let sshd = scene.cluster.host_process(1, "sshd.service");
+        let host = Host::start(&scene);
         let far = scene.cluster.simple("shop/far", 2);
         scene.wait_links(2, 1);
-        let seen = "node node1 masqueraded";
         let mut rows = Vec::new();
-        for (actor, owner) in [
-            (&proxy.app, "pod kube-system/proxy:app cgroup"),
-            (&exporter.app, "pod monitoring/exporter:app cgroup"),
-            (&sshd, "process sshd.service cgroup"),
-        ] {
+        for (actor, owner) in host.actors() {
+            // The tc plane cannot see which cgroup takes a packet that arrives at an uplink.
+            let taker = if capture == Tc { "node node1 address" } else { owner };
             let talk = talk::udp(actor, &far.app, far.at(V4, 8080), 5, 100);
-            let client = End::named(1, owner, owner, &by_address(&far));
-            let server = End::pod(&far, capture, seen);
+            let client = End::named(1, owner, taker, &by_address(&far));
+            let server = End::pod(&far, capture, "node node1 masqueraded");
+            rows.extend(said(capture, &talk, &client, Some(&server)));
+            let dial = SocketAddr::new(actor.address(V4), 7000);
+            let talk = talk::tcp(&far.app, actor, dial, 300, 3_000);
+            let client = End::pod(&far, capture, "node node1 address");
+            let server = End::named(1, owner, taker, "node node2 masqueraded");
             rows.extend(said(capture, &talk, &client, Some(&server)));
         }
         scene.expect(&rows);
@@ -249,19 +282,60 @@ fn host_network_pods_and_a_host_process_are_told_apart() {
     }
 }
 
+/// Who has the first node's network: two pods and a process of the host.
+struct Host {
+    pods: [Pod; 2],
+    sshd: Actor,
+}
+
+impl Host {
+    fn start(scene: &Scene) -> Self {
+        let pod = |name| scene.cluster.pod(PodPlan::new(name, 1).host_network());
+        let pods = ["kube-system/proxy", "monitoring/exporter"].map(pod);
+        Self { pods, sshd: scene.cluster.host_process(1, "sshd.service") }
+    }
+
+    /// Each of them, and what it is as an owner whose cgroup is known.
+    fn actors(&self) -> [(&Actor, &'static str); 3] {
+        [
+            (&self.pods[0].app, "pod kube-system/proxy:app cgroup"),
+            (&self.pods[1].app, "pod monitoring/exporter:app cgroup"),
+            (&self.sshd, "process sshd.service cgroup"),
+        ]
+    }
+}
+
 #[test]
-fn from_interfaces_alone_host_network_pods_are_named_where_they_send() {
+fn a_host_and_its_own_pods_are_named_whoever_calls_whom() {
     need!(@check NEEDS);
-    let scene = Scene::start(plan(), Tc);
-    let proxy = scene.cluster.pod(PodPlan::new("kube-system/proxy", 1).host_network());
-    let far = scene.cluster.simple("shop/far", 2);
-    scene.wait_links(2, 1);
-    let talk = talk::udp(&proxy.app, &far.app, far.at(V4, 8080), 5, 100);
-    // The tc plane cannot see which cgroup takes a packet that arrives at an uplink.
-    let client =
-        End::named(1, "pod kube-system/proxy:app cgroup", "node node1 address", &by_address(&far));
-    let server = End::pod(&far, Tc, "node node1 masqueraded");
-    scene.expect(&said(Tc, &talk, &client, Some(&server)));
+    for capture in Capture::ALL {
+        for cni in [Cni::Bridge, Cni::Routed] {
+            let scene = Scene::start(Plan { nodes: 1, cni, ..plan() }, capture);
+            let host = Host::start(&scene);
+            let pod = scene.cluster.simple("shop/a", 1);
+            scene.wait_links(1, 1);
+            let mut rows = Vec::new();
+            for (actor, owner) in host.actors() {
+                let at_host = End::named(1, owner, owner, &by_address(&pod));
+                let at_pod = End::pod(&pod, capture, "node node1 address");
+                // A probe, as a kubelet's, and an answer to one.
+                let probe = talk::tcp(actor, &pod.app, pod.at(V4, 8080), 200, 2_000);
+                let asked =
+                    talk::udp(&pod.app, actor, SocketAddr::new(actor.address(V4), 7000), 5, 90);
+                if capture == Tc {
+                    // Between a pod and its own node a packet passes one interface that is watched,
+                    // the pod's: this plane cannot see the host's end.
+                    rows.extend(heard(capture, &probe, &at_pod));
+                    rows.extend(said(capture, &asked, &at_pod, None));
+                } else {
+                    rows.extend(said(capture, &probe, &at_host, Some(&at_pod)));
+                    rows.extend(said(capture, &asked, &at_pod, Some(&at_host)));
+                }
+            }
+            scene.expect(&rows);
+            scene.assert_complete();
+        }
+    }
 }
 
 #[test]

@@ -3,14 +3,16 @@
 
 mod cluster_support;
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 
-use cluster_support::rows::{End, by_address, heard, key, said};
+use cluster_support::rows::{End, Row, by_address, heard, key, said};
 use cluster_support::{Auto, Capture, Scene, Socket, Tc, in_a_later_second};
 use orb8_testbed::cluster::plan::{Cni, Families, Plan, node_addresses, pod_addresses};
 use orb8_testbed::cluster::pod::Pod;
+use orb8_testbed::cluster::talk::Talk;
 use orb8_testbed::cluster::{NEEDS, port, talk};
-use orb8_testbed::flow::{Flow, ICMP, L4};
+use orb8_testbed::flow::{Flow, ICMP};
 use orb8_testbed::link::Family::{self, V4};
 use orb8_testbed::need;
 
@@ -91,15 +93,21 @@ fn each_connection_names_the_backend_that_it_got() {
     let dial = SocketAddr::new(service.ips[0], 80);
     let servers: Vec<_> = backends.iter().map(|pod| &pod.app).collect();
     let mut chosen = [0; 3];
+    let mut rows = Vec::new();
     for _ in 0..12 {
         let (number, talk) = talk::tcp_any(&client.app, &servers, dial, 8080, 10, 10);
         chosen[number] += 1;
         let backend = &backends[number];
         let service = asked("cluster_ip", dial, Some(backend.at(V4, 8080)));
         let asks = End::pod(&client, Auto, "service shop/web address").service(&service);
-        scene.expect_own(&said(Auto, &talk, &asks, None)[..1]);
+        let answers = End::pod(backend, Auto, &by_address(&client));
+        // Only the node that translated knows what was asked for.
+        let answers = if backend.node == 1 { answers.service(&service) } else { answers };
+        rows.extend(said(Auto, &talk, &asks, Some(&answers)));
     }
     assert!(chosen.iter().filter(|&&count| count > 0).count() > 1, "{chosen:?}");
+    scene.expect(&rows);
+    scene.assert_complete();
 }
 
 fn uid() -> String {
@@ -109,31 +117,84 @@ fn uid() -> String {
 #[test]
 fn a_host_process_that_asks_a_cluster_ip_is_told_with_service_and_backend() {
     need!(@check NEEDS);
-    for capture in [Auto, Socket] {
+    for capture in Capture::ALL {
         let scene = Scene::start(Plan::default(), capture);
-        let backend = scene.cluster.simple("shop/web-0", 2);
+        let backends = [1, 2].map(|node| scene.cluster.simple(&format!("shop/web-{node}"), node));
         let cron = scene.cluster.host_process(1, "cron.service");
         let ports = [port("TCP", 80, 8080, 0), port("UDP", 53, 5353, 0)];
-        let service = scene.cluster.service("shop/web", &ports, &[&backend]);
+        let service = scene.cluster.service("shop/web", &ports, &[&backends[0]]);
+        scene.wait_services(&[1, 2], 1);
+        scene.wait_links(1, 1);
+        scene.wait_links(2, 1);
+        for backend in &backends {
+            scene.cluster.set_backends(&service, &[backend]);
+            let dials = [80, 53].map(|port| SocketAddr::new(service.ips[0], port));
+            let (_, tcp) = talk::tcp_any(&cron, &[&backend.app], dials[0], 8080, 700, 9_000);
+            let (_, mut udp) = talk::UdpTalk::open(&cron, &[&backend.app], dials[1], 5353);
+            udp.say(9, 400);
+            for (talk, dial, target) in [(tcp, dials[0], 8080), (udp.talk(), dials[1], 5353)] {
+                let named = asked("cluster_ip", dial, Some(backend.at(V4, target)));
+                scene.expect(&asked_by_host(capture, &talk, &named, backend));
+            }
+        }
+        scene.assert_complete();
+    }
+}
+
+/// What is seen of a process of node 1 that asks a Service: its packets are counted behind the
+/// translation, the answers before it at its socket, and behind it at the uplink.
+fn asked_by_host(capture: Capture, talk: &Talk, named: &str, backend: &Pod) -> Vec<Row> {
+    let owner = "process cron.service cgroup";
+    // The tc plane cannot see which cgroup takes a packet that arrives at an uplink.
+    let taker = if capture == Tc { "node node1 address" } else { owner };
+    let sends = End::named(1, owner, taker, &by_address(backend)).service(named);
+    let gets = End::named(1, owner, taker, "service shop/web address").service(named);
+    let server = End::pod(backend, capture, "node node1 masqueraded");
+    let server = if backend.node == 1 { server.service(named) } else { server };
+    let behind = Talk { client: talk.server, ..*talk };
+    let mut rows = said(capture, &behind, &sends, Some(&server));
+    if capture == Tc && backend.node == 1 {
+        // No interface that is watched lies between the host and the pod's link: this plane cannot
+        // see the host's end.
+        return rows.split_off(2);
+    }
+    if capture != Tc {
+        rows[1] = said(capture, talk, &gets, None)[1].clone();
+    }
+    rows
+}
+
+#[test]
+fn what_a_host_process_asks_of_a_service_without_endpoints_nobody_can_see() {
+    need!(@check NEEDS);
+    for capture in Capture::ALL {
+        let scene = Scene::start(Plan::default(), capture);
+        let cron = scene.cluster.host_process(1, "cron.service");
+        let far = scene.cluster.simple("shop/far", 2);
+        let ports = [port("TCP", 80, 8080, 0), port("UDP", 53, 5353, 0)];
+        let service = scene.cluster.service("shop/web", &ports, &[]);
         scene.wait_services(&[1], 1);
         scene.wait_links(2, 1);
-        let (web, dns) = (SocketAddr::new(service.ips[0], 80), SocketAddr::new(service.ips[0], 53));
-        let (_, tcp) = talk::tcp_any(&cron, &[&backend.app], web, 8080, 700, 9_000);
-        let (_, mut udp) = talk::UdpTalk::open(&cron, &[&backend.app], dns, 5353);
-        udp.say(9, 400);
+        // The node refuses before a packet has come to where programs count.
+        let [web, dns] = [80, 53].map(|port| SocketAddr::new(service.ips[0], port));
+        let (knock, _, _) = talk::refused_by_service(&cron, web);
+        let socket = cron.udp(SocketAddr::new(cron.address(V4), 0));
+        socket.connect(dns).expect("there is a route");
+        let refused = socket.send(&[7; 100]).expect_err("nobody is there");
+        assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+        // What it says afterwards is counted, so what it said before would be, too.
+        let talk = talk::udp(&cron, &far.app, far.at(V4, 8080), 3, 50);
         let owner = "process cron.service cgroup";
-        let end = |peer: &str, service: &str| End::named(1, owner, owner, peer).service(service);
-        let server = End::pod(&backend, capture, "node node1 masqueraded");
-        for (talk, dial, target) in [(tcp, web, 8080), (udp.talk(), dns, 5353)] {
-            let named = asked("cluster_ip", dial, Some(backend.at(V4, target)));
-            // Its packets are counted behind the translation, the answers before it.
-            let sends = end(&by_address(&backend), &named);
-            let gets = end("service shop/web address", &named);
-            let mut rows = said(capture, &talk, &gets, Some(&server));
-            rows[0] = said(capture, &talk, &sends, None)[0].clone();
-            rows[0].flow = talk.server;
-            scene.expect(&rows);
-        }
+        let taker = if capture == Tc { "node node1 address" } else { owner };
+        let client = End::named(1, owner, taker, &by_address(&far));
+        let server = End::pod(&far, capture, "node node1 masqueraded");
+        scene.expect(&said(capture, &talk, &client, Some(&server)));
+        let mut seen = scene.flows(1);
+        seen.retain(|row| {
+            let flow = key(row);
+            [flow.src, flow.dst].contains(&knock.dst) || flow.protocol == ICMP
+        });
+        assert!(seen.is_empty(), "{capture:?}: {seen:#?}");
         scene.assert_complete();
     }
 }
@@ -195,36 +256,47 @@ fn a_pod_that_reaches_itself_through_its_service_is_told_as_such() {
 fn a_service_without_endpoints_is_a_verdict() {
     need!(@check NEEDS);
     for capture in Capture::ALL {
-        let scene = Scene::start(Plan { nodes: 1, ..Plan::default() }, capture);
+        let scene = Scene::start(Plan { nodes: 1, ..dual() }, capture);
         let client = scene.cluster.simple("shop/client", 1);
-        let service = scene.cluster.service("shop/web", &[port("TCP", 80, 8080, 0)], &[]);
+        let ports = [port("TCP", 80, 8080, 0), port("UDP", 53, 5353, 0)];
+        let service = scene.cluster.service("shop/web", &ports, &[]);
         scene.wait_services(&[1], 1);
         scene.wait_links(1, 1);
-        let dial = SocketAddr::new(service.ips[0], 80);
-        let (flow, total, refused) = talk::refused_by_service(&client.app, dial);
-        let verdict = format!("cluster_ip shop/web {}:80 no_endpoints", dial.ip());
-        let end = End::pod(&client, capture, "service shop/web address").service(&verdict);
-        let talk = talk::Talk { client: flow, server: flow, there: total, back: total };
-        let mut rows = said(capture, &talk, &end, None)[..1].to_vec();
-        // The node itself refuses, from its address on the pods' bridge, and no socket of the pod
-        // takes that: sockets alone cannot see it.
-        if capture != Socket {
-            let refusal = Flow {
-                src: pod_addresses(1, 1)[0],
-                dst: flow.src,
-                protocol: ICMP,
-                l4: L4::Icmp { kind: 3, code: 3 },
-            };
-            let message = talk::Talk { client: refusal, server: refusal, there: refused, ..talk };
-            let owner = by_address(&client);
-            let end = End::named(1, &owner, &owner, "node node1 address");
-            let mut row = heard(Tc, &message, &end)[0].clone();
-            row.supplement = capture == Auto;
-            rows.push(row);
+        let mut rows = Vec::new();
+        for (family, ip) in Family::ALL.into_iter().zip(service.ips) {
+            rows.extend(refusals(&scene, &client, family, ip));
         }
         scene.expect(&rows);
         scene.assert_complete();
     }
+}
+
+/// A pod knocks over TCP and UDP at a Service that nobody is behind: what a plane can see of that.
+fn refusals(scene: &Scene, client: &Pod, family: Family, ip: IpAddr) -> Vec<Row> {
+    let capture = scene.capture;
+    let (flow, total, mut refused) = talk::refused_by_service(&client.app, SocketAddr::new(ip, 80));
+    let knock = Talk { client: flow, server: flow, there: total, back: total };
+    let (datagram, message) = talk::refused_udp(&client.app, SocketAddr::new(ip, 53), 100);
+    refused.add(datagram.back.packets, datagram.back.bytes);
+    let mut rows = Vec::new();
+    for (talk, port) in [(knock, 80), (datagram, 53)] {
+        let verdict = format!("cluster_ip shop/web {ip}:{port} no_endpoints");
+        let end = End::pod(client, capture, "service shop/web address").service(&verdict);
+        rows.extend(said(capture, &talk, &end, None).into_iter().take(1));
+    }
+    // The node itself refuses, from its address on the pods' bridge, and no socket of the pod takes
+    // that: sockets alone cannot see it.
+    if capture != Socket {
+        let gateway = pod_addresses(1, 1)[usize::from(family == Family::V6)];
+        let refusal = Flow { src: gateway, ..message };
+        let message = Talk { client: refusal, server: refusal, there: refused, ..datagram };
+        let owner = by_address(client);
+        let end = End::named(1, &owner, &owner, "node node1 address");
+        let mut row = heard(Tc, &message, &end)[0].clone();
+        row.supplement = capture == Auto;
+        rows.push(row);
+    }
+    rows
 }
 
 #[test]
@@ -270,7 +342,7 @@ fn endpoints_that_come_later_change_no_verdict_that_was_told() {
         scene.wait_links(1, 2);
         let dial = SocketAddr::new(service.ips[0], 80);
         let (flow, total, _) = talk::refused_by_service(&client.app, dial);
-        let refused = talk::Talk { client: flow, server: flow, there: total, back: total };
+        let refused = Talk { client: flow, server: flow, there: total, back: total };
         let verdict = format!("cluster_ip shop/web {}:80 no_endpoints", dial.ip());
         let end =
             |service: &str| End::pod(&client, capture, "service shop/web address").service(service);

@@ -4,6 +4,7 @@
 
 pub mod ask;
 pub mod rows;
+mod shares;
 pub mod truth;
 
 use std::cell::RefCell;
@@ -397,6 +398,11 @@ impl Scene {
             // Other interfaces may still have counts to hand over.
             let end = Instant::now() + DEADLINE;
             while let Some(wrong) = self.wrong_rest(node.number) {
+                assert!(Instant::now() < end, "{}, {:?}: {wrong}", node.name, self.capture);
+                std::thread::park_timeout(PAUSE);
+            }
+            let end = Instant::now() + DEADLINE;
+            while let Some(wrong) = shares::wrong(self, node.number) {
                 assert!(Instant::now() < end, "{}, {:?}: {wrong}", node.name, self.capture);
                 std::thread::park_timeout(PAUSE);
             }

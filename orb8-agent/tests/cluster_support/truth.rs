@@ -1,10 +1,10 @@
 //! What the cluster itself knows of a pod, against what an answer says of it beside its name: the
-//! uid, the node and its zone, the workload, the container.
+//! uid, the node and its zone, the workload, the container; and whom the backend's address is of.
 
-use orb8_proto::v1::{Endpoint, NetworkFlow};
+use orb8_proto::v1::{Endpoint, NetworkFlow, ServiceUse};
 use orb8_testbed::api::store::Store;
 
-use super::rows::{ends, line};
+use super::rows::{ends, line, who};
 use orb8_testbed::cluster::plan::Cni;
 
 /// A row as one line, and after it what it says wrongly of the pods and nodes that it names.
@@ -12,9 +12,21 @@ pub fn checked_line(store: &Store, row: &NetworkFlow, cni: Cni) -> String {
     let (owner, peer) = ends(row);
     let backend = row.service.as_ref().and_then(|service| service.backend.clone());
     let all = [Some(owner), Some(peer), backend];
-    let wrong: Vec<String> = all.iter().flatten().flat_map(|end| mistakes(store, end)).collect();
+    let mut wrong: Vec<String> =
+        all.iter().flatten().flat_map(|end| mistakes(store, end)).collect();
+    wrong.extend(row.service.as_ref().and_then(|service| wrong_backend(store, service)));
     let wrong = if wrong.is_empty() { String::new() } else { format!(" BUT {}", wrong.join(", ")) };
     line(row, cni) + &wrong
+}
+
+/// A backend at a pod's address is that pod. Only where several had the address, one after the other,
+/// it may be said that nobody knows which of them it was.
+fn wrong_backend(store: &Store, service: &ServiceUse) -> Option<String> {
+    let holders = store.pods_ever_at(&service.backend_ip);
+    let said = service.backend.clone().unwrap_or_default();
+    let is_doubt = holders.len() > 1 && said.reason == "address_ambiguous";
+    let is_right = holders.is_empty() || holders.contains(&said.pod_uid) || is_doubt;
+    (!is_right).then(|| format!("backend {}: {}", service.backend_ip, who(&said)))
 }
 
 /// What is wrong with an end, as `field: said, not true`.

@@ -16,8 +16,19 @@ fn shapes() -> Vec<Plan> {
         for overlay in [false, true] {
             plans.push(Plan { cni, overlay, families: Families::Dual, ..Plan::default() });
         }
+        // Nothing of IPv4 comes first that would show whether the links work.
+        plans.push(Plan { cni, families: Families::V6, ..Plan::default() });
     }
     plans
+}
+
+/// The families of a plan's pods.
+fn families(plan: &Plan) -> &'static [Family] {
+    match plan.families {
+        Families::V4 => &[Family::V4],
+        Families::V6 => &[Family::V6],
+        Families::Dual => &Family::ALL,
+    }
 }
 
 #[test]
@@ -29,7 +40,7 @@ fn pods_talk_in_every_shape_of_cluster_and_see_each_other() {
         let cluster = Cluster::new(plan.clone());
         let (a, b) = (cluster.simple("shop/a", 1), cluster.simple("shop/b", 1));
         let far = cluster.simple("shop/far", 2);
-        for family in Family::ALL {
+        for &family in families(&plan) {
             for other in [&b, &far] {
                 let before = counters::interface(a.netns(), "eth0");
                 let said = talk::udp(&a.app, &other.app, other.at(family, 8080), 20, 500);

@@ -273,6 +273,19 @@ impl Store {
         found.map(|object| object.value.clone())
     }
 
+    /// The uids of all pods that ever had an address of a pod's network, by their last word.
+    #[must_use]
+    pub fn pods_ever_at(&self, address: &str) -> Vec<String> {
+        let holds = |pod: &Value| {
+            let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
+            pod["spec"]["hostNetwork"] != true
+                && addresses.into_iter().any(|one| one["ip"] == address)
+        };
+        let state = self.state();
+        let pods = state.ever.iter().filter(|(_, object)| holds(&object.value));
+        pods.map(|(uid, _)| uid.clone()).collect()
+    }
+
     /// Forgets all history: watches from before now, and pages of older lists, are gone.
     pub fn compact(&self) {
         self.write(|state| {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::link::Family;
 use crate::netns::Netns;
+use crate::wait::wait_for;
 
 /// How long a connection or an answer may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -263,8 +264,13 @@ fn domain(address: SocketAddr) -> i32 {
 
 #[track_caller]
 fn bind(socket: &OwnedFd, address: SocketAddr) {
-    rustix::net::bind(socket, &address)
-        .unwrap_or_else(|error| panic!("binding to {address}: {error}"));
+    // A process that another test is starting has copies of all sockets for a moment, and so the
+    // ports of those that are closed here.
+    let bound = wait_for(DEADLINE, &format!("{address} to be free"), || {
+        let bound = rustix::net::bind(socket, &address);
+        (bound != Err(rustix::io::Errno::ADDRINUSE)).then_some(bound)
+    });
+    bound.unwrap_or_else(|error| panic!("binding to {address}: {error}"));
 }
 
 /// Room for one descriptor beside a message.

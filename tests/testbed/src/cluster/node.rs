@@ -15,6 +15,10 @@ pub const OVERLAY: &str = "flannel.1";
 /// UDP port of the overlay.
 pub const OVERLAY_PORT: u16 = 8472;
 
+/// Bridge of a node's pods, and the one that joins the nodes.
+const BRIDGE: &str = "cni0";
+const SWITCH: &str = "sw0";
+
 /// Link-layer address of every node's bridge, in its own network.
 const BRIDGE_MAC: &str = "02:12:00:00:00:01";
 /// Link-layer address of the switch.
@@ -94,6 +98,7 @@ impl Node {
         ]);
         wait_operational(&netns, "eth0");
         wait_operational(switch, &format!("node{number}"));
+        wait_operational(switch, SWITCH);
         let node = Self {
             number,
             name,
@@ -227,6 +232,11 @@ impl Node {
         wire.netns.ip_batch(&inside);
         wait_operational(&wire.netns, "eth0");
         wait_operational(&self.netns, &wire.host_ifname);
+        if self.cni == Cni::Bridge {
+            // It begins to work after its first port has: a datagram in between is dropped at it,
+            // and with neighbours that are known nobody sends anything a second time.
+            wait_operational(&self.netns, BRIDGE);
+        }
         wire
     }
 
