@@ -119,7 +119,8 @@ fn check_cut(capture: Capture) {
     });
     assert!(status.healthy, "{}", status.health_message);
     assert_ne!(status.kubernetes.expect("it is told").reason, "");
-    let heard_ns = resource(&scene, "pods").last_heard_ns;
+    let before = resource(&scene, "pods");
+    let heard_ns = before.last_heard_ns;
     assert_ne!(heard_ns, 0);
     let talk = talk::udp(&a.app, &b.app, b.at(V4, 8080), 3, 100);
     let rows = between(&scene, &talk, &a, &b);
@@ -130,8 +131,15 @@ fn check_cut(capture: Capture) {
     });
     scene.cluster.delete(b);
     let late = scene.cluster.simple("shop/late", 1);
-    let told = resource(&scene, "pods");
-    assert_eq!((told.last_heard_ns, &*told.state), (heard_ns, "stale"), "nothing was heard");
+    // It has tried again, in vain.
+    let status = scene.wait_status(1, "another failure", |status| {
+        let resources = status.kubernetes.iter().flat_map(|k| &k.resources);
+        resources.filter(|one| one.name == "pods").all(|one| one.errors > before.errors)
+    });
+    let resources = status.kubernetes.iter().flat_map(|k| &k.resources);
+    let told =
+        resources.filter(|one| one.name == "pods").map(|one| (one.last_heard_ns, &*one.state));
+    assert_eq!(told.collect::<Vec<_>>(), [(heard_ns, "stale")], "nothing was heard");
     scene.cluster.api.open_port();
     scene.wait_ready(1);
     scene.wait_status(1, "the API to be heard again", |status| {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 /// Requests for one resource by one client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,34 +37,19 @@ impl std::ops::Add for Requests {
 
 /// All requests since the start.
 #[derive(Debug, Default)]
-pub struct Counts {
-    requests: Mutex<BTreeMap<(String, &'static str), Requests>>,
-    begun: Mutex<Vec<(&'static str, Instant)>>,
-}
+pub struct Counts(Mutex<BTreeMap<(String, &'static str), Requests>>);
 
 impl Counts {
     /// Notes something about a client and a resource.
     pub fn note(&self, client: &str, plural: &'static str, note: impl FnOnce(&mut Requests)) {
-        let mut all = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         note(all.entry((client.to_owned(), plural)).or_default());
-    }
-
-    /// Notes that a list begins now.
-    pub fn begin(&self, plural: &'static str) {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push((plural, Instant::now()));
-    }
-
-    /// When each list of a resource was begun, in order.
-    #[must_use]
-    pub fn begun(&self, plural: &str) -> Vec<Instant> {
-        let all = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().filter(|(what, _)| *what == plural).map(|(_, at)| *at).collect()
     }
 
     /// What a client asked for a resource; an empty name stands for all clients or resources.
     #[must_use]
     pub fn of(&self, client: &str, plural: &str) -> Requests {
-        let all = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter()
             .filter(|((of, what), _)| {
                 (client.is_empty() || of == client) && (plural.is_empty() || *what == plural)

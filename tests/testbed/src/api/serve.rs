@@ -164,14 +164,10 @@ async fn collection(
         return answer::forbidden(&user, verb, resource);
     }
     if !query.watch {
-        let is_new = query.resume.is_none();
         shared.counts.note(client, plural, |requests| {
             requests.pages += 1;
-            requests.lists += u64::from(is_new);
+            requests.lists += u64::from(query.resume.is_none());
         });
-        if is_new {
-            shared.counts.begin(plural);
-        }
         return answer::list(&shared.store, resource, namespace.as_deref(), &query, shape).await;
     }
     if query.initial_events && query.version_match != "NotOlderThan" {

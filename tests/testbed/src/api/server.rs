@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -306,12 +306,6 @@ impl ApiServer {
     pub fn open_port(&self) {
         let listener = bind(self.netns.as_ref(), self.address);
         self.accept(listener);
-    }
-
-    /// When each list of a resource was begun, in order, whoever asked.
-    #[must_use]
-    pub fn lists_begun(&self, plural: &str) -> Vec<Instant> {
-        self.shared.counts.begun(plural)
     }
 
     /// Requests of a client for a resource; an empty name stands for all.
