@@ -28,7 +28,13 @@ fn demo_ends_well_and_says_that_the_counts_are_right() {
     let (stdout, stderr) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    for text in ["exactly what was sent", "all accounted for", "nothing of them is left"] {
+    for text in [
+        "exactly what was sent",
+        "one line with both directions",
+        "a trace told the same",
+        "all accounted for",
+        "nothing of them is left",
+    ] {
         assert!(stdout.contains(text), "{text}:\n{stdout}");
     }
 }

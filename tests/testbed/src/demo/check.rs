@@ -30,9 +30,9 @@ pub(super) fn all(cli: &Asker, told: &[Told], events: &str) -> anyhow::Result<St
     }
     Ok(format!(
         "  {} conversations, {packets} packets and {bytes} bytes from their clients: \
-         exactly what was sent,\n  by the right names; each one line with both directions among \
-         the conversations;\n  a trace told the same of all {traced} flows of theirs. \
-         Packets seen by the probes of both nodes: all\n  accounted for.",
+         exactly what was sent,\n  by the right names. Each is one line with both directions among \
+         the conversations,\n  and a trace told the same of all {traced} flows of theirs.\n  \
+         Packets seen by the probes of both nodes: all accounted for.",
         told.len()
     ))
 }
