@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
@@ -239,10 +240,17 @@ impl Connection {
         }
         let Ok(making) = Arc::clone(&self.access.making).try_lock_owned() else { return };
         let (access, runtime) = (Arc::clone(&self.access), tokio::runtime::Handle::current());
-        let made = tokio::task::spawn_blocking(move || {
+        let (done, made) = tokio::sync::oneshot::channel();
+        // The runtime's own threads would have to end before the agent can.
+        let started = thread::Builder::new().name("credentials".to_owned()).spawn(move || {
             let _making = making;
-            runtime.block_on(make(&access.kubeconfig, &access.facts))
+            // Nobody waits any longer if it took too long.
+            drop(done.send(runtime.block_on(make(&access.kubeconfig, &access.facts))));
         });
+        if let Err(error) = started {
+            tracing::debug!(%error, "credentials were not read again");
+            return;
+        }
         let reason = match tokio::time::timeout(ANSWER, made).await {
             Ok(Ok(Ok((client, server)))) if server == self.server => {
                 return self.access.replace(refused, client);
@@ -250,7 +258,7 @@ impl Connection {
             // Another cluster's names are none for what was seen in this one.
             Ok(Ok(Ok((_, server)))) => format!("they are for {server} now, restart the agent"),
             Ok(Ok(Err(error))) => error.to_string(),
-            Ok(Err(panicked)) => panicked.to_string(),
+            Ok(Err(_panicked)) => "the thread that read them ended early".to_owned(),
             Err(_elapsed) => format!("that takes longer than {} s", ANSWER.as_secs()),
         };
         tracing::debug!(reason, "credentials were not read again");
