@@ -1,12 +1,16 @@
 //! The agent's process: settings, log, run, exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use orb8_agent::agent::{self, Agent, AgentError, Parts};
 use orb8_agent::config::{self, Settings};
 use orb8_agent::ebpf::clsact::Removed;
 use orb8_agent::shutdown::Shutdown;
 use orb8_agent::telemetry;
+
+/// What still runs beside when the agent has ended is waited for this long.
+const GRACE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let config = match config::parse(std::env::args_os()) {
@@ -42,10 +46,13 @@ fn run(settings: &Settings) -> anyhow::Result<()> {
         .max_blocking_threads(8)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let shutdown = Shutdown::listen()?;
         let agent = Agent::start(settings, Parts::of_this_host(settings)).await?;
         agent.run_until(shutdown.asked()).await?;
         Ok(())
-    })
+    });
+    // A name that is being resolved, or a credential plugin, may never end.
+    runtime.shutdown_timeout(GRACE);
+    ended
 }

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
@@ -23,6 +23,10 @@ use crate::host::HostFacts;
 
 /// An answer must begin within this.
 const ANSWER: Duration = Duration::from_secs(30);
+
+/// Refused credentials are read again at most this often: each time costs a TLS handshake, and a run
+/// of a credential plugin.
+const RENEW_REST: Duration = Duration::from_secs(10);
 
 /// An answer's end must come within this after its beginning.
 const WHOLE: Duration = Duration::from_secs(60);
@@ -76,9 +80,11 @@ struct Access {
     kubeconfig: String,
     facts: Arc<HostFacts>,
     current: Mutex<Numbered>,
-    /// Held while another client is made: a credential plugin that never ends keeps one thread at
-    /// most.
-    making: Arc<tokio::sync::Mutex<()>>,
+    /// When another client was made last. Held while one is: a credential plugin that never ends keeps
+    /// one thread at most.
+    making: Arc<tokio::sync::Mutex<Option<Instant>>>,
+    /// Why there is none, as it was told last.
+    told: Mutex<String>,
 }
 
 /// A client, and how many were there before it.
@@ -107,6 +113,7 @@ pub async fn connect(kubeconfig: &str, facts: &Arc<HostFacts>) -> Result<Connect
         facts: Arc::clone(facts),
         current: Mutex::new(Numbered { number: 0, client }),
         making: Arc::default(),
+        told: Mutex::default(),
     };
     Ok(Connection { access: Arc::new(access), server })
 }
@@ -197,6 +204,18 @@ impl Access {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells why refused credentials were not read again, if it is another reason than before.
+    fn tell(&self, reason: String) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !reason.is_empty() && *told != reason {
+            tracing::warn!(
+                reason,
+                "The Kubernetes API refuses the credentials. They were not read again."
+            );
+        }
+        *told = reason;
+    }
+
     /// Puts a client in the place of the one with this number, unless another one was faster.
     fn replace(&self, number: u64, client: Client) {
         let mut current = self.current();
@@ -238,7 +257,11 @@ impl Connection {
         if self.access.current().number != refused {
             return;
         }
-        let Ok(making) = Arc::clone(&self.access.making).try_lock_owned() else { return };
+        let Ok(mut making) = Arc::clone(&self.access.making).try_lock_owned() else { return };
+        if making.is_some_and(|made| made.elapsed() < RENEW_REST) {
+            return;
+        }
+        *making = Some(Instant::now());
         let (access, runtime) = (Arc::clone(&self.access), tokio::runtime::Handle::current());
         let (done, made) = tokio::sync::oneshot::channel();
         // The runtime's own threads would have to end before the agent can.
@@ -248,12 +271,12 @@ impl Connection {
             drop(done.send(runtime.block_on(make(&access.kubeconfig, &access.facts))));
         });
         if let Err(error) = started {
-            tracing::debug!(%error, "credentials were not read again");
-            return;
+            return self.access.tell(error.to_string());
         }
         let reason = match tokio::time::timeout(ANSWER, made).await {
             Ok(Ok(Ok((client, server)))) if server == self.server => {
-                return self.access.replace(refused, client);
+                self.access.replace(refused, client);
+                String::new()
             }
             // Another cluster's names are none for what was seen in this one.
             Ok(Ok(Ok((_, server)))) => format!("they are for {server} now, restart the agent"),
@@ -261,7 +284,7 @@ impl Connection {
             Ok(Err(_panicked)) => "the thread that read them ended early".to_owned(),
             Err(_elapsed) => format!("that takes longer than {} s", ANSWER.as_secs()),
         };
-        tracing::debug!(reason, "credentials were not read again");
+        self.access.tell(reason);
     }
 
     /// Sends a request and reads the whole answer.

@@ -258,7 +258,8 @@ impl Batch<'_> {
         held.holds_at(at_ns)
             && (!may_be_others(held, question, at_ns)
                 || match self.translation(question, Span::at(at_ns)) {
-                    Match::One(found) => found.is_like(held),
+                    // If it is forgotten by now, what followed is found alone.
+                    Match::One(found) => found.is_like(held) || !is_before(held, question),
                     Match::None => true,
                     Match::Several => false,
                 })
@@ -314,6 +315,11 @@ impl Batch<'_> {
 /// over by then, or there are no ports that tell one from others.
 fn may_be_others(held: &Translation, question: &Question<'_>, at_ns: u64) -> bool {
     question.ports.is_none() || held.may_be_over_at(at_ns)
+}
+
+/// Whether a translation was over when the first packet of a flow opened its connection.
+fn is_before(held: &Translation, question: &Question<'_>) -> bool {
+    question.opened_ns.is_some_and(|opened_ns| held.precedes(opened_ns))
 }
 
 /// Looks addresses up.

@@ -6,7 +6,7 @@ use orb8_common::network::PacketEvent;
 
 use super::name::question;
 use super::{FlowTable, SharedTable, blank};
-use crate::event::{Event, FlowRecord, PacketRecord, Scope, Told};
+use crate::event::{Event, FlowRecord, PacketRecord, Scope, Told, tcp_bit};
 use crate::k8s::identity::{Batch, Resolver, Span};
 use crate::network::decode::tcp_seen;
 use crate::network::keys;
@@ -94,13 +94,15 @@ fn packet_flow(
     if let Some(slot) = table.find(&id) {
         return table.record(&table.rows[slot as usize].flow);
     }
+    let seen = tcp_seen(packet.tcp_flags);
+    let opens = seen & (tcp_bit::SYN | tcp_bit::SYN_ACK) != 0;
     let flow = FlowRecord {
         interface: enriched.interface.clone(),
         membership: enriched.membership.clone(),
         scope: keys::scope_of(&id.key, packet.scope, enriched.local),
         first_seen_ns: packet.time_ns,
         last_seen_ns: packet.time_ns,
-        tcp_seen: tcp_seen(packet.tcp_flags),
+        tcp_seen: seen | if opens { tcp_bit::OPENS } else { 0 },
         ..blank(id)
     };
     let span = Span { since_ns: packet.time_ns, until_ns: packet.time_ns };

@@ -271,7 +271,7 @@ fn another_port_of_the_same_mask_splits_no_row() {
 }
 
 #[test]
-fn pings_of_two_pods_behind_one_mask_are_nobodys_while_both_ping() {
+fn pings_of_two_pods_behind_one_mask_are_nobodys_while_both_may_ping_and_then_the_others() {
     let mut masked = Masked::new();
     let tuple = |src: SocketAddr, dst: SocketAddr| Tuple { protocol: 1, src, dst };
     let (far, mask) = (socket("1.1.1.1:0"), socket("10.0.0.1:0"));
@@ -281,14 +281,25 @@ fn pings_of_two_pods_behind_one_mask_are_nobodys_while_both_ping() {
         masked.bench.world.known.translations.insert(translation)
     };
     masked.id = flow(1, (mask.ip(), 8), (far.ip(), 0), true);
-    ping(&masked, 5, SECOND);
-    masked.bench.feed([masked.passing(2, SECOND, SECOND)]).drain(2 * SECOND);
+    let first = ping(&masked, 5, SECOND);
+    masked.bench.feed([masked.passing(2, SECOND, SECOND + 500 * MS)]).drain(2 * SECOND);
     assert_eq!(masked.bench.named(), ["c masqueraded > external address: 2"]);
-    ping(&masked, 6, 5 * SECOND);
-    masked.bench.feed([masked.passing(7, SECOND, 6 * SECOND)]).drain(7 * SECOND);
+    // The first one's last packet is a second before this at most.
+    ping(&masked, 6, 2 * SECOND + 100 * MS);
+    for second in 2..6 {
+        let at_ns = second * SECOND + 500 * MS;
+        masked.bench.feed([masked.passing(1, SECOND, at_ns)]).drain((second + 1) * SECOND);
+    }
+    first.end(6 * SECOND);
+    masked.bench.world.forget(&first);
+    for second in 40..43 {
+        masked.bench.drain(second * SECOND);
+    }
+    masked.bench.feed([masked.passing(4, SECOND, 42 * SECOND + 500 * MS)]).drain(43 * SECOND);
     let rows = [
         "c masqueraded > external address: 2",
-        "unknown (address_ambiguous) > external address: 7",
+        "unknown (address_ambiguous) > external address: 4",
+        "d masqueraded > external address: 4",
     ];
     assert_eq!(masked.bench.named(), rows);
 }
@@ -334,4 +345,9 @@ fn a_long_flow_whose_backend_changes_splits_the_row() {
     let ended = FlowState::Ended(EndReason::PeerChanged);
     assert_eq!(states, [ended, ended, FlowState::Active]);
     assert_eq!(verdicts(bench), ["web Ok: 20", "web Ok: 2", "web Ok: 2"]);
+    bench.world.forget(&first);
+    bench.world.pod("shop/other", "n1", "10.244.1.9", 51 * SECOND);
+    bench.drain(51 * SECOND);
+    let after = ["10.244.2.1:8080 20", " 2", "10.244.2.2:8080 2"];
+    assert_eq!(backends(bench), after, "what is forgotten leaves its rows to nobody else");
 }
