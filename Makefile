@@ -25,7 +25,8 @@ build-agent: ## Build target/release/orb8-agent only
 	cargo build --release --package orb8-agent
 
 .PHONY: demo
-demo: setup build ## A cluster of namespaces, real packets, an agent a node, and what orb8 shows
+demo: setup ## A cluster of namespaces, real packets, an agent a node, and what orb8 shows
+	cargo build --workspace
 	cargo run --quiet --package orb8-testbed --bin demo
 
 .PHONY: test

@@ -18,7 +18,7 @@ Usage: demo [--bin-dir DIR]
 A cluster of two nodes made of network namespaces, pods, a Service, an agent on each node, real
 traffic, and what orb8 shows. Needs no Kubernetes and no network.
 
-  --bin-dir DIR  where orb8 and orb8-agent are (default: target/release)
+  --bin-dir DIR  where orb8 and orb8-agent are (default: beside this program)
 ";
 
 fn main() -> ExitCode {
@@ -77,11 +77,10 @@ fn folder() -> anyhow::Result<Option<PathBuf>> {
     dir.map_or_else(default_dir, Ok).map(Some)
 }
 
-/// `target/release`, seen from `target/<profile>/demo`.
+/// The folder of this program: what is built together shows one state of the source.
 fn default_dir() -> anyhow::Result<PathBuf> {
     let exe = std::env::current_exe().context("the demo's own path")?;
-    let target = exe.parent().and_then(Path::parent).context("the demo's own folder")?;
-    Ok(target.join("release"))
+    Ok(exe.parent().context("the demo's own folder")?.to_owned())
 }
 
 /// Ends the process on Ctrl-C and SIGTERM; the kernel and the reaper do the rest.
