@@ -180,23 +180,33 @@ fn backends(bench: &Bench) -> Vec<String> {
     bench.rows().iter().map(backend).collect()
 }
 
-#[test]
-fn a_reused_port_is_not_given_the_backend_of_the_connection_before() {
+/// The pod c asks a Service from its port 4000: the flow of its socket.
+fn served() -> (Bench, FlowId) {
     let mut world = World::synced();
     world.pod("shop/c", "n1", "10.244.1.5", 1);
     world.service("shop/web", "10.96.0.10", 0, 2, 1);
-    let mut bench = Bench::new(world);
+    let bench = Bench::new(world);
     bench.world.cgroup(7, &cgroup_of("shop/c"));
+    (bench, from_cgroup(7, "10.244.1.5:4000", "10.96.0.10:80"))
+}
+
+/// From `at_ns` on the n-th backend answers it.
+fn answered(bench: &Bench, n: u8, at_ns: u64) -> Arc<Translation> {
     let (client, service) = (socket("10.244.1.5:4000"), socket("10.96.0.10:80"));
-    let answers = |n: u8| (SocketAddr::from(([10, 244, 2, n], 8080)), client);
-    let id = from_cgroup(7, "10.244.1.5:4000", "10.96.0.10:80");
-    let old = bench.world.translate((client, service), answers(1), SECOND);
+    let backend = SocketAddr::from(([10, 244, 2, n], 8080));
+    bench.world.translate((client, service), (backend, client), at_ns)
+}
+
+#[test]
+fn a_reused_port_is_not_given_the_backend_of_the_connection_before() {
+    let (mut bench, id) = served();
+    let old = answered(&bench, 1, SECOND);
     bench.feed([counted(id, 3, SECOND, 9 * SECOND)]).drain(10 * SECOND);
     assert_eq!(backends(&bench), ["10.244.2.1:8080 3"]);
     // The kernel ends it for this packet, and tells so afterwards.
     let at_ns = 60 * SECOND;
     old.end(at_ns + MS);
-    let new = bench.world.translate((client, service), answers(2), at_ns + 2 * MS);
+    let new = answered(&bench, 2, at_ns + 2 * MS);
     bench.feed([counted(id, 1, SECOND, at_ns)]).drain(61 * SECOND);
     assert_eq!(backends(&bench), ["10.244.2.1:8080 3", " 1"]);
     assert!(bench.rows().iter().all(|flow| flow.ends.asked.is_some()), "the Service is certain");
@@ -217,19 +227,12 @@ fn a_connection_that_opens_on_a_port_that_is_reused_has_its_own_backend_from_its
     // Whether a connection ends in one drain or goes on, and whether its start is read before the
     // count or after it.
     for (last_ns, is_counted_first) in [(0, false), (0, true), (5 * MS, false), (500 * MS, true)] {
-        let mut world = World::synced();
-        world.pod("shop/c", "n1", "10.244.1.5", 1);
-        world.service("shop/web", "10.96.0.10", 0, 2, 1);
-        let mut bench = Bench::new(world);
-        bench.world.cgroup(7, &cgroup_of("shop/c"));
-        let (client, service) = (socket("10.244.1.5:4000"), socket("10.96.0.10:80"));
-        let answers = |n: u8| (SocketAddr::from(([10, 244, 2, n], 8080)), client);
-        let id = from_cgroup(7, "10.244.1.5:4000", "10.96.0.10:80");
-        let old = bench.world.translate((client, service), answers(1), SECOND);
+        let (mut bench, id) = served();
+        let old = answered(&bench, 1, SECOND);
         // The kernel ends what waits for its time for the packet that opens, and tells both late.
         let at_ns = 60 * SECOND;
         old.end(at_ns + MS);
-        bench.world.translate((client, service), answers(2), at_ns + 2 * MS);
+        answered(&bench, 2, at_ns + 2 * MS);
         let mut events = vec![began(id, at_ns), counted(id, 4, at_ns, at_ns + last_ns)];
         if is_counted_first {
             events.reverse();
