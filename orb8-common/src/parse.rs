@@ -128,6 +128,7 @@ impl Frame {
     /// Bytes that count as seen: without the link header where its length is known.
     #[must_use]
     #[inline(always)]
+    #[allow(clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "no skb has 2 GiB")]
     pub fn bytes(&self) -> u64 {
         match self.link {
             // Signed, because that takes the kernel's programs fewer instructions.
