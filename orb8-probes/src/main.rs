@@ -13,6 +13,7 @@
 mod atomic;
 mod cache;
 mod cpu;
+mod hook;
 mod hooks;
 mod ledger;
 mod lifecycle;
