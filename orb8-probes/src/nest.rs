@@ -5,7 +5,7 @@
 //! the notes themselves cannot lose anything.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "as in the probes")]
 #![allow(dead_code, reason = "the modules are those of the probes, and used in part")]
 
