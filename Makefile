@@ -41,6 +41,10 @@ smoke-test: setup ## Probes, traffic and command line on this kernel, without Ku
 e2e-test: setup ## A simulated cluster: pods, Services, an API server, an agent on every node
 	@$(XTASK) e2e-test
 
+.PHONY: vm-test
+vm-test: setup ## The kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernels, in QEMU
+	@$(XTASK) vm-test
+
 .PHONY: bench
 bench: setup build ## Measure cost and speed; writes target/bench.json
 	cargo bench --quiet --package orb8-agent --bench bench

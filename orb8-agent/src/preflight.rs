@@ -185,34 +185,42 @@ pub fn capabilities(status: &str) -> Vec<Check> {
     needs.map(judge).to_vec()
 }
 
+/// Whether a kernel charges maps to the memlock limit; unknown kernels are taken for such.
+#[must_use]
+pub fn charges_memlock(release: &str) -> bool {
+    kernel_version(release).is_none_or(|version| version < NO_MEMLOCK)
+}
+
 /// Judges the memlock limit in the text of `/proc/self/limits`, where the kernel charges maps to it.
 #[must_use]
 pub fn memlock(release: &str, limits: &str) -> Check {
-    if kernel_version(release).is_some_and(|version| version >= NO_MEMLOCK) {
+    if !charges_memlock(release) {
         return Check::ok("memlock", "this kernel does not charge maps to the memlock limit");
     }
     let limit = limits
         .lines()
         .find_map(|line| line.strip_prefix("Max locked memory"))
         .and_then(|fields| fields.split_ascii_whitespace().next());
-    match limit {
-        Some("unlimited") => Check::ok("memlock", "the memlock limit is unlimited"),
+    let in_force = match limit {
+        Some("unlimited") => return Check::ok("memlock", "the memlock limit is unlimited"),
         Some(limit) => match limit.parse::<u64>() {
             Ok(bytes) if bytes >= MIN_MEMLOCK => {
-                Check::ok("memlock", format!("the memlock limit is {bytes} bytes"))
+                return Check::ok("memlock", format!("the memlock limit is {bytes} bytes"));
             }
-            _ => Check::warning(
-                "memlock",
-                format!("the memlock limit of {limit} bytes may not hold the maps"),
-                "raise it (systemd LimitMEMLOCK=infinity, ulimit -l unlimited)",
-            ),
+            _ => format!("is {limit} bytes"),
         },
-        None => Check::warning(
-            "memlock",
-            "the memlock limit could not be read",
-            "raise it (systemd LimitMEMLOCK=infinity, ulimit -l unlimited)",
+        None => "could not be read".to_owned(),
+    };
+    let (major, minor) = NO_MEMLOCK;
+    Check::warning(
+        "memlock",
+        format!(
+            "kernel {release} is older than {major}.{minor} and charges maps to the memlock limit, \
+             which {in_force}: the maps may need {MIN_MEMLOCK} bytes"
         ),
-    }
+        "raise it (systemd LimitMEMLOCK=infinity, ulimit -l unlimited), add CAP_SYS_RESOURCE, or \
+         boot a newer kernel",
+    )
 }
 
 /// Judges whether cgroup2 is mounted, from the setting or the text of `/proc/self/mountinfo`.
@@ -299,6 +307,13 @@ mod tests {
         verdict(&memlock("5.10.3", &limits("67108864")), Verdict::Ok);
         verdict(&memlock("5.10.3", &limits("65536")), Verdict::Warning);
         verdict(&memlock("5.10.3", ""), Verdict::Warning);
+        let said = memlock("5.10.3", &limits("65536"));
+        for part in ["kernel 5.10.3 is older than 5.11", "is 65536 bytes", "need 67108864 bytes"] {
+            assert!(said.reason.contains(part), "{part}: {said:?}");
+        }
+        for remedy in ["LimitMEMLOCK=infinity", "CAP_SYS_RESOURCE", "newer kernel"] {
+            assert!(said.remedy.contains(remedy), "{remedy}: {said:?}");
+        }
     }
 
     #[test]
