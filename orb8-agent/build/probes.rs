@@ -189,7 +189,10 @@ pub(crate) fn build(root: &Path) -> Result<Vec<PathBuf>, Failed> {
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &linker)
         // Debug information is what the linker makes BTF of; without it the kernel refuses the
         // maps, and no structure of the object could be compared with Rust's.
-        .env("CARGO_ENCODED_RUSTFLAGS", ["-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f"))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"].join("\x1f"),
+        )
         .stdin(Stdio::null());
     run(&mut cargo, "build orb8-probes")?;
     let strip = strip_tool(compiler.llvm())?;

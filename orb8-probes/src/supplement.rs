@@ -21,8 +21,8 @@ use orb8_common::network::{FlowKey, flag, scope};
 use orb8_common::parse::{protocol, tcp_flag};
 
 use crate::hooks::hook;
+use crate::lifecycle::RARE_TCP_FLAGS;
 use crate::maps::{SOCKET_PLANE, SOCKETS, seed};
-use crate::network::RARE_TCP_FLAGS;
 use crate::sockets;
 
 /// Cells, as a power of two.

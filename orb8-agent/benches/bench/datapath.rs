@@ -120,6 +120,7 @@ pub(crate) fn load_probes(planes: Planes) -> anyhow::Result<Loaded> {
     Ok(load::load(&LoadOptions {
         planes,
         max_flows: 100_000,
+        memory_budget: 96 << 20,
         ring_bytes: 1 << 20,
         packet_ring_bytes: 1 << 16,
         fault_bytes: 0,
