@@ -37,6 +37,9 @@ struct Exact {
 /// For so long a kernel that is here is not looked for again.
 const FRESH: Duration = Duration::from_hours(7 * 24);
 
+/// Debian's keys, where Debian's package has them.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// Folders of modules that the tests may need; drivers of real network cards are not among them.
 const MODULE_FOLDERS: [&str; 5] = ["net", "lib", "crypto", "arch", "drivers/net"];
 const UNWANTED: [&str; 4] =
@@ -97,7 +100,7 @@ fn kept(folder: &Path) -> Option<Found> {
 
 /// Downloads, unpacks and arranges a kernel in `work/kernel`.
 fn fetch(kernel: &Kernel, work: &Path) -> anyhow::Result<()> {
-    let source = source_of(&mirror()?, kernel.suite)?;
+    let source = source_of(&mirror()?, kernel.suite, Path::new(KEYRING).exists())?;
     fs::write(work.join("sources.list"), source).context("write the list of sources")?;
     let apt = Apt { work };
     println!("fetch    the index of Debian's {}", kernel.suite);
@@ -153,9 +156,9 @@ fn last_line(text: &str) -> &str {
     text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it failed without a word")
 }
 
-/// What this machine's apt knows of its mirrors: address, origin, label, component, key.
+/// What this machine's apt knows of its mirrors: address, origin, label, component.
 fn mirror() -> anyhow::Result<String> {
-    let format = "$(REPO_URI)|$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(SIGNED_BY)";
+    let format = "$(REPO_URI)|$(ORIGIN)|$(LABEL)|$(COMPONENT)";
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format", format, "Created-By: Packages"]);
     let output = command.output().context("start apt-get; the kernels are Debian's packages")?;
@@ -163,19 +166,13 @@ fn mirror() -> anyhow::Result<String> {
 }
 
 /// A line of sources for a suite at the machine's own mirror of Debian.
-fn source_of(targets: &str, suite: &str) -> anyhow::Result<String> {
-    let (uri, key) = targets
+fn source_of(targets: &str, suite: &str, has_keyring: bool) -> anyhow::Result<String> {
+    let uri = targets
         .lines()
-        .find_map(|line| {
-            let fields: Vec<&str> = line.split('|').collect();
-            let is_debian = fields.get(1..4) == Some(&["Debian", "Debian", "main"]);
-            is_debian.then(|| (fields[0], fields.get(4).copied().unwrap_or_default()))
-        })
+        .find_map(|line| line.strip_suffix("|Debian|Debian|main"))
         .context("this machine's apt knows no mirror of Debian (run: apt-get update)")?;
-    let key = match key {
-        "" => String::new(),
-        key => format!(" signed-by={key}"),
-    };
+    // Without the keyring's own file: the keys that the machine trusts for every source.
+    let key = if has_keyring { format!(" signed-by={KEYRING}") } else { String::new() };
     Ok(format!("deb [arch=amd64 target=Packages{key}] {uri} {suite} main\n"))
 }
 
@@ -390,15 +387,17 @@ mod tests {
 
     #[test]
     fn the_mirror_is_the_machines_own_and_only_the_suite_differs() {
-        let targets = "http://s.example/|Debian|Debian-Security|main|/k1\n\
-                       http://o.example/|Other|Other|main|/k2\n\
-                       http://d.example/debian/|Debian|Debian|main|/k3\n";
+        let targets = "http://s.example/|Debian|Debian-Security|main\n\
+                       http://o.example/|Other|Other|main\n\
+                       http://d.example/debian/|Debian|Debian|main\n";
         assert_eq!(
-            source_of(targets, "sid").expect("a mirror"),
-            "deb [arch=amd64 target=Packages signed-by=/k3] http://d.example/debian/ sid main\n"
+            source_of(targets, "sid", false).expect("a mirror"),
+            "deb [arch=amd64 target=Packages] http://d.example/debian/ sid main\n"
         );
-        assert!(source_of("http://o.example/|Other|Other|main|\n", "sid").is_err());
-        assert!(source_of("", "sid").is_err());
+        let signed = source_of(targets, "sid", true).expect("a mirror");
+        assert!(signed.contains(&format!("signed-by={KEYRING}]")), "{signed}");
+        assert!(source_of("http://o.example/|Other|Other|main\n", "sid", true).is_err());
+        assert!(source_of("", "sid", true).is_err());
     }
 
     #[test]
