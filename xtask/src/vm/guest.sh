@@ -41,9 +41,10 @@ kill -INT "$agent"
 wait "$agent"
 ip link del uplink
 
-while read -r name limit program; do
+while read -r name limit program; do # the program with the names of the tests to run
     echo "@@suite $name $(up)"
-    cd / && timeout "$limit" "$program" --test-threads=2
+    # shellcheck disable=SC2086 # words are arguments
+    cd / && timeout "$limit" $program --test-threads=2 </dev/null
     echo "@@suite-end $name $? $(up)"
 done </vm/suites
 echo "@@end $(up)"

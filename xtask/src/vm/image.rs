@@ -204,7 +204,10 @@ impl Root {
         let mut list = String::new();
         for suite in suites {
             self.program(&suite.program, true)?;
-            list += &format!("{} {SUITE_LIMIT} {}\n", suite.name, merged(&suite.program));
+            let tests = suite.tests.iter().fold(String::new(), |all, test| all + " " + test);
+            let exact = if tests.is_empty() { "" } else { " --exact" };
+            let program = merged(&suite.program);
+            list += &format!("{} {SUITE_LIMIT} {program}{exact}{tests}\n", suite.name);
         }
         self.archive.file("vm/suites", list.as_bytes())?;
         self.archive.file("vm/agent-limit", AGENT_LIMIT.to_string().as_bytes())?;

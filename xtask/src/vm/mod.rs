@@ -50,7 +50,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let must_run = std::env::var_os("ORB8_REQUIRE").is_some_and(|required| required == "all");
     let kernels = kernels_of(options, must_run)?;
     setup::provide(&COMMANDS)?;
-    let suites = suites::build(root, &suites::names_of(root, &options.suite, must_run)?)?;
+    let suites = suites::build(root, &suites::wanted(root, &options.suite, must_run)?)?;
     let base = image::base(root, &suites).context("make the guest's image")?;
     let rows: Vec<table::Row> =
         kernels.iter().map(|kernel| row(root, kernel, &base, &suites)).collect();

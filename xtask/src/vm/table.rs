@@ -64,7 +64,7 @@ impl Row {
         match &report.status {
             None => found.push("the agent said nothing about itself".to_owned()),
             Some(status) if status["healthy"] != true => {
-                found.push(format!("the agent: {}", text(&status["health_message"])));
+                found.push(format!("the agent: {}", one_line(&status["health_message"])));
             }
             Some(_) => {}
         }
@@ -163,8 +163,8 @@ fn facts(status: Option<&Value>) -> Vec<(&'static str, String)> {
     let Some(status) = status else { return vec![("agent", "said nothing".to_owned())] };
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let mut found = vec![];
-    let healthy = match text(&status["health_message"]) {
-        "" => "yes".to_owned(),
+    let healthy = match one_line(&status["health_message"]) {
+        why if why.is_empty() => "yes".to_owned(),
         why => format!("no: {why}"),
     };
     found.push(("programs load", healthy));
@@ -197,6 +197,11 @@ fn or_none(words: Vec<String>) -> String {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
+}
+
+/// A text that may have several lines, such as what the verifier says.
+fn one_line(value: &Value) -> String {
+    text(value).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A suite in a line.
@@ -232,7 +237,7 @@ mod tests {
             image: "/vmlinuz".into(),
             modules: "/modules".into(),
         };
-        let suites = [Suite { name: "kernel_a".to_owned(), program: "/a".into() }];
+        let suites = [Suite { name: "kernel_a".to_owned(), program: "/a".into(), tests: &[] }];
         let said = format!("@@boot 1 {release}\n@@status 1\n{STATUS}\n@@status-end 0 2\n{said}");
         Row::of(&KERNELS[0], &kernel, report::parse(&said), &suites)
     }
