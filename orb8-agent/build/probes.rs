@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Programs of `orb8-probes`; the first one always exists, the others where they were written.
-const PROGRAMS: [&str; 2] = ["orb8-probes", "bench-probes"];
+const PROGRAMS: [&str; 3] = ["orb8-probes", "bench-probes", "nest-probes"];
 
 /// Newest and oldest LLVM that the pinned bpf-linker can be built for.
 pub(crate) const LLVM_VERSIONS: std::ops::RangeInclusive<u32> = 21..=23;

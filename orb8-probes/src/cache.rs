@@ -12,7 +12,7 @@ use orb8_common::network::{FlowKey, flag};
 
 use crate::atomic::{compare_exchange64, exchange64};
 use crate::cpu::Cpu;
-use crate::hooks::hook;
+use crate::hook;
 use crate::maps::is_realtime;
 use crate::network::Packet;
 use crate::table;
@@ -58,7 +58,7 @@ pub fn add<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
     for i in 0..WAYS {
         let line = way(set, i);
         let word = word_of(line);
-        if is_of(line, &packet.key, packet.owner) {
+        if is_of(line, packet.key(), packet.owner) {
             // SAFETY: a line in the map.
             let last = unsafe { core::ptr::read_volatile(&raw const (*line).last_seen) };
             if word & NOT_ADDABLE != 0 || packet.now.wrapping_sub(last) >= FRESH_TICKS {
@@ -117,7 +117,7 @@ pub fn place(cpu: Cpu, packet: &Packet, slot: u32) -> bool {
             table::add(slot, cache::packets(seen), cache::bytes(seen), last);
         }
         let key = (&raw mut (*line).key).cast::<u64>();
-        let ours = packet.key.words();
+        let ours = packet.key().words();
         core::ptr::write_volatile(key, ours[0]);
         core::ptr::write_volatile(key.add(1), ours[1]);
         core::ptr::write_volatile(key.add(2), ours[2]);
@@ -155,7 +155,7 @@ fn choose(cpu: Cpu, set: *mut CachedLine, packet: &Packet) -> (usize, u64) {
         let last = unsafe { core::ptr::read_volatile(&raw const (*line).last_seen) };
         let age = if cache::packets(word) == 0 {
             EMPTY
-        } else if is_of(line, &packet.key, packet.owner) {
+        } else if is_of(line, packet.key(), packet.owner) {
             OWN
         } else {
             1 + packet.now.wrapping_sub(last) as u64

@@ -4,7 +4,7 @@ use orb8_common::counter::{self, Filtered, Lost, Reject};
 
 use crate::atomic::add64;
 use crate::cpu::Cpu;
-use crate::hooks::hook;
+use crate::hook;
 
 /// This CPU's ledger counters.
 ///

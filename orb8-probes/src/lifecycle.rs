@@ -10,7 +10,7 @@ use orb8_common::network::{FlowEvent, FlowMeta, event_kind, scope, tcp_seen};
 use orb8_common::parse::tcp_flag;
 
 use crate::cpu::Cpu;
-use crate::hooks::hook;
+use crate::hook;
 use crate::ledger::Counters;
 use crate::maps::{EVENTS, META};
 use crate::network::Packet;
@@ -39,7 +39,7 @@ pub fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> Facts {
         let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
         (packet.owner, cookie, scope::SOCKET)
     } else {
-        sockets::owner_facts::<HOOK>(ctx, &packet.key)
+        sockets::owner_facts::<HOOK>(ctx, packet.key())
     };
     Facts { time_ns, cgroup_id, cookie, scope }
 }
@@ -48,10 +48,10 @@ pub fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> Facts {
 #[inline(never)]
 pub fn tcp_flags_seen<const HOOK: u32>(packet: &Packet, slot: u32) -> u64 {
     let (Some(meta), Some(cpu)) = (META.get_ptr_mut(slot), Cpu::this()) else { return 1 };
-    if !mark_tcp_flags(meta, packet.tcp_flags) {
+    if !mark_tcp_flags(meta, packet.parsed.tcp_flags) {
         return 0;
     }
-    let ends = packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0;
+    let ends = packet.parsed.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0;
     // SAFETY: a meta in the map, and a helper that a classifier may call.
     let facts = unsafe {
         Facts {
@@ -115,7 +115,7 @@ pub fn tell<const HOOK: u32>(
     // SAFETY: the reserved bytes, all of which are written: 88.
     unsafe {
         let key = (&raw mut (*event).key).cast::<u64>();
-        let words = packet.key.words();
+        let words = packet.key().words();
         write_volatile(key, words[0]);
         write_volatile(key.add(1), words[1]);
         write_volatile(key.add(2), words[2]);
@@ -127,7 +127,7 @@ pub fn tell<const HOOK: u32>(
         write_volatile(&raw mut (*event).cookie, facts.cookie);
         write_volatile(&raw mut (*event).slot, slot);
         write_volatile(&raw mut (*event).kind, kind);
-        write_volatile(&raw mut (*event).tcp_flags, packet.tcp_flags);
+        write_volatile(&raw mut (*event).tcp_flags, packet.parsed.tcp_flags);
         write_volatile(&raw mut (*event).scope, facts.scope);
         write_volatile(&raw mut (*event).reserved, 0);
         write_volatile(&raw mut (*event).bytes, packet.bytes);

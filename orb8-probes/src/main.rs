@@ -4,7 +4,7 @@
 //! `orb8-common`, so that the host tests what the kernel runs.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(
     internal_features,
     reason = "the target claims no compare-and-swap, which core's own atomics ask for"
@@ -13,6 +13,7 @@
 mod atomic;
 mod cache;
 mod cpu;
+mod hook;
 mod hooks;
 mod ledger;
 mod lifecycle;

@@ -5,6 +5,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_skb_cgroup_id};
 use aya_ebpf::programs::TcContext;
+use core::arch::asm;
 use core::mem::MaybeUninit;
 use orb8_common::cache;
 use orb8_common::counter::{self, Filtered, Reject};
@@ -13,32 +14,82 @@ use orb8_common::network::{FlowKey, flag};
 use orb8_common::parse::{self, Family, Frame, Parsed};
 
 use crate::cpu::Cpu;
-use crate::hooks::{flags_of, hook};
+use crate::hook::{self, flags_of};
 use crate::ledger::Counters;
 use crate::lifecycle::{RARE_TCP_FLAGS, tcp_flags_seen};
 use crate::maps::{fault_bytes, seed};
 use crate::skb::{Anywhere, Linear, frame};
 use crate::{sockets, supplement, table};
 
-/// What the slow paths need to know of a packet; on the stack of the program.
+/// A packet that is to be counted.
 pub struct Packet {
-    pub key: FlowKey,
+    /// What its headers say; the key is whole but for the tag.
+    pub parsed: Parsed,
     /// The cgroup of the socket, or the interface.
     pub owner: u64,
     /// Of key and owner.
     pub hash: u64,
-    /// Wire packets.
-    pub packets: u32,
     /// IP bytes on the wire.
     pub bytes: u64,
+    /// Wire packets.
+    pub packets: u32,
     /// Low 32 bits of `jiffies64`.
     pub now: u32,
-    pub tcp_flags: u8,
+}
+
+impl Packet {
+    /// A packet of which only the headers are known.
+    #[inline(always)]
+    const fn of(parsed: Parsed) -> Self {
+        Self { parsed, owner: 0, hash: 0, bytes: 0, packets: 0, now: 0 }
+    }
+
+    /// Makes the kernel's verifier forget what it has learnt of the values on the way to here.
+    /// Otherwise it goes through all that comes after once for each of these ways.
+    #[inline(always)]
+    fn forget(&mut self, frame: &Frame) {
+        // Nobody knows it before the program runs.
+        let any = frame.length as u64;
+        let key = (&raw mut self.parsed.key).cast::<u64>();
+        for word in 0..size_of::<FlowKey>() / 8 {
+            // SAFETY: within the key, which any bytes may be.
+            unsafe { *key.add(word) = forget(*key.add(word), any) };
+        }
+        self.packets = forget(self.packets as u64, any) as u32;
+        self.parsed.datagram_bytes = forget(self.parsed.datagram_bytes as u64, any) as u32;
+        self.parsed.header_bytes = forget(self.parsed.header_bytes as u64, any) as u32;
+        self.parsed.tcp_flags = forget(self.parsed.tcp_flags as u64, any) as u8;
+    }
+
+    /// Finds out what the headers do not tell.
+    #[inline(always)]
+    fn complete<const HOOK: u32>(&mut self, ctx: &TcContext, frame: &Frame) {
+        self.owner = owner::<HOOK>(ctx);
+        self.packets = self.parsed.packets(frame);
+        let repeated = self.parsed.gso_header_bytes(self.packets);
+        self.bytes = self.parsed.datagram_bytes as u64 + repeated;
+        self.parsed.key.flags |= flags_of(HOOK);
+        if HOOK & hook::SUPPLEMENT != 0 && !supplement::is_told_at_sockets() {
+            // Nobody else counts: these are the totals, as of a node with this plane alone.
+            self.parsed.key.flags &= !flag::SUPPLEMENT;
+        }
+        self.hash = index::hash(&self.parsed.key, self.owner, seed());
+        // SAFETY: a helper that every program may call.
+        self.now = unsafe { bpf_jiffies64() } as u32;
+    }
+
+    /// The flow, without its tag.
+    #[inline(always)]
+    pub const fn key(&self) -> &FlowKey {
+        &self.parsed.key
+    }
 }
 
 /// Counts one packet. Never fails: what cannot be counted is counted as rejected or lost.
 ///
-/// The families are apart up to the end, because the compiler then knows what is zero in a key.
+/// The families are apart up to the end, because the compiler then knows what is zero in a key. The
+/// slow parts are functions that are called one after the other, never by each other: programs
+/// have 512 bytes of stack for a whole chain of calls.
 #[inline(always)]
 pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let Some(cpu) = Cpu::this() else { return };
@@ -46,73 +97,100 @@ pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let frame = frame::<LINK>(ctx);
     counters.add(counter::SEEN_PACKETS, frame.packets_estimate() as u64);
     counters.add(counter::SEEN_BYTES, frame.bytes());
-    let mut rest = MaybeUninit::uninit();
     let bytes = Linear::of(ctx);
+    let mut rest = MaybeUninit::uninit();
     // A super-packet is rare and pays once for many.
     let family = if frame.gso_size == 0 { parse::common_family(&bytes, &frame) } else { None };
-    let left = match family {
-        Some(Family::V4) => match parse::common_ipv4(&bytes, &frame) {
-            Some(parsed) => common::<HOOK>(ctx, cpu, &frame, &parsed, &mut rest),
-            None => cold::<LINK, HOOK>(ctx, &mut rest),
-        },
-        Some(Family::V6) => match parse::common_ipv6(&bytes, &frame) {
-            Some(parsed) => common::<HOOK>(ctx, cpu, &frame, &parsed, &mut rest),
-            None => cold::<LINK, HOOK>(ctx, &mut rest),
-        },
-        None => cold::<LINK, HOOK>(ctx, &mut rest),
+    let counted = match family {
+        Some(Family::V4) => parse::common_ipv4(&bytes, &frame)
+            .map(|parsed| common::<HOOK>(ctx, cpu, &frame, parsed, &mut rest)),
+        Some(Family::V6) => parse::common_ipv6(&bytes, &frame)
+            .map(|parsed| common::<HOOK>(ctx, cpu, &frame, parsed, &mut rest)),
+        None => None,
     };
-    if left == REST {
-        // SAFETY: whoever leaves the rest has written the packet.
-        not_in_cache::<HOOK>(ctx, unsafe { rest.assume_init_ref() });
+    let done = match counted {
+        Some(done) => done,
+        None => {
+            cold::<LINK, HOOK>(ctx, &mut rest) != 0 || {
+                // SAFETY: read without an error, so written.
+                let packet = unsafe { rest.assume_init_ref() };
+                is_left_out::<HOOK>(ctx, counters, packet)
+            }
+        }
+    };
+    if !done {
+        // SAFETY: written by whoever has not counted it.
+        count_slowly::<HOOK>(ctx, unsafe { rest.assume_init_ref() });
     }
 }
 
-/// Nothing is left to do for a packet.
-const DONE: u64 = 0;
-/// The packet is to be counted in the table.
-const REST: u64 = 1;
-
-/// A packet of the common form: counted in the cache if its flow has a line there.
+/// Counts a packet of the common form if its flow has a line in the cache, or leaves it in `rest`.
 #[inline(always)]
 fn common<const HOOK: u32>(
     ctx: &TcContext,
     cpu: Cpu,
     frame: &Frame,
-    parsed: &Parsed,
+    parsed: Parsed,
     rest: &mut MaybeUninit<Packet>,
-) -> u64 {
+) -> bool {
     let counters = Counters::<HOOK>::of(cpu);
-    let packets = parsed.packets(frame);
-    settle(counters, frame, parsed, packets);
-    let Some(packet) = packet::<HOOK>(ctx, counters, parsed, packets) else { return DONE };
-    if packet.tcp_flags & RARE_TCP_FLAGS == 0
-        && cache::fits(packet.packets, packet.bytes)
-        && crate::cache::add::<HOOK>(cpu, &packet)
-    {
-        return DONE;
+    let mut packet = Packet::of(parsed);
+    packet.complete::<HOOK>(ctx, frame);
+    settle(counters, frame, &packet);
+    if HOOK & hook::SUPPLEMENT != 0 {
+        // Looked at in memory, of which there is one place.
+        let packet = rest.write(packet);
+        return is_left_out::<HOOK>(ctx, counters, packet) || is_in_cache::<HOOK>(cpu, packet);
     }
+    if is_left_out::<HOOK>(ctx, counters, &packet) || is_in_cache::<HOOK>(cpu, &packet) {
+        return true;
+    }
+    packet.forget(frame);
     rest.write(packet);
-    REST
+    false
 }
 
-/// A packet of another form. Apart, so that its stack is not on that of every packet.
+/// A value that is the same, and of which the verifier knows nothing.
+#[inline(always)]
+fn forget(value: u64, any: u64) -> u64 {
+    let mut mixed = value ^ any;
+    // SAFETY: it takes away what was put to it, and the compiler cannot look through it. An
+    // instruction, because the kernel refuses two source lines at one.
+    unsafe { asm!("{0} ^= {1}", inout(reg) mixed, in(reg) any, options(nomem, nostack)) };
+    mixed
+}
+
+#[inline(always)]
+fn is_in_cache<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
+    packet.parsed.tcp_flags & RARE_TCP_FLAGS == 0
+        && cache::fits(packet.packets, packet.bytes)
+        && crate::cache::add::<HOOK>(cpu, packet)
+}
+
+/// Reads a packet of another form; 0 if it could be read.
 #[inline(never)]
-fn cold<const LINK: u32, const HOOK: u32>(ctx: &TcContext, rest: &mut MaybeUninit<Packet>) -> u64 {
-    let Some(cpu) = Cpu::this() else { return DONE };
+fn cold<const LINK: u32, const HOOK: u32>(ctx: &TcContext, out: &mut MaybeUninit<Packet>) -> u64 {
+    let Some(cpu) = Cpu::this() else { return 1 };
     let counters = Counters::<HOOK>::of(cpu);
     let frame = frame::<LINK>(ctx);
-    if let Some(parsed) = parse::common_form(&Linear::of(ctx), &frame) {
-        return common::<HOOK>(ctx, cpu, &frame, &parsed, rest);
-    }
-    let estimate = frame.packets_estimate() as u64;
-    counters.add(counter::COLD_PATH_PACKETS, estimate);
-    let mut parsed = Parsed::EMPTY;
-    let why = parse_slowly::<LINK>(ctx, &mut parsed);
-    if why != 0 {
-        reject(counters, why, estimate, frame.bytes());
-        return DONE;
-    }
-    common::<HOOK>(ctx, cpu, &frame, &parsed, rest)
+    let packet = match parse::common_form(&Linear::of(ctx), &frame) {
+        Some(parsed) => out.write(Packet::of(parsed)),
+        None => {
+            let estimate = frame.packets_estimate() as u64;
+            counters.add(counter::COLD_PATH_PACKETS, estimate);
+            let packet = out.write(Packet::of(Parsed::EMPTY));
+            let why = parse_slowly::<LINK>(ctx, &mut packet.parsed);
+            if why != 0 {
+                reject(counters, why, estimate, frame.bytes());
+                return 1;
+            }
+            packet
+        }
+    };
+    packet.forget(&frame);
+    packet.complete::<HOOK>(ctx, &frame);
+    settle(counters, &frame, packet);
+    0
 }
 
 /// The cgroup of the socket, or the interface.
@@ -130,19 +208,15 @@ fn owner<const HOOK: u32>(ctx: &TcContext) -> u64 {
 
 /// Books the differences between what the skb weighs and what its datagrams weigh on the wire.
 #[inline(always)]
-fn settle<const HOOK: u32>(
-    counters: Counters<HOOK>,
-    frame: &Frame,
-    parsed: &Parsed,
-    packets: u32,
-) {
-    let padding = frame.bytes() - parsed.datagram_bytes as u64;
+fn settle<const HOOK: u32>(counters: Counters<HOOK>, frame: &Frame, packet: &Packet) {
+    let padding = frame.bytes() - packet.parsed.datagram_bytes as u64;
     if padding != 0 {
         counters.add(counter::PADDING_BYTES, padding);
     }
     if frame.gso_size != 0 {
-        counters.add(counter::GSO_HEADER_BYTES, parsed.gso_header_bytes(packets));
-        let excess = (frame.packets_estimate() as u64).wrapping_sub(packets as u64);
+        let repeated = packet.parsed.gso_header_bytes(packet.packets);
+        counters.add(counter::GSO_HEADER_BYTES, repeated);
+        let excess = (frame.packets_estimate() as u64).wrapping_sub(packet.packets as u64);
         counters.add(counter::SEGMENT_EXCESS, excess);
     }
 }
@@ -167,66 +241,52 @@ fn reject<const HOOK: u32>(counters: Counters<HOOK>, why: u64, packets: u64, byt
     counters.reject(why, packets, bytes);
 }
 
-/// The packet as it is to be counted, or `None` if it is left out.
+/// Whether a packet is not to be counted here; it is booked then.
 #[inline(always)]
-fn packet<const HOOK: u32>(
+fn is_left_out<const HOOK: u32>(
     ctx: &TcContext,
     counters: Counters<HOOK>,
-    parsed: &Parsed,
-    packets: u32,
-) -> Option<Packet> {
-    let owner = owner::<HOOK>(ctx);
-    let mut key = parsed.key;
-    key.flags |= flags_of(HOOK);
-    if HOOK & hook::SUPPLEMENT != 0 && !supplement::is_told_at_sockets() {
-        // Nobody else counts: these are the totals, as of a node with this plane alone.
-        key.flags &= !flag::SUPPLEMENT;
-    }
-    let bytes = parsed.datagram_bytes as u64 + parsed.gso_header_bytes(packets);
-    if sockets::is_supplement::<HOOK>(&key)
-        && let Some(why) = supplement::left_out::<HOOK>(ctx, &key, parsed.tcp_flags, owner)
-    {
-        // Apart, so that the places are constants.
-        match why {
-            Filtered::CountedAtSocket => {
-                counters.filter(Filtered::CountedAtSocket, packets as u64, bytes);
+    packet: &Packet,
+) -> bool {
+    let (packets, bytes) = (packet.packets as u64, packet.bytes);
+    if sockets::is_supplement::<HOOK>(packet.key()) {
+        match supplement::left_out::<HOOK>(ctx, packet) {
+            supplement::OURS => {}
+            supplement::LATER_FRAGMENT => {
+                counters.filter(Filtered::LaterFragment, packets, bytes);
+                return true;
             }
-            Filtered::LaterFragment => {
-                counters.filter(Filtered::LaterFragment, packets as u64, bytes);
+            _ => {
+                counters.filter(Filtered::CountedAtSocket, packets, bytes);
+                return true;
             }
         }
-        return None;
     }
     // No datagram has 0 bytes.
-    if bytes == fault_bytes() as u64 {
-        return None;
-    }
-    Some(Packet {
-        hash: index::hash(&key, owner, seed()),
-        key,
-        owner,
-        packets,
-        bytes,
-        // SAFETY: a helper that every program may call.
-        now: unsafe { bpf_jiffies64() } as u32,
-        tcp_flags: parsed.tcp_flags,
-    })
+    bytes == fault_bytes() as u64
 }
 
-/// The flow's line in the table, or a new one. The second packet of a flow puts it into the cache,
-/// so that flows of one packet drive none out.
+/// A packet of a flow that is not in the cache, with rare flags, or a super-packet.
 #[inline(never)]
-fn not_in_cache<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
+fn count_slowly<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
     let Some(cpu) = Cpu::this() else { return 1 };
-    let Some(slot) = table::find(&packet.key, packet.owner, packet.hash) else {
-        return table::start::<HOOK>(ctx, cpu, packet);
-    };
-    let rare = packet.tcp_flags & RARE_TCP_FLAGS != 0;
+    if count_known::<HOOK>(cpu, packet) {
+        return 0;
+    }
+    table::start::<HOOK>(ctx, cpu, packet)
+}
+
+/// Counts a packet of a flow that the table has; false if it has not. The second packet of a flow
+/// puts it into the cache, so that flows of one packet drive none out.
+#[inline(always)]
+pub fn count_known<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
+    let Some(slot) = table::find(packet.key(), packet.owner, packet.hash) else { return false };
+    let rare = packet.parsed.tcp_flags & RARE_TCP_FLAGS != 0;
     if rare || !crate::cache::place(cpu, packet, slot) {
         table::add(slot, packet.packets, packet.bytes, packet.now);
     }
     if rare {
         tcp_flags_seen::<HOOK>(packet, slot);
     }
-    0
+    true
 }

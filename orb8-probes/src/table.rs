@@ -103,7 +103,7 @@ pub fn start<const HOOK: u32>(ctx: &TcContext, cpu: Cpu, packet: &Packet) -> u64
     // matter in which order another CPU sees these stores.
     // SAFETY: a line and a meta in the maps.
     unsafe {
-        (*line).key = packet.key;
+        (*line).key = *packet.key();
         (*line).key.tag = index::tag(packet.hash);
         (*line).owner = packet.owner;
         (*line).last_seen = packet.now;
@@ -112,7 +112,7 @@ pub fn start<const HOOK: u32>(ctx: &TcContext, cpu: Cpu, packet: &Packet) -> u64
         (*meta).cookie = facts.cookie;
         (*meta).seen[tcp_seen::SCOPE] = facts.scope;
     }
-    mark_tcp_flags(meta, packet.tcp_flags);
+    mark_tcp_flags(meta, packet.parsed.tcp_flags);
     add(slot, packet.packets, packet.bytes, packet.now);
     publish(cell, slot);
     tell(counters, packet, slot, event_kind::START, facts);

@@ -167,6 +167,12 @@ impl Programs {
         self.ebpf.as_mut()?.program_mut(name)?.try_into().ok()
     }
 
+    /// The object as aya knows it, with the maps that [`Loaded`] has not; `None` after
+    /// [`Self::forget_object`].
+    pub fn object(&mut self) -> Option<&mut Ebpf> {
+        self.ebpf.as_mut()
+    }
+
     /// Drops what only clsact needs.
     pub fn forget_object(&mut self) {
         self.ebpf = None;
@@ -199,14 +205,27 @@ impl Programs {
 /// # Errors
 /// What the kernel refuses, with the first and last lines of the verifier's log.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
+    load_object(object::bytes(), options, |name| is_needed(&options.planes, name))
+}
+
+/// The same of an object with the maps of the probes and other programs, of which those are loaded
+/// that are needed. For tests.
+///
+/// # Errors
+/// As of [`load`].
+pub fn load_object(
+    object: &[u8],
+    options: &LoadOptions,
+    is_needed: impl Fn(&str) -> bool,
+) -> Result<Loaded, LoadError> {
     super::memory::bound_heaps();
     let seed = seed()?;
     let groups = index::groups(options.max_flows);
     let cache = Cache::of_host(options.memory_budget)?;
-    let mut ebpf = open(options, cache, seed)?;
+    let mut ebpf = open(object, options, cache, seed)?;
     let map_bytes = super::memory::map_bytes(&ebpf);
     // Programs first: they refer to maps by descriptors, which taking a map may close.
-    let loaded = load_programs(&mut ebpf, &options.planes)?;
+    let loaded = load_programs(&mut ebpf, is_needed)?;
     let mut take = |name: &'static str| {
         ebpf.take_map(name).ok_or(LoadError::Map { name, message: "missing".to_owned() })
     };
@@ -243,11 +262,11 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
 }
 
 /// The object with its settings and sizes; the maps are made, no program is loaded yet.
-fn open(options: &LoadOptions, cache: Cache, seed: u64) -> Result<Ebpf, LoadError> {
+fn open(object: &[u8], options: &LoadOptions, cache: Cache, seed: u64) -> Result<Ebpf, LoadError> {
     let groups = index::groups(options.max_flows);
     let mask = groups - 1;
     let (root, level) = options.planes.socket_root().map_or((0, 0), |root| (root.id, root.level));
-    let mut object = object::bytes().to_vec();
+    let mut object = object.to_vec();
     cache.patch(&mut object)?;
     let cache_mask = cache.mask();
     let realtime = u32::from(is_realtime());
@@ -370,10 +389,10 @@ fn is_needed(planes: &Planes, name: &str) -> bool {
 
 fn load_programs(
     ebpf: &mut Ebpf,
-    planes: &Planes,
+    is_needed: impl Fn(&str) -> bool,
 ) -> Result<HashMap<String, LoadedProgram>, LoadError> {
     let mut loaded = HashMap::new();
-    for (name, program) in ebpf.programs_mut().filter(|(name, _)| is_needed(planes, name)) {
+    for (name, program) in ebpf.programs_mut().filter(|(name, _)| is_needed(name)) {
         let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
         load_program(program).map_err(|e| {
             tracing::debug!(program = name, error = %e, "the kernel refused a program");
@@ -390,6 +409,7 @@ fn load_programs(
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSkb(program) => program.load(),
+        Program::PerfEvent(program) => program.load(),
         other => <&mut SchedClassifier>::try_from(other)?.load(),
     }
 }
