@@ -27,7 +27,7 @@ build-agent: ## Build target/release/orb8-agent only
 .PHONY: demo
 demo: setup ## A cluster of namespaces, real packets, an agent a node, and what orb8 shows
 	cargo build --workspace
-	cargo run --quiet --package orb8-testbed --bin demo
+	@target/debug/demo
 
 .PHONY: test
 test: setup ## Every test, also those that need root and a real kernel

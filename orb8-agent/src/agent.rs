@@ -435,7 +435,7 @@ async fn start_kernel(
                 shared.status.set_datapath(Arc::clone(&handle));
                 return Ok(Kernel { sources, datapath: Some(handle) });
             }
-            Err(error) => (Cause::Start, error.to_string()),
+            Err(error) => (Cause::Start, preflight::explained(checks, error.to_string())),
         }
     } else {
         (Cause::Preflight, missing)

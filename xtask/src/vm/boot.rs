@@ -26,35 +26,35 @@ const LOOK: Duration = Duration::from_millis(250);
 const MEMORY: &str = "2560";
 
 /// Boots the kernel with the tests and reads what the guest says. An error: no guest could be
-/// started at all.
+/// started at all. The guest's logs stay in `target/vm`.
 pub(super) fn run(
     root: &Path,
+    name: &'static str,
     kernel: &Found,
     base: &Path,
     suites: &[Suite],
 ) -> anyhow::Result<Report> {
-    let scratch = root.join("target/vm");
-    let archive = scratch.join("image.cpio");
+    let file = |what: &str| root.join(format!("target/vm/{name}-{what}"));
+    let (archive, console, said) = (file("image.cpio"), file("console.log"), file("guest.log"));
     join(base, &kernel.modules, &archive).context("join the guest's archives")?;
-    let (console, said) = (scratch.join("console.log"), scratch.join("guest.log"));
     File::create(&said).context("make the guest's log")?;
-    let guest = command(kernel, &archive, &console, &said).spawn();
-    let mut guest = Guest { qemu: guest.context("start qemu-system-x86_64")?, said: said.clone() };
+    let qemu = command(kernel, &archive, &console, &said).spawn();
+    let qemu = qemu.context("start qemu-system-x86_64")?;
+    let mut guest = Guest { name, qemu, said: said.clone() };
     let why = guest.wait(suites.len());
     drop(guest);
-    drop(fs::remove_file(&archive));
-    // The logs stay, under the kernel's name, for whoever wants to know more.
-    let keep = |log: &Path, name: &str| fs::rename(log, scratch.join(name));
-    let read =
-        |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let (said_text, console_text) = (read(&said)?, read(&console).unwrap_or_default());
-    keep(&said, &format!("{}-guest.log", kernel.release)).context("keep the guest's log")?;
-    drop(keep(&console, &format!("{}-console.log", kernel.release)));
-    let mut report = report::parse(&said_text);
+    fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
+    let said = text(&said);
+    let mut report = report::parse(&said);
     if !report.is_complete {
-        report.end = report::last_lines(why, &said_text, &console_text);
+        report.end = report::last_lines(why, &said, &text(&console));
     }
     Ok(report)
+}
+
+/// What is in a log so far.
+fn text(log: &Path) -> String {
+    fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
 /// The kernel unpacks archives that follow one another.
@@ -82,6 +82,7 @@ fn command(kernel: &Found, archive: &Path, console: &Path, said: &Path) -> Comma
 
 /// A running guest; gone when dropped.
 struct Guest {
+    name: &'static str,
     qemu: Child,
     said: PathBuf,
 }
@@ -100,10 +101,10 @@ impl Guest {
         let start = Instant::now();
         let mut shown = 0;
         loop {
-            let said = fs::read(&self.said).unwrap_or_default();
-            let lines = report::progress(&String::from_utf8_lossy(&said));
+            let said = text(&self.said);
+            let lines = report::progress(&said);
             for line in lines.iter().skip(shown) {
-                println!("{:>5} s  {line}", start.elapsed().as_secs());
+                println!("{:>5} s  {:<6}  {line}", start.elapsed().as_secs(), self.name);
             }
             shown = shown.max(lines.len());
             match self.qemu.try_wait() {

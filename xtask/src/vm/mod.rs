@@ -20,6 +20,7 @@ use clap::Args;
 
 use crate::setup;
 use kernels::{KERNELS, Kernel};
+use packages::Found;
 use suites::Suite;
 
 /// What to run; all of it unless told otherwise.
@@ -52,8 +53,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     setup::provide(&COMMANDS)?;
     let suites = suites::build(root, &suites::wanted(root, &options.suite, must_run)?)?;
     let base = image::base(root, &suites).context("make the guest's image")?;
-    let rows: Vec<table::Row> =
-        kernels.iter().map(|kernel| row(root, kernel, &base, &suites)).collect();
+    let rows = rows(root, &kernels, &base, &suites);
     let text = table::render(&rows);
     let file = root.join("target/vm-test.txt");
     std::fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
@@ -75,19 +75,34 @@ fn kernels_of(options: &Options, is_ci: bool) -> anyhow::Result<Vec<&'static Ker
     options.kernel.iter().map(find).collect()
 }
 
-/// What came of one kernel. Whatever hinders it is said in its row; the others still run.
-fn row(root: &Path, kernel: &Kernel, base: &Path, suites: &[Suite]) -> table::Row {
-    println!("\nkernel {}", kernel.name);
-    match packages::provide(root, kernel) {
+/// How many guests run at the same time: what takes long there keeps one processor busy.
+const AT_ONCE: usize = 2;
+
+/// What came of each kernel. Whatever hinders one is said in its row; the others still run.
+fn rows(root: &Path, kernels: &[&Kernel], base: &Path, suites: &[Suite]) -> Vec<table::Row> {
+    let found: Vec<_> = kernels.iter().map(|kernel| (*kernel, provide(root, kernel))).collect();
+    let row = |kernel: &Kernel, found: &anyhow::Result<Found>| match found {
         Err(why) => table::Row::not_run(kernel, format!("{why:#}")),
-        Ok(found) => {
-            println!("ready    {} ({})", found.release, found.packages);
-            match boot::run(root, &found, base, suites) {
-                Ok(report) => table::Row::of(kernel, &found, report, suites),
-                Err(why) => table::Row::not_run(kernel, format!("{why:#}")),
-            }
-        }
+        Ok(found) => match boot::run(root, kernel.name, found, base, suites) {
+            Ok(report) => table::Row::of(kernel, found, report, suites),
+            Err(why) => table::Row::not_run(kernel, format!("{why:#}")),
+        },
+    };
+    let mut rows = vec![];
+    for some in found.chunks(AT_ONCE) {
+        rows.extend(std::thread::scope(|scope| {
+            let guests: Vec<_> =
+                some.iter().map(|(kernel, found)| scope.spawn(|| row(kernel, found))).collect();
+            guests.into_iter().filter_map(|guest| guest.join().ok()).collect::<Vec<_>>()
+        }));
     }
+    rows
+}
+
+fn provide(root: &Path, kernel: &Kernel) -> anyhow::Result<Found> {
+    let found = packages::provide(root, kernel)?;
+    println!("ready    {} is {} ({})", kernel.name, found.release, found.packages);
+    Ok(found)
 }
 
 #[cfg(test)]
