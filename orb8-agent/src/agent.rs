@@ -117,11 +117,15 @@ impl Parts {
         let roots = preflight::Roots::new(&settings.proc_root, settings.cgroup_root.as_deref());
         let bpf = || ebpf::sys::create_array(None).map(drop).map_err(|error| error.to_string());
         let decoders = Decoders { flow: decode::flow_event, packet: decode::packet_event };
+        let release = kernel_release();
+        if preflight::charges_memlock(&release) {
+            ebpf::memory::raise_memlock_limit();
+        }
         Self {
             start: Box::new(move |settings, facts| {
                 ebpf::datapath::start(settings, facts, decoders)
             }),
-            checks: preflight::run(&roots, &kernel_release(), bpf),
+            checks: preflight::run(&roots, &release, bpf),
             cgroups: capture::look(&settings.proc_root, settings.cgroup_root.as_deref()),
             known: None,
             clock: SystemClock::shared(),
@@ -431,7 +435,7 @@ async fn start_kernel(
                 shared.status.set_datapath(Arc::clone(&handle));
                 return Ok(Kernel { sources, datapath: Some(handle) });
             }
-            Err(error) => (Cause::Start, error.to_string()),
+            Err(error) => (Cause::Start, preflight::explained(checks, error.to_string())),
         }
     } else {
         (Cause::Preflight, missing)

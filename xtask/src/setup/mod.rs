@@ -80,6 +80,16 @@ pub(crate) fn verify(root: &Path) -> anyhow::Result<()> {
     complete(&needs)
 }
 
+/// Installs the packages of those commands that are not there: (command, package, why).
+pub(crate) fn provide(commands: &[(&str, &str, &'static str)]) -> anyhow::Result<()> {
+    let packages: Vec<Package> = commands
+        .iter()
+        .filter(|(command, ..)| !on_path(command))
+        .map(|(_, package, why)| Package::new(*package, why))
+        .collect();
+    apt::install(&packages)
+}
+
 fn complete(needs: &[Need]) -> anyhow::Result<()> {
     let missing: Vec<&str> =
         needs.iter().filter(|need| !need.is_ready()).map(|need| need.name).collect();
