@@ -42,8 +42,8 @@ e2e-test: setup ## A simulated cluster: pods, Services, an API server, an agent 
 	@$(XTASK) e2e-test
 
 .PHONY: bench
-bench: setup build ## Measure cost and speed; writes target/bench.json
-	cargo bench --quiet --package orb8-agent --bench bench
+bench: setup build ## Measure cost and speed; writes target/bench.json (BENCH="--quick tc_ veth" for less)
+	cargo bench --quiet --package orb8-agent --bench bench -- $(BENCH)
 
 .PHONY: lint
 lint: setup ## Formatting, clippy, documentation; cargo-deny where it is installed

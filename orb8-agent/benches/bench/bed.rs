@@ -3,6 +3,7 @@
 //!
 //! Knows nothing of the agent's maps, so that any design of its tables is measured alike.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -77,6 +78,7 @@ impl Bed {
         let mut options = AgentOptions::of(env!("CARGO_BIN_EXE_orb8-agent"))
             .env("ORB8_INTERFACES", &link.near.ifname)
             .env("ORB8_FLOW_TIMEOUT_SECS", 600)
+            .env("ORB8_KUBERNETES", "off")
             .env("RUST_LOG", "warn");
         for (name, value) in settings {
             options = options.env(name, value);
@@ -250,9 +252,10 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
+    /// Of each program once, also where it is on both hooks.
     pub(crate) fn of(ids: &[u32]) -> anyhow::Result<Self> {
         let mut cost = Self::default();
-        for id in ids {
+        for id in ids.iter().collect::<BTreeSet<_>>() {
             let info = program(*id)?;
             cost.ns += info.run_time().as_nanos() as f64;
             cost.runs += info.run_count() as f64;

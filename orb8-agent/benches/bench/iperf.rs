@@ -67,10 +67,11 @@ impl Server {
 
 /// What all runs of a load share.
 struct Scene {
+    // Ends before the cgroups: it is in the directory above them.
+    _server: Server,
     link: Veth,
     client: Cgroup,
     tree: Cgroup,
-    _server: Server,
     seconds: u32,
 }
 

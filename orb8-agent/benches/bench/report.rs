@@ -1,8 +1,9 @@
 //! Rows of figures: a table for people, `target/bench.json` for programs; and the account of what
 //! was sent against what was reported.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use orb8_proto::v1::AgentStatus;
 use serde::Serialize;
 
@@ -227,7 +228,8 @@ impl Report {
                 self.push(row.against(sent as f64));
             }
         }
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench.json");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
+        let path = root.join("target/bench.json");
         std::fs::write(&path, serde_json::to_string_pretty(&self.rows)?)?;
         Ok(path)
     }

@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use aya::programs::ProgramFd;
 use aya::sys::{Stats, enable_stats};
 use orb8_agent::ebpf::sys;
+use orb8_proto::v1::QueryFlowsRequest;
 use orb8_testbed::link::{Veth, VethOptions};
 
 use crate::bed::{self, Bed, Cost};
@@ -118,9 +119,12 @@ fn at_interface(report: &mut Report, case: &Case) -> anyhow::Result<(f64, f64)> 
     let program = bed::descriptors(Bed::at_interface(&bed.link.near)?)?[case.hook].try_clone()?;
     let (packet, netns) = (&case.kind.packet, &bed.link.near.netns);
     let mut rotation = Rotation::load(&case.kind)?;
-    // Every flow has begun before the clock starts.
-    rotation.begin(if case.draw == Draw::Same { Draw::Same } else { Draw::InTurn }, case.flows)?;
+    // Every flow has begun before the clock starts, and on the core that is measured.
+    let last = programs::cpus()?.pop().context("a CPU")?;
+    let first = if case.draw == Draw::Same { Draw::Same } else { Draw::InTurn };
+    rotation.begin(first, case.flows)?;
     netns.enter(|| -> anyhow::Result<()> {
+        programs::pin(last)?;
         for burst in (0..case.flows).step_by(BURST as usize) {
             rotation.time(&program, packet, BURST.min(case.flows - burst))?;
             std::thread::sleep(Duration::from_millis(20));
@@ -129,16 +133,34 @@ fn at_interface(report: &mut Report, case: &Case) -> anyhow::Result<(f64, f64)> 
     })?;
     bed.wait_flows(case.flows.into())?;
     rotation.begin(case.draw, case.flows)?;
-    let last = programs::cpus()?.pop().context("a CPU")?;
     let found = netns.enter(|| {
         programs::pin(last)?;
+        // What is drawn often is where it stays before the clock starts.
+        rotation.time(&program, packet, RUNS)?;
         net_of_empty(report, &mut rotation, &case.kind, &program)
     })?;
-    let runs = u64::from(case.flows) + u64::from(samples(report)) * u64::from(RUNS);
+    let runs = u64::from(case.flows) + u64::from(samples(report) + 1) * u64::from(RUNS);
     let status = report.compare(&case.name, case.kind.amount(runs), &bed)?;
     let held = status.active_flows;
     ensure!(held == u64::from(case.flows), "the agent holds {held} flows, not {}", case.flows);
+    drawn_as_told(&bed, case, runs)?;
     Ok(found)
+}
+
+/// The flow that came most often did so as often as its way of drawing says.
+fn drawn_as_told(bed: &Bed, case: &Case, runs: u64) -> anyhow::Result<()> {
+    let answer = bed.query(&QueryFlowsRequest { limit: 1, ..Default::default() })?;
+    let most = answer.flows.first().context("a flow")?.packets as f64;
+    let even = runs as f64 / f64::from(case.flows);
+    // One over its rank: the first flow is drawn where the power of two lies below 2.
+    let first = (runs - u64::from(case.flows)) as f64 / f64::from(case.flows.ilog2().max(1));
+    let expected = match case.draw {
+        Draw::Same | Draw::InTurn => even..=even,
+        Draw::Uniform => even..=1.6 * even,
+        Draw::OneOverRank => 0.9 * first..=1.1 * first,
+    };
+    ensure!(expected.contains(&most), "the first flow has {most} packets, not {expected:?}");
+    Ok(())
 }
 
 /// Rows of the socket plane. The kernel gives such a program no packet that may be written, so one
