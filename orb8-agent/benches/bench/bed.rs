@@ -136,9 +136,8 @@ impl Bed {
         wait("an empty pipeline", || {
             let status = self.status()?;
             let ledger = status.packet_ledger.as_ref().context("a ledger")?;
-            let in_flight = ledger.in_flight.is_some_and(|left| left.packets != 0);
             let found = total(ledger);
-            if found != rest.found || in_flight {
+            if found != rest.found {
                 rest = Rest { since: Instant::now(), found };
             }
             last = Some((found, status));
