@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Programs of `orb8-probes`; the first one always exists, the others where they were written.
-const PROGRAMS: [&str; 2] = ["orb8-probes", "bench-probes"];
+const PROGRAMS: [&str; 3] = ["orb8-probes", "bench-probes", "nest-probes"];
 
 /// Newest and oldest LLVM that the pinned bpf-linker can be built for.
 pub(crate) const LLVM_VERSIONS: std::ops::RangeInclusive<u32> = 21..=23;
@@ -189,7 +189,10 @@ pub(crate) fn build(root: &Path) -> Result<Vec<PathBuf>, Failed> {
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &linker)
         // Debug information is what the linker makes BTF of; without it the kernel refuses the
         // maps, and no structure of the object could be compared with Rust's.
-        .env("CARGO_ENCODED_RUSTFLAGS", ["-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f"))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"].join("\x1f"),
+        )
         .stdin(Stdio::null());
     run(&mut cargo, "build orb8-probes")?;
     let strip = strip_tool(compiler.llvm())?;

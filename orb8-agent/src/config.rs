@@ -63,6 +63,11 @@ pub struct Settings {
         value_parser = ring_buffer_size)]
     pub ring_buffer_size: u32,
 
+    /// Bytes that the agent may take as a whole, its maps in the kernel included: 32MiB to 4095MiB.
+    #[arg(long, env = "ORB8_MEMORY_BUDGET", default_value = "96MiB", value_name = "BYTES",
+        value_parser = memory_budget)]
+    pub memory_budget: u32,
+
     /// Where packets are counted: at sockets, at interfaces (tc), or what suits this node.
     #[arg(long, env = "ORB8_CAPTURE", default_value = "auto", value_name = "PLANE", value_enum)]
     pub capture: Capture,
@@ -229,7 +234,7 @@ struct Known {
 }
 
 /// Every setting, in the order in which they are shown.
-const SETTINGS: [Known; 21] = [
+const SETTINGS: [Known; 22] = [
     Known { id: "max_flows", range: "16 to 4000000", show: |s| s.max_flows.to_string() },
     Known {
         id: "flow_timeout_secs",
@@ -257,6 +262,7 @@ const SETTINGS: [Known; 21] = [
         range: "64KiB to 32MiB, a power of two",
         show: |s| s.ring_buffer_size.to_string(),
     },
+    Known { id: "memory_budget", range: "32MiB to 4095MiB", show: |s| s.memory_budget.to_string() },
     Known {
         id: "capture",
         range: "auto, socket, tc",
@@ -385,6 +391,7 @@ impl Settings {
             planes,
             max_flows: self.max_flows,
             ring_buffer_bytes: self.ring_buffer_size,
+            memory_budget: self.memory_budget.into(),
             attach: match self.tc_attach {
                 TcAttach::Auto => AttachMode::Auto,
                 TcAttach::Tcx => AttachMode::Tcx,
@@ -400,7 +407,8 @@ impl Settings {
     }
 }
 
-fn ring_buffer_size(text: &str) -> Result<u32, String> {
+/// A number of bytes, also with a unit; `None` if it is none, or above 4 GiB.
+fn size(text: &str) -> Option<u32> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
         "" => Some(1),
@@ -408,9 +416,18 @@ fn ring_buffer_size(text: &str) -> Result<u32, String> {
         "MiB" | "M" | "m" => Some(MIB),
         _ => None,
     };
-    let bytes =
-        digits.parse::<u32>().ok().zip(unit).and_then(|(count, unit)| count.checked_mul(unit));
-    match bytes {
+    digits.parse::<u32>().ok().zip(unit).and_then(|(count, unit)| count.checked_mul(unit))
+}
+
+fn memory_budget(text: &str) -> Result<u32, String> {
+    match size(text) {
+        Some(bytes) if bytes >= 32 * MIB => Ok(bytes),
+        Some(_) | None => Err("give 32MiB to 4095MiB".to_owned()),
+    }
+}
+
+fn ring_buffer_size(text: &str) -> Result<u32, String> {
+    match size(text) {
         Some(bytes) if RING_BUFFER.contains(&bytes) && bytes.is_power_of_two() => Ok(bytes),
         Some(bytes) if RING_BUFFER.contains(&bytes) => {
             let below = 1 << bytes.ilog2();

@@ -22,6 +22,8 @@ pub struct DatapathSettings {
     pub max_flows: u32,
     /// Bytes of the ring buffer: a power of two and a multiple of the page size.
     pub ring_buffer_bytes: u32,
+    /// Bytes that the agent may take as a whole.
+    pub memory_budget: u64,
     /// How programs are attached.
     pub attach: AttachMode,
     /// Globs of interfaces to attach to besides the uplinks; none: the uplinks alone.

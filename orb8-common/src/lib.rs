@@ -6,6 +6,8 @@
 //! | | [`network::FlowLine`] | 64 bytes |
 //! | | [`network::FlowMeta`] | 32 bytes |
 //! | | [`network::FlowEvent`] | 88 bytes |
+//! | [`cache`] | [`cache::CachedLine`] | 64 bytes |
+//! | | [`cache::CpuBlock`] | 4096 bytes and the sets |
 //! | [`index`] | [`index::Group`] | 64 bytes |
 //! | [`counter`] | indices of the per-CPU counters | |
 //! | [`parse`] | the header parser | |
@@ -18,6 +20,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod cache;
 pub mod counter;
 pub mod index;
 pub mod network;

@@ -10,7 +10,7 @@ mod any;
 mod common;
 
 pub use any::any_form;
-pub use common::common_form;
+pub use common::{Family, common_family, common_form, common_ipv4, common_ipv6};
 
 use crate::network::FlowKey;
 
@@ -125,6 +125,18 @@ impl Parsed {
 }
 
 impl Frame {
+    /// Bytes that count as seen: without the link header where its length is known.
+    #[must_use]
+    #[inline(always)]
+    #[allow(clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "no skb has 2 GiB")]
+    pub fn bytes(&self) -> u64 {
+        match self.link {
+            // Signed, because that takes the kernel's programs fewer instructions.
+            Link::Ethernet => (self.length as i32 - ETHERNET_HEADER as i32).max(0) as u64,
+            Link::Raw | Link::Other { .. } => self.length as u64,
+        }
+    }
+
     /// Wire packets as far as can be said before a header is read; exact unless the skb does not
     /// know its own number of segments.
     #[must_use]
@@ -177,6 +189,11 @@ pub trait Direct {
     /// # Safety
     /// [`Self::has`] returned true for at least `offset + 2`.
     unsafe fn half(&self, offset: u32) -> [u8; 2];
+    /// Eight bytes as they stand, as one double word in the CPU's byte order.
+    ///
+    /// # Safety
+    /// [`Self::has`] returned true for at least `offset + 8`.
+    unsafe fn double(&self, offset: u32) -> u64;
     /// Four bytes as they stand, as one word in the CPU's byte order.
     ///
     /// # Safety
@@ -201,5 +218,12 @@ impl Direct for &[u8] {
     unsafe fn word(&self, offset: u32) -> u32 {
         let o = offset as usize;
         u32::from_ne_bytes([self[o], self[o + 1], self[o + 2], self[o + 3]])
+    }
+
+    unsafe fn double(&self, offset: u32) -> u64 {
+        let o = offset as usize;
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self[o..o + 8]);
+        u64::from_ne_bytes(bytes)
     }
 }

@@ -7,40 +7,12 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
-use orb8_common::network::flag;
 
+use crate::hook::{EGRESS, POD, SOCKET, SUPPLEMENT};
 use crate::maps::CLOCK;
 use crate::network::observe;
 use crate::packets::watch;
 use crate::skb::{ETHERNET, OTHER, RAW};
-
-/// What a hook is, as bits of a constant of its program.
-pub mod hook {
-    /// The owner sends there; without it the owner receives.
-    pub const EGRESS: u32 = 1;
-    /// At a socket: the owner is its cgroup. Without it at an interface, which is the owner.
-    pub const SOCKET: u32 = 1 << 1;
-    /// At the node's end of a link to a pod: what the interface receives, the pod sends.
-    pub const POD: u32 = 1 << 2;
-    /// Counts only what the socket plane does not see.
-    pub const SUPPLEMENT: u32 = 1 << 3;
-}
-use hook::{EGRESS, POD, SOCKET, SUPPLEMENT};
-
-/// The bits of a key that the hook knows.
-pub const fn flags_of(of: u32) -> u8 {
-    let mut flags = 0;
-    if of & hook::EGRESS != 0 {
-        flags |= flag::EGRESS;
-    }
-    if of & hook::SOCKET != 0 {
-        flags |= flag::SOCKET_PLANE;
-    }
-    if of & hook::SUPPLEMENT != 0 {
-        flags |= flag::SUPPLEMENT;
-    }
-    flags
-}
 
 macro_rules! hook {
     ($name:ident, $function:ident, $link:expr, $hook:expr) => {

@@ -4,20 +4,26 @@
 //! `orb8-common`, so that the host tests what the kernel runs.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(
     internal_features,
-    reason = "BPF has atomic adds, but no compare-and-swap that core asks for"
+    reason = "the target claims no compare-and-swap, which core's own atomics ask for"
 )]
 
 mod atomic;
+mod cache;
+mod cpu;
+mod hook;
 mod hooks;
+mod ledger;
+mod lifecycle;
 mod maps;
 mod network;
 mod packets;
 mod skb;
 mod sockets;
 mod supplement;
+mod table;
 
 /// The kernel allows GPL-only helpers to programs that say so.
 #[unsafe(no_mangle)]

@@ -4,6 +4,7 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
+use orb8_common::cache::CpuBlock;
 use orb8_common::index::Group;
 use orb8_common::network::{ClockPair, FlowLine, FlowMeta, PacketFilter};
 
@@ -29,10 +30,11 @@ pub static INDEX: Array<Group> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static FREE: Stack<u32> = Stack::with_max_entries(1, 0);
 
-/// Ledger counters, see `orb8_common::counter`. Programs add, user space reads.
+/// What each CPU has for itself: ledger counters, see `orb8_common::counter`, and the lines in front
+/// of the table. Programs add; user space reads, and takes away lines to which no program adds any
+/// more. The loader makes the value longer than it is here.
 #[map]
-pub static COUNTERS: PerCpuArray<[u64; orb8_common::counter::COUNT]> =
-    PerCpuArray::with_max_entries(1, 0);
+pub static CPUS: Array<CpuBlock> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Flow start, TCP state change and end. Nothing else goes in here.
 #[map]
@@ -79,6 +81,12 @@ pub static SOCKETS: Array<u64> = Array::with_max_entries(1 << crate::supplement:
 static SEED: u64 = 0;
 #[unsafe(no_mangle)]
 static GROUP_MASK: u32 = 1;
+/// See `orb8_common::cache::mask`; 0: no cache.
+#[unsafe(no_mangle)]
+static CACHE_MASK: u32 = 0;
+/// 1 where bottom halves are preempted (PREEMPT_RT).
+#[unsafe(no_mangle)]
+static REALTIME: u32 = 0;
 /// Datagrams of this many bytes are seen, but neither counted nor lost: a fault for the test that
 /// proves that the ledger notices. 0 in every other use, and the code is then pruned.
 #[unsafe(no_mangle)]
@@ -101,6 +109,14 @@ macro_rules! setting {
 }
 setting!(seed, SEED, u64);
 setting!(group_mask, GROUP_MASK, u32);
+setting!(cache_mask, CACHE_MASK, u32);
+setting!(realtime, REALTIME, u32);
 setting!(fault_bytes, FAULT_BYTES, u32);
 setting!(root_cgroup, ROOT_CGROUP, u64);
 setting!(root_level, ROOT_LEVEL, u32);
+
+/// Whether a program may be interrupted by what elsewhere waits for its end.
+#[inline(always)]
+pub fn is_realtime() -> bool {
+    realtime() != 0
+}

@@ -1,113 +1,196 @@
-//! Counts a packet on its flow's line, and tells what is rare: the first packet, TCP flags.
+//! Counts a packet on its flow's line.
 //!
-//! Per packet: parse, one group of the index, one line, two atomic adds. Whatever costs a helper
-//! call happens once a flow, or for packets of a rare form.
+//! Per packet: parse, one set of this CPU's cache, one line of it. Whatever costs a helper call
+//! happens once a flow, or for packets of a rare form.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_jiffies64, bpf_ktime_get_ns, bpf_skb_cgroup_id,
-};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_skb_cgroup_id};
 use aya_ebpf::programs::TcContext;
-use orb8_common::counter::{self, Filtered, Lost, Reject};
-use orb8_common::index::{self, EMPTY_CELL, GROUP_CELLS};
-use orb8_common::network::{
-    FlowEvent, FlowKey, FlowLine, FlowMeta, event_kind, flag, scope, tcp_seen,
-};
-use orb8_common::parse::{self, Frame, Parsed, tcp_flag};
+use core::arch::asm;
+use core::mem::MaybeUninit;
+use orb8_common::cache;
+use orb8_common::counter::{self, Filtered, Reject};
+use orb8_common::index;
+use orb8_common::network::{FlowKey, flag};
+use orb8_common::parse::{self, Family, Frame, Parsed};
 
-use crate::atomic::{add32, add64};
-use crate::hooks::{flags_of, hook};
-use crate::maps::{COUNTERS, EVENTS, FREE, INDEX, LINES, META, fault_bytes, group_mask, seed};
-use crate::skb::{Anywhere, Linear, frame, seen_bytes};
-use crate::{sockets, supplement};
+use crate::cpu::Cpu;
+use crate::hook::{self, flags_of};
+use crate::ledger::Counters;
+use crate::lifecycle::{RARE_TCP_FLAGS, tcp_flags_seen};
+use crate::maps::{fault_bytes, seed};
+use crate::skb::{Anywhere, Linear, frame};
+use crate::{sockets, supplement, table};
 
-/// TCP flags that take the slow path.
-pub const RARE_TCP_FLAGS: u8 = tcp_flag::FIN | tcp_flag::SYN | tcp_flag::RST;
-
-/// This CPU's ledger counters.
-///
-/// A socket's egress runs in the sender's context and is interrupted by anything that counts too,
-/// so its adds are single instructions. Classifiers run with bottom halves off, and what runs on
-/// top of them in hard interrupts counts nothing: between their load and their store nobody else
-/// writes on this CPU, and what they interrupt is before or behind its one instruction. So both
-/// kinds of adds may go to one array. A socket's ingress has bottom halves off as well wherever
-/// it was looked at; it does not rely on it.
-#[derive(Clone, Copy)]
-struct Counters<const HOOK: u32>(*mut u64);
-
-impl<const HOOK: u32> Counters<HOOK> {
-    #[inline(always)]
-    fn of_this_cpu() -> Option<Self> {
-        COUNTERS.get_ptr_mut(0).map(|p| Self(p.cast()))
-    }
-
-    #[inline(always)]
-    fn add(self, at: usize, n: u64) {
-        // SAFETY: every index is a constant below `counter::COUNT`.
-        unsafe {
-            let counter = self.0.add(at);
-            if HOOK & hook::SOCKET != 0 {
-                add64(counter, n);
-            } else {
-                *counter += n;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn reject(self, why: Reject, packets: u64, bytes: u64) {
-        let at = counter::REJECTED + 2 * why as usize;
-        self.add(at & 63, packets);
-        self.add((at + 1) & 63, bytes);
-    }
-
-    #[inline(always)]
-    fn lose(self, why: Lost, packets: u64, bytes: u64) {
-        let at = counter::LOST + 2 * why as usize;
-        self.add(at, packets);
-        self.add(at + 1, bytes);
-    }
-
-    #[inline(always)]
-    fn filter(self, why: Filtered, packets: u64, bytes: u64) {
-        let at = counter::FILTERED + 2 * why as usize;
-        self.add(at, packets);
-        self.add(at + 1, bytes);
-    }
+/// A packet that is to be counted.
+pub struct Packet {
+    /// What its headers say; the key is whole but for the tag.
+    pub parsed: Parsed,
+    /// The cgroup of the socket, or the interface.
+    pub owner: u64,
+    /// Of key and owner.
+    pub hash: u64,
+    /// IP bytes on the wire.
+    pub bytes: u64,
+    /// Wire packets.
+    pub packets: u32,
+    /// Low 32 bits of `jiffies64`.
+    pub now: u32,
 }
 
-/// What the slow paths need to know of a packet; on the stack of the program.
-struct Packet {
-    key: FlowKey,
-    owner: u64,
-    hash: u64,
-    packets: u32,
-    bytes: u64,
-    tcp_flags: u8,
+impl Packet {
+    /// A packet of which only the headers are known.
+    #[inline(always)]
+    const fn of(parsed: Parsed) -> Self {
+        Self { parsed, owner: 0, hash: 0, bytes: 0, packets: 0, now: 0 }
+    }
+
+    /// Makes the kernel's verifier forget what it has learnt of the values on the way to here.
+    /// Otherwise it goes through all that comes after once for each of these ways.
+    #[inline(always)]
+    fn forget(&mut self, frame: &Frame) {
+        // Nobody knows it before the program runs.
+        let any = frame.length as u64;
+        let key = (&raw mut self.parsed.key).cast::<u64>();
+        for word in 0..size_of::<FlowKey>() / 8 {
+            // SAFETY: within the key, which any bytes may be.
+            unsafe { *key.add(word) = forget(*key.add(word), any) };
+        }
+        self.packets = forget(self.packets as u64, any) as u32;
+        self.parsed.datagram_bytes = forget(self.parsed.datagram_bytes as u64, any) as u32;
+        self.parsed.header_bytes = forget(self.parsed.header_bytes as u64, any) as u32;
+        self.parsed.tcp_flags = forget(self.parsed.tcp_flags as u64, any) as u8;
+    }
+
+    /// Finds out what the headers do not tell.
+    #[inline(always)]
+    fn complete<const HOOK: u32>(&mut self, ctx: &TcContext, frame: &Frame) {
+        self.owner = owner::<HOOK>(ctx);
+        self.packets = self.parsed.packets(frame);
+        let repeated = self.parsed.gso_header_bytes(self.packets);
+        self.bytes = self.parsed.datagram_bytes as u64 + repeated;
+        self.parsed.key.flags |= flags_of(HOOK);
+        if HOOK & hook::SUPPLEMENT != 0 && !supplement::is_told_at_sockets() {
+            // Nobody else counts: these are the totals, as of a node with this plane alone.
+            self.parsed.key.flags &= !flag::SUPPLEMENT;
+        }
+        self.hash = index::hash(&self.parsed.key, self.owner, seed());
+        // SAFETY: a helper that every program may call.
+        self.now = unsafe { bpf_jiffies64() } as u32;
+    }
+
+    /// The flow, without its tag.
+    #[inline(always)]
+    pub const fn key(&self) -> &FlowKey {
+        &self.parsed.key
+    }
 }
 
 /// Counts one packet. Never fails: what cannot be counted is counted as rejected or lost.
+///
+/// The families are apart up to the end, because the compiler then knows what is zero in a key. The
+/// slow parts are functions that are called one after the other, never by each other: programs
+/// have 512 bytes of stack for a whole chain of calls.
 #[inline(always)]
 pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
-    let Some(counters) = Counters::<HOOK>::of_this_cpu() else { return };
+    let Some(cpu) = Cpu::this() else { return };
+    let counters = Counters::<HOOK>::of(cpu);
     let frame = frame::<LINK>(ctx);
-    let estimate = frame.packets_estimate();
-    let seen = seen_bytes::<LINK>(&frame);
-    counters.add(counter::SEEN_PACKETS, estimate as u64);
-    counters.add(counter::SEEN_BYTES, seen);
-    let parsed = match parse::common_form(&Linear::of(ctx), &frame) {
-        Some(parsed) => parsed,
+    counters.add(counter::SEEN_PACKETS, frame.packets_estimate() as u64);
+    counters.add(counter::SEEN_BYTES, frame.bytes());
+    let bytes = Linear::of(ctx);
+    let mut rest = MaybeUninit::uninit();
+    // A super-packet is rare and pays once for many.
+    let family = if frame.gso_size == 0 { parse::common_family(&bytes, &frame) } else { None };
+    let counted = match family {
+        Some(Family::V4) => parse::common_ipv4(&bytes, &frame)
+            .map(|parsed| common::<HOOK>(ctx, cpu, &frame, parsed, &mut rest)),
+        Some(Family::V6) => parse::common_ipv6(&bytes, &frame)
+            .map(|parsed| common::<HOOK>(ctx, cpu, &frame, parsed, &mut rest)),
+        None => None,
+    };
+    let done = match counted {
+        Some(done) => done,
         None => {
-            counters.add(counter::COLD_PATH_PACKETS, estimate as u64);
-            let mut slow = Parsed::EMPTY;
-            match parse_slowly::<LINK>(ctx, &mut slow) {
-                0 => slow,
-                why => return reject(counters, why, estimate as u64, seen),
+            cold::<LINK, HOOK>(ctx, &mut rest) != 0 || {
+                // SAFETY: read without an error, so written.
+                let packet = unsafe { rest.assume_init_ref() };
+                is_left_out::<HOOK>(ctx, counters, packet)
             }
         }
     };
-    let packets = parsed.packets(&frame);
-    settle(counters, &frame, &parsed, packets, seen);
-    count(ctx, counters, parsed, packets);
+    if !done {
+        // SAFETY: written by whoever has not counted it.
+        count_slowly::<HOOK>(ctx, unsafe { rest.assume_init_ref() });
+    }
+}
+
+/// Counts a packet of the common form if its flow has a line in the cache, or leaves it in `rest`.
+#[inline(always)]
+fn common<const HOOK: u32>(
+    ctx: &TcContext,
+    cpu: Cpu,
+    frame: &Frame,
+    parsed: Parsed,
+    rest: &mut MaybeUninit<Packet>,
+) -> bool {
+    let counters = Counters::<HOOK>::of(cpu);
+    let mut packet = Packet::of(parsed);
+    packet.complete::<HOOK>(ctx, frame);
+    settle(counters, frame, &packet);
+    if HOOK & hook::SUPPLEMENT != 0 {
+        // Looked at in memory, of which there is one place.
+        let packet = rest.write(packet);
+        return is_left_out::<HOOK>(ctx, counters, packet) || is_in_cache::<HOOK>(cpu, packet);
+    }
+    if is_left_out::<HOOK>(ctx, counters, &packet) || is_in_cache::<HOOK>(cpu, &packet) {
+        return true;
+    }
+    packet.forget(frame);
+    rest.write(packet);
+    false
+}
+
+/// A value that is the same, and of which the verifier knows nothing.
+#[inline(always)]
+fn forget(value: u64, any: u64) -> u64 {
+    let mut mixed = value ^ any;
+    // SAFETY: it takes away what was put to it, and the compiler cannot look through it. An
+    // instruction, because the kernel refuses two source lines at one.
+    unsafe { asm!("{0} ^= {1}", inout(reg) mixed, in(reg) any, options(nomem, nostack)) };
+    mixed
+}
+
+#[inline(always)]
+fn is_in_cache<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
+    packet.parsed.tcp_flags & RARE_TCP_FLAGS == 0
+        && cache::fits(packet.packets, packet.bytes)
+        && crate::cache::add::<HOOK>(cpu, packet)
+}
+
+/// Reads a packet of another form; 0 if it could be read.
+#[inline(never)]
+fn cold<const LINK: u32, const HOOK: u32>(ctx: &TcContext, out: &mut MaybeUninit<Packet>) -> u64 {
+    let Some(cpu) = Cpu::this() else { return 1 };
+    let counters = Counters::<HOOK>::of(cpu);
+    let frame = frame::<LINK>(ctx);
+    let packet = match parse::common_form(&Linear::of(ctx), &frame) {
+        Some(parsed) => out.write(Packet::of(parsed)),
+        None => {
+            let estimate = frame.packets_estimate() as u64;
+            counters.add(counter::COLD_PATH_PACKETS, estimate);
+            let packet = out.write(Packet::of(Parsed::EMPTY));
+            let why = parse_slowly::<LINK>(ctx, &mut packet.parsed);
+            if why != 0 {
+                reject(counters, why, estimate, frame.bytes());
+                return 1;
+            }
+            packet
+        }
+    };
+    packet.forget(&frame);
+    packet.complete::<HOOK>(ctx, &frame);
+    settle(counters, &frame, packet);
+    0
 }
 
 /// The cgroup of the socket, or the interface.
@@ -125,20 +208,15 @@ fn owner<const HOOK: u32>(ctx: &TcContext) -> u64 {
 
 /// Books the differences between what the skb weighs and what its datagrams weigh on the wire.
 #[inline(always)]
-fn settle<const HOOK: u32>(
-    counters: Counters<HOOK>,
-    frame: &Frame,
-    parsed: &Parsed,
-    packets: u32,
-    seen: u64,
-) {
-    let padding = seen - parsed.datagram_bytes as u64;
+fn settle<const HOOK: u32>(counters: Counters<HOOK>, frame: &Frame, packet: &Packet) {
+    let padding = frame.bytes() - packet.parsed.datagram_bytes as u64;
     if padding != 0 {
         counters.add(counter::PADDING_BYTES, padding);
     }
     if frame.gso_size != 0 {
-        counters.add(counter::GSO_HEADER_BYTES, parsed.gso_header_bytes(packets));
-        let excess = (frame.packets_estimate() as u64).wrapping_sub(packets as u64);
+        let repeated = packet.parsed.gso_header_bytes(packet.packets);
+        counters.add(counter::GSO_HEADER_BYTES, repeated);
+        let excess = (frame.packets_estimate() as u64).wrapping_sub(packet.packets as u64);
         counters.add(counter::SEGMENT_EXCESS, excess);
     }
 }
@@ -163,291 +241,52 @@ fn reject<const HOOK: u32>(counters: Counters<HOOK>, why: u64, packets: u64, byt
     counters.reject(why, packets, bytes);
 }
 
+/// Whether a packet is not to be counted here; it is booked then.
 #[inline(always)]
-fn count<const HOOK: u32>(ctx: &TcContext, counters: Counters<HOOK>, parsed: Parsed, packets: u32) {
-    let owner = owner::<HOOK>(ctx);
-    let mut key = parsed.key;
-    key.flags |= flags_of(HOOK);
-    if HOOK & hook::SUPPLEMENT != 0 && !supplement::is_told_at_sockets() {
-        // Nobody else counts: these are the totals, as of a node with this plane alone.
-        key.flags &= !flag::SUPPLEMENT;
-    }
-    let bytes = parsed.datagram_bytes as u64 + parsed.gso_header_bytes(packets);
-    if sockets::is_supplement::<HOOK>(&key)
-        && let Some(why) = supplement::left_out::<HOOK>(ctx, &key, parsed.tcp_flags, owner)
-    {
-        // Apart, so that the places are constants.
-        match why {
-            Filtered::CountedAtSocket => {
-                counters.filter(Filtered::CountedAtSocket, packets as u64, bytes);
-            }
-            Filtered::LaterFragment => {
-                counters.filter(Filtered::LaterFragment, packets as u64, bytes);
-            }
-        }
-        return;
-    }
-    let hash = index::hash(&key, owner, seed());
-    key.tag = index::tag(hash);
-    if fault_bytes() != 0 && bytes == fault_bytes() as u64 {
-        return;
-    }
-    let mask = group_mask();
-    if let Some(slot) = find(&key, owner, hash, index::first_group(hash, mask)) {
-        if add(slot, packets, bytes) && parsed.tcp_flags & RARE_TCP_FLAGS == 0 {
-            return;
-        }
-        let packet = Packet { key, owner, hash, packets, bytes, tcp_flags: parsed.tcp_flags };
-        tcp_flags_seen::<HOOK>(&packet, slot);
-        return;
-    }
-    let packet = Packet { key, owner, hash, packets, bytes, tcp_flags: parsed.tcp_flags };
-    not_in_first_group::<HOOK>(ctx, &packet);
-}
-
-/// The number of the line that a group holds for the flow.
-#[inline(always)]
-fn find(key: &FlowKey, owner: u64, hash: u64, group: u32) -> Option<u32> {
-    let cells = INDEX.get_ptr(group)?.cast::<u32>();
-    let first = index::first_cell(hash);
-    for i in 0..GROUP_CELLS as u32 {
-        let at = (first + i) % GROUP_CELLS as u32;
-        // SAFETY: `at` is below the number of cells.
-        let cell = unsafe { core::ptr::read_volatile(cells.add(at as usize)) };
-        if cell != EMPTY_CELL && is_line_of(cell - 1, key, owner) {
-            return Some(cell - 1);
-        }
-    }
-    None
-}
-
-#[inline(always)]
-fn is_line_of(slot: u32, key: &FlowKey, owner: u64) -> bool {
-    let Some(line) = LINES.get_ptr(slot) else { return false };
-    let ours = key.words();
-    // SAFETY: a line in the map.
-    let theirs = unsafe { (*line).key.words() };
-    theirs[0] == ours[0]
-        && theirs[1] == ours[1]
-        && theirs[2] == ours[2]
-        && theirs[3] == ours[3]
-        && theirs[4] == ours[4]
-        // SAFETY: as above.
-        && unsafe { (*line).owner } == owner
-}
-
-/// Adds a packet to a line; false never happens for a slot of the table.
-#[inline(always)]
-fn add(slot: u32, packets: u32, bytes: u64) -> bool {
-    let Some(line) = LINES.get_ptr_mut(slot) else { return false };
-    // SAFETY: a line in the map; other CPUs add to it too.
-    unsafe {
-        add32(&raw mut (*line).packets, packets);
-        add64(&raw mut (*line).bytes, bytes);
-        (*line).last_seen = bpf_jiffies64() as u32;
-    }
-    true
-}
-
-/// The second group, or a new line.
-#[inline(never)]
-fn not_in_first_group<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
-    let group = index::second_group(packet.hash, group_mask());
-    if let Some(slot) = find(&packet.key, packet.owner, packet.hash, group) {
-        add(slot, packet.packets, packet.bytes);
-        if packet.tcp_flags & RARE_TCP_FLAGS != 0 {
-            tcp_flags_seen::<HOOK>(packet, slot);
-        }
-        return 0;
-    }
-    start::<HOOK>(ctx, packet)
-}
-
-/// Takes a line for a flow, publishes it and tells the start.
-#[inline(always)]
-fn start<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
-    let Some(counters) = Counters::<HOOK>::of_this_cpu() else { return 1 };
+fn is_left_out<const HOOK: u32>(
+    ctx: &TcContext,
+    counters: Counters<HOOK>,
+    packet: &Packet,
+) -> bool {
     let (packets, bytes) = (packet.packets as u64, packet.bytes);
-    // First, because a flow without a cell would take a line with every packet.
-    let cell = free_cell(packet.hash);
-    if cell == NO_CELL {
-        counters.lose(Lost::IndexFull, packets, bytes);
-        return 1;
-    }
-    let slot = match FREE.pop() {
-        Ok(Some(slot)) => slot,
-        Ok(None) => {
-            counters.lose(Lost::FlowTableFull, packets, bytes);
-            return 1;
-        }
-        Err(_) => {
-            counters.lose(Lost::FreeListBusy, packets, bytes);
-            return 1;
-        }
-    };
-    let (Some(line), Some(meta)) = (LINES.get_ptr_mut(slot), META.get_ptr_mut(slot)) else {
-        counters.lose(Lost::FlowTableFull, packets, bytes);
-        return 1;
-    };
-    let event = first_facts::<HOOK>(ctx, packet, slot);
-    // User space has zeroed line and meta. Counters are only ever added to, so that it does not
-    // matter in which order another CPU sees these stores.
-    // SAFETY: a line and a meta in the maps.
-    unsafe {
-        (*line).key = packet.key;
-        (*line).owner = packet.owner;
-        (*meta).first_seen_ns = event.time_ns;
-        (*meta).cgroup_id = event.cgroup_id;
-        (*meta).cookie = event.cookie;
-        (*meta).seen[tcp_seen::SCOPE] = event.scope;
-    }
-    mark_tcp_flags(meta, packet.tcp_flags);
-    add(slot, packet.packets, packet.bytes);
-    publish(cell, slot);
-    tell(counters, &event);
-    0
-}
-
-/// A free cell of either group: the group in the high bits, the cell in the low ones; or
-/// [`NO_CELL`].
-#[inline(always)]
-fn free_cell(hash: u64) -> u32 {
-    let mask = group_mask();
-    match free_cell_in(index::first_group(hash, mask), hash) {
-        NO_CELL => free_cell_in(index::second_group(hash, mask), hash),
-        cell => cell,
-    }
-}
-
-/// No group has a number as high as this one would need.
-const NO_CELL: u32 = u32::MAX;
-
-#[inline(always)]
-fn free_cell_in(group: u32, hash: u64) -> u32 {
-    let Some(cells) = INDEX.get_ptr(group) else { return NO_CELL };
-    let cells = cells.cast::<u32>();
-    let first = index::first_cell(hash);
-    for i in 0..GROUP_CELLS as u32 {
-        let at = (first + i) % GROUP_CELLS as u32;
-        // SAFETY: `at` is below the number of cells.
-        if unsafe { core::ptr::read_volatile(cells.add(at as usize)) } == EMPTY_CELL {
-            return group * GROUP_CELLS as u32 + at;
+    if sockets::is_supplement::<HOOK>(packet.key()) {
+        match supplement::left_out::<HOOK>(ctx, packet) {
+            supplement::OURS => {}
+            supplement::LATER_FRAGMENT => {
+                counters.filter(Filtered::LaterFragment, packets, bytes);
+                return true;
+            }
+            _ => {
+                counters.filter(Filtered::CountedAtSocket, packets, bytes);
+                return true;
+            }
         }
     }
-    NO_CELL
+    // No datagram has 0 bytes.
+    bytes == fault_bytes() as u64
 }
 
-/// Puts a line's number into a cell that was free. Two CPUs may fill one cell at once: the later
-/// store wins, the other line counts all the same, found by user space alone, and its flow's next
-/// packet takes another line.
-#[inline(always)]
-fn publish(cell: u32, slot: u32) {
-    let Some(cells) = INDEX.get_ptr_mut(cell / GROUP_CELLS as u32) else { return };
-    let at = (cell % GROUP_CELLS as u32) as usize;
-    // SAFETY: `at` is below the number of cells.
-    unsafe { core::ptr::write_volatile(cells.cast::<u32>().add(at), slot + 1) };
-}
-
-/// What is asked once a flow, and the event that tells it.
-#[inline(always)]
-fn first_facts<const HOOK: u32>(ctx: &TcContext, packet: &Packet, slot: u32) -> FlowEvent {
-    // SAFETY: a helper that a classifier may call.
-    let time_ns = unsafe { bpf_ktime_get_ns() };
-    let (cgroup_id, cookie, scope) = if HOOK & hook::SOCKET != 0 {
-        // SAFETY: a helper that the program may call.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
-        (packet.owner, cookie, scope::SOCKET)
-    } else {
-        sockets::owner_facts::<HOOK>(ctx, &packet.key)
-    };
-    FlowEvent {
-        key: packet.key,
-        owner: packet.owner,
-        time_ns,
-        cgroup_id,
-        cookie,
-        slot,
-        kind: event_kind::START,
-        tcp_flags: packet.tcp_flags,
-        scope,
-        reserved: 0,
-        bytes: packet.bytes,
-    }
-}
-
-/// A packet with SYN, FIN or RST on a known flow.
+/// A packet of a flow that is not in the cache, with rare flags, or a super-packet.
 #[inline(never)]
-fn tcp_flags_seen<const HOOK: u32>(packet: &Packet, slot: u32) -> u64 {
-    let (Some(meta), Some(counters)) = (META.get_ptr_mut(slot), Counters::<HOOK>::of_this_cpu())
-    else {
-        return 1;
-    };
-    if !mark_tcp_flags(meta, packet.tcp_flags) {
+fn count_slowly<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
+    let Some(cpu) = Cpu::this() else { return 1 };
+    if count_known::<HOOK>(cpu, packet) {
         return 0;
     }
-    let ends = packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0;
-    // SAFETY: a meta in the map, and a helper that a classifier may call.
-    let (cgroup_id, cookie, scope, time_ns) = unsafe {
-        ((*meta).cgroup_id, (*meta).cookie, (*meta).seen[tcp_seen::SCOPE], bpf_ktime_get_ns())
-    };
-    let event = FlowEvent {
-        key: packet.key,
-        owner: packet.owner,
-        time_ns,
-        cgroup_id,
-        cookie,
-        slot,
-        kind: if ends { event_kind::END } else { event_kind::TCP_STATE },
-        tcp_flags: packet.tcp_flags,
-        scope,
-        reserved: 0,
-        bytes: packet.bytes,
-    };
-    tell(counters, &event);
-    0
+    table::start::<HOOK>(ctx, cpu, packet)
 }
 
-/// Notes the flags of a packet; true if one of them is new.
+/// Counts a packet of a flow that the table has; false if it has not. The second packet of a flow
+/// puts it into the cache, so that flows of one packet drive none out.
 #[inline(always)]
-fn mark_tcp_flags(meta: *mut FlowMeta, flags: u8) -> bool {
-    let mut new = false;
-    if flags & tcp_flag::SYN != 0 {
-        let at = if flags & tcp_flag::ACK != 0 { tcp_seen::SYN_ACK } else { tcp_seen::SYN };
-        new |= mark(meta, at);
+pub fn count_known<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
+    let Some(slot) = table::find(packet.key(), packet.owner, packet.hash) else { return false };
+    let rare = packet.parsed.tcp_flags & RARE_TCP_FLAGS != 0;
+    if rare || !crate::cache::place(cpu, packet, slot) {
+        table::add(slot, packet.packets, packet.bytes, packet.now);
     }
-    if flags & tcp_flag::FIN != 0 {
-        new |= mark(meta, tcp_seen::FIN);
-    }
-    if flags & tcp_flag::RST != 0 {
-        new |= mark(meta, tcp_seen::RST);
-    }
-    new
-}
-
-#[inline(always)]
-fn mark(meta: *mut FlowMeta, at: usize) -> bool {
-    // SAFETY: a meta in the map, and `at` one of the constants of `tcp_seen`.
-    unsafe {
-        let seen = (&raw mut (*meta).seen).cast::<u8>().add(at);
-        if core::ptr::read_volatile(seen) != 0 {
-            return false;
-        }
-        core::ptr::write_volatile(seen, 1);
+    if rare {
+        tcp_flags_seen::<HOOK>(packet, slot);
     }
     true
 }
-
-/// Puts an event into the ring. The kernel wakes the reader if it had caught up.
-#[inline(always)]
-fn tell<const HOOK: u32>(counters: Counters<HOOK>, event: &FlowEvent) {
-    counters.add(counter::EVENTS_PRODUCED, 1);
-    match EVENTS.reserve::<FlowEvent>(0) {
-        Some(mut place) => {
-            place.write(*event);
-            place.submit(0);
-        }
-        None => counters.add(counter::EVENTS_LOST, 1),
-    }
-}
-
-const _: () = assert!(core::mem::size_of::<FlowLine>() == 64);

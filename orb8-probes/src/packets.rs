@@ -7,7 +7,7 @@ use orb8_common::network::{
 };
 use orb8_common::parse::Parsed;
 
-use crate::hooks::hook;
+use crate::hook;
 use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS};
 use crate::network::parse_slowly;
 use crate::skb::frame;

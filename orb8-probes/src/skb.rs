@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use orb8_common::parse::{Direct, ETHERNET_HEADER, Frame, Link, Read};
+use orb8_common::parse::{Direct, Frame, Link, Read};
 
 /// `bpf_skb_load_bytes_relative` counts from the network header.
 const BPF_HDR_START_NET: u32 = 1;
@@ -53,6 +53,12 @@ impl Direct for Linear {
         // SAFETY: as above.
         unsafe { *((self.data + offset as usize) as *const u32) }
     }
+
+    #[inline(always)]
+    unsafe fn double(&self, offset: u32) -> u64 {
+        // SAFETY: as above.
+        unsafe { *((self.data + offset as usize) as *const u64) }
+    }
 }
 
 /// Any bytes of a packet, by a helper call each.
@@ -89,14 +95,4 @@ pub fn frame<const LINK: u32>(ctx: &TcContext) -> Frame {
         _ => Link::Other { ethertype: u16::from_be(unsafe { (*skb).protocol } as u16) },
     };
     Frame { link, length: ctx.len(), gso_segs, gso_size }
-}
-
-/// Bytes that count as seen: without the link header where its length is known.
-#[inline(always)]
-pub fn seen_bytes<const LINK: u32>(frame: &Frame) -> u64 {
-    if LINK == ETHERNET {
-        frame.length.saturating_sub(ETHERNET_HEADER) as u64
-    } else {
-        frame.length as u64
-    }
 }

@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use orb8_common::network::{FlowKey, flag, scope};
 use orb8_common::parse::protocol;
 
-use crate::hooks::hook;
+use crate::hook;
 use crate::maps::{POD_LINKS, TUNNELS, root_cgroup, root_level};
 
 /// Address families of sockets that send IP packets (include/linux/socket.h).
@@ -110,9 +110,21 @@ fn sender_facts(ctx: &TcContext, supplement: bool) -> (u64, u64, u8) {
 /// The state of a connection whose socket is a stand-in (include/net/tcp_states.h).
 const TCP_TIME_WAIT: u32 = 6;
 
-/// Whether a socket of the owner's namespace would take the packet.
+/// Whether a socket of the owner's namespace would take the packet. Apart, so that its stack is not
+/// on that of who asks.
+#[inline(never)]
+fn ask_receiver<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u64 {
+    receiver_of::<HOOK>(ctx, key) as u64
+}
+
+/// Whether a socket of the owner's namespace would take the packet, as a [`scope`].
 #[inline(always)]
 pub fn receiver<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u8 {
+    ask_receiver::<HOOK>(ctx, key) as u8
+}
+
+#[inline(always)]
+fn receiver_of<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u8 {
     if !can_be_asked_for(key) {
         return scope::UNKNOWN;
     }

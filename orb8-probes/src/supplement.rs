@@ -15,14 +15,14 @@
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::programs::TcContext;
-use orb8_common::counter::Filtered;
 use orb8_common::index;
 use orb8_common::network::{FlowKey, flag, scope};
 use orb8_common::parse::{protocol, tcp_flag};
 
-use crate::hooks::hook;
+use crate::hook;
+use crate::lifecycle::RARE_TCP_FLAGS;
 use crate::maps::{SOCKET_PLANE, SOCKETS, seed};
-use crate::network::RARE_TCP_FLAGS;
+use crate::network::Packet;
 use crate::sockets;
 
 /// Cells, as a power of two.
@@ -54,22 +54,26 @@ pub fn is_told_at_sockets() -> bool {
     SOCKET_PLANE.get_ptr(0).is_some_and(|on| unsafe { core::ptr::read_volatile(on) } != 0)
 }
 
-/// Why a packet is none of the supplement's, if it is not.
-#[inline(always)]
-pub fn left_out<const HOOK: u32>(
-    ctx: &TcContext,
-    key: &FlowKey,
-    tcp_flags: u8,
-    owner: u64,
-) -> Option<Filtered> {
+/// A packet of the supplement's.
+pub const OURS: u64 = 0;
+/// [`orb8_common::counter::Filtered::CountedAtSocket`].
+pub const COUNTED_AT_SOCKET: u64 = 1;
+/// [`orb8_common::counter::Filtered::LaterFragment`].
+pub const LATER_FRAGMENT: u64 = 2;
+
+/// Whether a packet is the supplement's, and why it is not. Apart, so that its stack is not on that
+/// of what comes after it.
+#[inline(never)]
+pub fn left_out<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
+    let (key, owner) = (packet.key(), packet.owner);
     if sockets::is_tunnel::<HOOK>(key) {
-        return None;
+        return OURS;
     }
     let counted = if HOOK & hook::EGRESS != 0 {
         let counted = sockets::sender_is_counted::<HOOK>(ctx);
         // Who resets takes no answer; it may be the kernel, for a port that nobody has.
         if counted
-            && tcp_flags & tcp_flag::RST == 0
+            && packet.parsed.tcp_flags & tcp_flag::RST == 0
             && notes_vouch::<HOOK>(key)
             && let Some(opposite) = opposite(key)
         {
@@ -78,11 +82,11 @@ pub fn left_out<const HOOK: u32>(
         counted
     } else if key.flags & flag::FRAGMENT != 0 {
         // The rest of a datagram, whose ports only the first fragment tells.
-        return Some(Filtered::LaterFragment);
+        return LATER_FRAGMENT;
     } else {
-        receiver_is_counted::<HOOK>(ctx, key, tcp_flags, owner)
+        receiver_is_counted::<HOOK>(ctx, packet)
     };
-    if counted { Some(Filtered::CountedAtSocket) } else { None }
+    if counted { COUNTED_AT_SOCKET } else { OURS }
 }
 
 /// Whether what a socket sends tells that it takes the opposite flow, which a look-up cannot tell.
@@ -92,13 +96,8 @@ fn notes_vouch<const HOOK: u32>(key: &FlowKey) -> bool {
 }
 
 #[inline(always)]
-fn receiver_is_counted<const HOOK: u32>(
-    ctx: &TcContext,
-    key: &FlowKey,
-    tcp_flags: u8,
-    owner: u64,
-) -> bool {
-    let hash = index::hash(key, owner, seed());
+fn receiver_is_counted<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> bool {
+    let (key, hash) = (packet.key(), packet.hash);
     let now = window();
     let Some(cell) = Cell::of(hash) else { return false };
     let known = cell.read(hash, now);
@@ -115,11 +114,11 @@ fn receiver_is_counted<const HOOK: u32>(
         _ => known.age == 0,
     };
     // A socket comes or goes with these, so they are asked for each time.
-    let rare = tcp_flags & RARE_TCP_FLAGS != 0;
+    let rare = packet.parsed.tcp_flags & RARE_TCP_FLAGS != 0;
     if answered && !rare {
         return known.what != NOBODY;
     }
-    let found = receiver::<HOOK>(ctx, key) == scope::SOCKET as u64;
+    let found = sockets::receiver::<HOOK>(ctx, key) == scope::SOCKET;
     let (what, made) = match (found, sends) {
         (true, _) => (FOUND, now),
         // As old as the note is: what arrives does not tell that anybody still sends.
@@ -128,12 +127,6 @@ fn receiver_is_counted<const HOOK: u32>(
     };
     cell.write(hash, what, made);
     found || sends
-}
-
-/// Apart, so that its stack is not on that of every packet.
-#[inline(never)]
-fn receiver<const HOOK: u32>(ctx: &TcContext, key: &FlowKey) -> u64 {
-    sockets::receiver::<HOOK>(ctx, key) as u64
 }
 
 /// Notes that a socket sends the opposite of a flow.

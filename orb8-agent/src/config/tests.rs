@@ -67,6 +67,8 @@ fn every_bad_setting_is_refused_with_its_name_and_what_is_allowed() {
     check("--proc-root", "/nowhere", "no such directory");
     check("--cgroup-root", "/nowhere", "no such directory");
     check("--shutdown-timeout-secs", "301", "1..=300");
+    check("--memory-budget", "31MiB", "give 32MiB");
+    check("--memory-budget", "5000MiB", "give 32MiB");
     check("--node-name", "", "1 to 253 printable");
     check("--node-name", "a b", "1 to 253 printable");
     check("--rust-log", "orb8=loud", "is no log filter");
@@ -79,6 +81,7 @@ fn sizes_are_read_with_units() {
     {
         assert_eq!(settings(&["--ring-buffer-size", text]).unwrap().ring_buffer_size, bytes);
     }
+    assert_eq!(settings(&["--memory-budget", "64MiB"]).unwrap().memory_budget, 64 << 20);
 }
 
 #[test]

@@ -37,6 +37,7 @@ pub fn start(
     let fail = |message: String| StartError { message };
     let options = KernelOptions {
         max_flows: settings.max_flows,
+        memory_budget: settings.memory_budget,
         ring_bytes: settings.ring_buffer_bytes,
         route: match settings.attach {
             AttachMode::Auto => None,

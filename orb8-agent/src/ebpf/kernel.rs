@@ -29,6 +29,8 @@ use crate::pipeline::source::EventSource;
 pub struct KernelOptions {
     /// Lines of the flow table.
     pub max_flows: u32,
+    /// See [`LoadOptions::memory_budget`].
+    pub memory_budget: u64,
     /// Bytes of the ring of lifecycle events.
     pub ring_bytes: u32,
     /// tcx or clsact; `None` takes tcx where the kernel has it.
@@ -122,6 +124,7 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     let loaded = load::load(&LoadOptions {
         planes: options.planes.clone(),
         max_flows: options.max_flows,
+        memory_budget: options.memory_budget,
         ring_bytes: options.ring_bytes,
         packet_ring_bytes: PACKET_RING_BYTES,
         fault_bytes: options.fault_bytes,

@@ -1,19 +1,29 @@
 //! Reads the flow lines: differences of running totals, in batches, without a system call a flow;
 //! and takes lines out of use, never under a running program.
 //!
-//! A line is taken out of use in two steps. First its cell of the index is emptied, so that no
-//! program finds it any more. After a grace period, when no program can still hold it, the last
-//! difference is read, the line is zeroed and pushed to the free list.
+//! What a flow has is the sum of its line in the table and of what the CPUs' caches hold for it. A
+//! drain reads the table first: counts only ever move from a cache to the table, so what moves
+//! meanwhile is missed and found by the next drain, and is never found twice.
+//!
+//! A line is taken out of use in steps. Its cell of the index is emptied, so that no program finds
+//! it any more. After a grace period, when no program can still hold it, what the caches hold for
+//! it is added to it; programs look a line up in the index before they add to a cached line as
+//! old as these. After another grace period, when whoever was just moving counts to it has ended,
+//! the last difference is read, the line is zeroed and pushed to the free list.
+
+mod slots;
 
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use orb8_common::cache::FRESH_TICKS;
 use orb8_common::counter;
 use orb8_common::index::{self, EMPTY_CELL, GROUP_CELLS};
 use orb8_common::network::{FlowKey, FlowLine, FlowMeta, tcp_seen};
 
+use self::slots::{Slot, State};
 use super::clock::{Clock, Reference};
 use super::grace::{Grace, Ticket};
 use super::load::Table;
@@ -23,6 +33,8 @@ use crate::pipeline::source::{BATCH, EventSource, SourceError, Wakeup};
 
 /// Lines looked at in one call, so that the ring is served in between.
 const LINES_A_CALL: u32 = 2048;
+/// Lines of the caches looked at in one call: most hold nothing or only add to a sum.
+const CACHED_A_CALL: u32 = 16_384;
 /// Lines beyond the highest one used that are looked at for new ones: programs take numbers in
 /// order, and a CPU may still be writing the line it took.
 const LOOK_AHEAD: u32 = 512;
@@ -38,31 +50,34 @@ pub struct LineTimes {
     pub linger: Duration,
 }
 
-/// What was read of a line at the last drain.
-#[derive(Clone, Copy, Default)]
-struct Slot {
-    bytes: u64,
-    packets: u32,
-    state: SlotState,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-#[repr(u32)]
-enum SlotState {
-    #[default]
-    Free,
-    Used,
-    /// Its cell is empty; it waits for a grace period.
-    Leaving,
-}
-
 /// One pass over all lines that may be in use.
 #[derive(Clone, Copy)]
 struct Pass {
+    step: Step,
     cursor: u32,
     end: u32,
     before: Counters,
     reference: Reference,
+}
+
+/// What a pass is at; each step goes over all lines before the next begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Reads the lines of the table.
+    Table,
+    /// Adds what the caches hold.
+    Caches,
+    /// Tells what is new, and finds out who is idle.
+    Tell,
+}
+
+/// Lines that take their next step out of use when a grace period has passed.
+struct Waiting {
+    ticket: Ticket,
+    /// To be [`State::Emptied`].
+    idle: Vec<u32>,
+    /// To be free.
+    taken: Vec<u32>,
 }
 
 /// The flow lines as a source of events.
@@ -82,11 +97,15 @@ pub struct LineSource {
     was_quiet: bool,
     due: Instant,
     pass: Option<Pass>,
-    /// Found idle in this pass, cells already empty.
-    leaving: Vec<u32>,
-    /// Waiting for a grace period.
-    waiting: Vec<u32>,
-    ticket: Option<Ticket>,
+    /// [`State::Unlisted`], not yet waiting.
+    idle: Vec<u32>,
+    /// [`State::Emptied`]: the caches are being gone through for them.
+    taking: Vec<u32>,
+    /// [`State::Leaving`], not yet waiting.
+    taken: Vec<u32>,
+    waiting: Option<Waiting>,
+    /// To be given back now.
+    releasing: Vec<u32>,
 }
 
 impl LineSource {
@@ -114,21 +133,23 @@ impl LineSource {
             was_quiet: false,
             due: Instant::now() + times.drain_interval,
             pass: None,
-            leaving: Vec::new(),
-            waiting: Vec::new(),
-            ticket: None,
+            idle: Vec::new(),
+            taking: Vec::new(),
+            taken: Vec::new(),
+            waiting: None,
+            releasing: Vec::new(),
         }
     }
 
     fn begin(&mut self) -> Result<Pass, SourceError> {
         let reference = self.clock.now().map_err(|e| failed(&e))?;
-        let before = self.counters()?;
+        let before = self.table.cpus.counters();
         let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
         self.reach(ahead)?;
         let quiet = before.0[counter::SEEN_PACKETS] == self.last_seen_packets;
         let end = if quiet && self.was_quiet && self.in_use == 0 { 0 } else { ahead };
         self.was_quiet = quiet;
-        Ok(Pass { cursor: 0, end, before, reference })
+        Ok(Pass { step: Step::Table, cursor: 0, end, before, reference })
     }
 
     fn reach(&mut self, lines: u32) -> Result<(), SourceError> {
@@ -139,67 +160,122 @@ impl LineSource {
         all.reach(lines).and_then(|()| meta.reach(lines)).map_err(|e| failed(&e))
     }
 
-    fn counters(&self) -> Result<Counters, SourceError> {
-        let of_cpus = self.table.counters.get(&0, 0).map_err(|e| failed(&e))?;
-        let mut sum = Counters::default();
-        for of_cpu in of_cpus.iter() {
-            for (total, n) in sum.0.iter_mut().zip(of_cpu) {
-                *total = total.wrapping_add(*n);
+    /// Does the next part of a pass; true when the pass is through.
+    fn advance(&mut self, pass: &mut Pass, out: &mut Vec<Event>) -> Result<bool, SourceError> {
+        let part = match pass.step {
+            Step::Table | Step::Tell => LINES_A_CALL,
+            Step::Caches => CACHED_A_CALL,
+        };
+        let stop = pass.cursor.saturating_add(part);
+        while pass.cursor < stop.min(self.end_of(pass)) {
+            match pass.step {
+                Step::Table => self.read(pass)?,
+                Step::Caches => self.read_cached(pass.cursor, &pass.reference),
+                Step::Tell => self.tell(pass.cursor, &pass.reference, out),
             }
+            pass.cursor += 1;
         }
-        Ok(sum)
+        if pass.cursor < self.end_of(pass) {
+            return Ok(false);
+        }
+        pass.cursor = 0;
+        match pass.step {
+            Step::Table => pass.step = Step::Caches,
+            Step::Caches => {
+                self.all_taken();
+                pass.step = Step::Tell;
+            }
+            Step::Tell => return Ok(true),
+        }
+        Ok(false)
     }
 
-    /// Reads the next lines of a pass; true when the pass is through.
-    fn advance(&mut self, pass: &mut Pass, out: &mut Vec<Event>) -> Result<bool, SourceError> {
-        let stop = pass.end.min(pass.cursor.saturating_add(LINES_A_CALL));
-        while pass.cursor < stop {
-            let used = self.read(pass.cursor, &pass.reference, out);
-            if used && pass.cursor >= self.high {
-                self.high = pass.cursor + 1;
+    /// Where the step ends; the end of the table's part moves with what is found.
+    const fn end_of(&self, pass: &Pass) -> u32 {
+        match pass.step {
+            Step::Table | Step::Tell => pass.end,
+            // Nothing is cached for lines that are not in use.
+            Step::Caches if pass.end == 0 => 0,
+            Step::Caches => self.table.cpus.count(),
+        }
+    }
+
+    /// Reads a line of the table.
+    fn read(&mut self, pass: &mut Pass) -> Result<(), SourceError> {
+        let slot = pass.cursor;
+        let lines = &self.table.lines;
+        let packets = lines.word32(slot, offset_of!(FlowLine, packets)).load(Ordering::Acquire);
+        if self.slots[slot as usize].state == State::Free {
+            // In use now if its key is whole.
+            if packets == 0 || self.identify(slot).is_none() {
+                return Ok(());
+            }
+            self.slots[slot as usize] = Slot::default();
+            self.slots[slot as usize].state = State::New;
+            self.in_use += 1;
+            if slot >= self.high {
+                self.high = slot + 1;
                 // There may be more behind it.
                 let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
                 self.reach(ahead)?;
                 pass.end = pass.end.max(ahead);
             }
-            pass.cursor += 1;
         }
-        Ok(pass.cursor >= pass.end)
+        let lines = &self.table.lines;
+        let bytes = lines.word64(slot, offset_of!(FlowLine, bytes)).load(Ordering::Relaxed);
+        let stamp = lines.word32(slot, offset_of!(FlowLine, last_seen)).load(Ordering::Relaxed);
+        self.slots[slot as usize].found(packets, bytes, stamp);
+        Ok(())
     }
 
-    /// Reads one line; false if it is free.
-    fn read(&mut self, slot: u32, now: &Reference, out: &mut Vec<Event>) -> bool {
-        let seen = self.slots[slot as usize];
-        if seen.state == SlotState::Free {
-            return self.read_new(slot, now, out);
+    /// Adds what a line of a cache holds to what was found of its flow.
+    fn read_cached(&mut self, number: u32, now: &Reference) {
+        let Some(held) = self.table.cpus.read(number) else { return };
+        let Some(slot) = self.slots.get_mut(held.slot as usize) else { return };
+        if slot.state == State::Free {
+            // Of a flow that began after the table was read.
+            return;
         }
-        if self.count(slot, false, now, out) || seen.state == SlotState::Leaving {
-            return true;
+        slot.add(held.packets(), held.bytes(), held.last_seen);
+        if slot.state != State::Emptied {
+            return;
         }
-        let stamp = self.table.lines.word32(slot, offset_of!(FlowLine, last_seen));
-        let idle = now.ticks_since(stamp.load(Ordering::Relaxed));
-        if idle >= now.ticks_in(self.times.linger) && self.has_idled(slot, idle, now) {
-            self.leave(slot);
+        if now.ticks_since(held.last_seen) < FRESH_TICKS {
+            // Somebody had found the line just before it was taken off the index.
+            self.list_again(held.slot);
+        } else if self.table.cpus.take(number, &held) {
+            let lines = &self.table.lines;
+            let packets = lines.word32(held.slot, offset_of!(FlowLine, packets));
+            let bytes = lines.word64(held.slot, offset_of!(FlowLine, bytes));
+            packets.fetch_add(held.packets(), Ordering::AcqRel);
+            bytes.fetch_add(held.bytes(), Ordering::AcqRel);
         }
-        true
+    }
+
+    /// Tells what is new on a line since the last time, and takes the first step out of use with
+    /// one that is idle.
+    fn tell(&mut self, number: u32, now: &Reference, out: &mut Vec<Event>) {
+        let Some(slot) = self.slots.get(number as usize) else { return };
+        if slot.state == State::Free || self.count(number, now, out) {
+            return;
+        }
+        let Slot { state, last_seen, .. } = self.slots[number as usize];
+        let idle = now.ticks_since(last_seen);
+        if state == State::Used && idle >= self.rest(now) && self.has_idled(number, idle, now) {
+            self.unlist(number);
+        }
+    }
+
+    /// Ticks without a packet before which no line goes out of use: twice as long as programs add
+    /// to a cached line without looking it up.
+    fn rest(&self, now: &Reference) -> u32 {
+        now.ticks_in(self.times.linger).max(2 * FRESH_TICKS)
     }
 
     fn has_idled(&self, slot: u32, idle: u32, now: &Reference) -> bool {
         let seen = self.table.meta.copy(slot).seen;
         let closing = seen[tcp_seen::FIN] != 0 || seen[tcp_seen::RST] != 0;
         closing || idle >= now.ticks_in(self.times.idle_timeout)
-    }
-
-    /// A line that was free: in use now if its key is whole.
-    fn read_new(&mut self, slot: u32, now: &Reference, out: &mut Vec<Event>) -> bool {
-        let packets = self.table.lines.word32(slot, offset_of!(FlowLine, packets));
-        if packets.load(Ordering::Acquire) == 0 || self.identify(slot).is_none() {
-            return false;
-        }
-        self.slots[slot as usize] = Slot { state: SlotState::Used, ..Slot::default() };
-        self.in_use += 1;
-        self.count(slot, true, now, out);
-        true
     }
 
     /// The flow of a line, if the line is whole: its tag is a function of the rest, so a line
@@ -211,28 +287,23 @@ impl LineSource {
         (line.key.tag == index::tag(hash)).then_some((FlowId { key, owner: line.owner }, hash))
     }
 
-    /// Tells what was counted on a line since the last time; false if nothing was.
-    fn count(&mut self, slot: u32, new_line: bool, now: &Reference, out: &mut Vec<Event>) -> bool {
-        let lines = &self.table.lines;
-        let packets = lines.word32(slot, offset_of!(FlowLine, packets)).load(Ordering::Relaxed);
-        let bytes = lines.word64(slot, offset_of!(FlowLine, bytes)).load(Ordering::Relaxed);
-        let stamp = lines.word32(slot, offset_of!(FlowLine, last_seen)).load(Ordering::Relaxed);
-        let seen = &mut self.slots[slot as usize];
-        let more_packets = packets.wrapping_sub(seen.packets);
-        let more_bytes = bytes.wrapping_sub(seen.bytes);
-        if more_packets == 0 && more_bytes == 0 {
-            return false;
+    /// Tells what was found on a line beyond what was told; false if nothing was.
+    fn count(&mut self, number: u32, now: &Reference, out: &mut Vec<Event>) -> bool {
+        let slot = &mut self.slots[number as usize];
+        let Some(more) = slot.tell() else { return false };
+        let new_line = slot.state == State::New;
+        if new_line {
+            slot.state = State::Used;
         }
-        seen.packets = packets;
-        seen.bytes = bytes;
-        let line = lines.copy(slot);
-        let meta = self.table.meta.copy(slot);
+        let stamp = slot.last_seen;
+        let line = self.table.lines.copy(number);
+        let meta = self.table.meta.copy(number);
         out.push(Event::Count(FlowCount {
             id: FlowId { key: FlowKey { tag: 0, ..line.key }, owner: line.owner },
-            line: slot,
+            line: number,
             new_line,
-            packets: u64::from(more_packets),
-            bytes: more_bytes,
+            packets: u64::from(more.packets),
+            bytes: more.bytes,
             first_seen_ns: meta.first_seen_ns,
             last_seen_ns: now.time_of(stamp).max(meta.first_seen_ns),
             facts: facts(&meta),
@@ -241,18 +312,35 @@ impl LineSource {
     }
 
     /// First step out of use: no program finds the line any more.
-    fn leave(&mut self, slot: u32) {
+    fn unlist(&mut self, slot: u32) {
         if !self.reach_index() {
             return;
         }
         if let Some((_, hash)) = self.identify(slot) {
-            let mask = self.table.index.count() - 1;
-            for group in [index::first_group(hash, mask), index::second_group(hash, mask)] {
-                self.empty_cells(group, slot);
+            for group in self.groups(hash) {
+                self.replace_cells(group, slot + 1, EMPTY_CELL, GROUP_CELLS);
             }
         }
-        self.slots[slot as usize].state = SlotState::Leaving;
-        self.leaving.push(slot);
+        self.slots[slot as usize].state = State::Unlisted;
+        self.idle.push(slot);
+    }
+
+    /// Takes the first step back. Where no cell is free, the flow takes another line with its next
+    /// look-up, and this one goes when it is idle.
+    fn list_again(&mut self, slot: u32) {
+        self.slots[slot as usize].state = State::Used;
+        if let Some((_, hash)) = self.identify(slot) {
+            for group in self.groups(hash) {
+                if self.replace_cells(group, EMPTY_CELL, slot + 1, 1) > 0 {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn groups(&self, hash: u64) -> [u32; 2] {
+        let mask = self.table.index.count() - 1;
+        [index::first_group(hash, mask), index::second_group(hash, mask)]
     }
 
     /// The index is needed from the first line that leaves; any group may then be asked for.
@@ -267,45 +355,63 @@ impl LineSource {
         }
     }
 
-    fn empty_cells(&self, group: u32, slot: u32) {
-        for cell in 0..GROUP_CELLS {
-            // A program may have put another line there meanwhile, which stays.
-            let _other = self.table.index.word32(group, cell * 4).compare_exchange(
-                slot + 1,
-                EMPTY_CELL,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
+    /// Puts `new` into at most so many cells of a group that hold `old`; returns how many they were.
+    /// Another line that a program puts there meanwhile stays.
+    fn replace_cells(&self, group: u32, old: u32, new: u32, at_most: usize) -> usize {
+        let cells = (0..GROUP_CELLS).map(|cell| self.table.index.word32(group, cell * 4));
+        cells
+            .filter(|cell| {
+                cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            })
+            .take(at_most)
+            .count()
+    }
+
+    /// All caches were gone through: what they held for lines off the index is in the table.
+    fn all_taken(&mut self) {
+        for slot in self.taking.drain(..) {
+            let Slot { state, .. } = &mut self.slots[slot as usize];
+            // Or it is in use again.
+            if *state == State::Emptied {
+                *state = State::Leaving;
+                self.taken.push(slot);
+            }
         }
     }
 
-    /// Second step: after the grace period nothing is added any more. Gives back some lines; true
-    /// when none is left that could be given back now.
-    fn release(&mut self, now: &Reference, out: &mut Vec<Event>) -> bool {
-        if let Some(ticket) = self.ticket {
-            if self.grace.failed(ticket) {
-                // Asked for again at the end of the pass.
-                self.leaving.append(&mut self.waiting);
-                self.ticket = None;
-                return true;
+    /// Lets lines take their next step if a grace period has passed since the last one.
+    fn step_on(&mut self) {
+        let Some(mut waiting) = self.waiting.take() else { return };
+        if self.grace.failed(waiting.ticket) {
+            // Asked for again at the end of the pass.
+            self.idle.append(&mut waiting.idle);
+            self.taken.append(&mut waiting.taken);
+        } else if self.grace.passed(waiting.ticket) {
+            for slot in &waiting.idle {
+                self.slots[*slot as usize].state = State::Emptied;
             }
-            if !self.grace.passed(ticket) {
-                return true;
-            }
-            self.ticket = None;
-            self.waiting.sort_unstable();
+            self.taking.append(&mut waiting.idle);
+            self.releasing.append(&mut waiting.taken);
+            self.releasing.sort_unstable();
+        } else {
+            self.waiting = Some(waiting);
         }
+    }
+
+    /// Gives back some of the lines that nobody can hold any more; true when none is left.
+    fn release(&mut self, now: &Reference, out: &mut Vec<Event>) -> bool {
         // From the highest number, so that the lowest ends on top of the list.
-        let keep = self.waiting.len().saturating_sub(BATCH);
-        for slot in self.waiting.split_off(keep).into_iter().rev() {
+        let keep = self.releasing.len().saturating_sub(BATCH);
+        for slot in self.releasing.split_off(keep).into_iter().rev() {
             self.give_back(slot, now, out);
         }
-        self.waiting.is_empty()
+        self.releasing.is_empty()
     }
 
     fn give_back(&mut self, slot: u32, now: &Reference, out: &mut Vec<Event>) {
-        self.count(slot, false, now, out);
         let line = self.table.lines.copy(slot);
+        self.slots[slot as usize].found(line.packets, line.bytes, line.last_seen);
+        self.count(slot, now, out);
         let id = FlowId { key: FlowKey { tag: 0, ..line.key }, owner: line.owner };
         self.table.lines.zero(slot);
         self.table.meta.zero(slot);
@@ -318,18 +424,19 @@ impl LineSource {
         }
     }
 
-    /// Lets the lines found idle wait for a grace period, if none is under way.
+    /// Lets lines wait for a grace period, if none is under way.
     fn ask_for_grace(&mut self) {
-        if self.ticket.is_none() && self.waiting.is_empty() && !self.leaving.is_empty() {
-            self.ticket = self.grace.ask();
-            if self.ticket.is_some() {
-                std::mem::swap(&mut self.leaving, &mut self.waiting);
-            }
+        if self.waiting.is_some() || self.idle.is_empty() && self.taken.is_empty() {
+            return;
+        }
+        if let Some(ticket) = self.grace.ask() {
+            let (idle, taken) = (std::mem::take(&mut self.idle), std::mem::take(&mut self.taken));
+            self.waiting = Some(Waiting { ticket, idle, taken });
         }
     }
 
-    fn end(&mut self, pass: &Pass, out: &mut Vec<Event>) -> Result<(), SourceError> {
-        let after = self.counters()?;
+    fn end(&mut self, pass: &Pass, out: &mut Vec<Event>) {
+        let after = self.table.cpus.counters();
         self.last_seen_packets = pass.before.0[counter::SEEN_PACKETS];
         out.extend(self.side.take_notices().into_iter().map(Event::Notice));
         let (unattached_packets, unattached_bytes) = self.side.unattached();
@@ -342,7 +449,6 @@ impl LineSource {
             undecodable: self.side.undecodable(),
             lines_in_use: u64::from(self.in_use),
         })));
-        Ok(())
     }
 }
 
@@ -382,6 +488,7 @@ impl EventSource for LineSource {
                 // Also after an error: the next try is one interval away.
                 self.due = now + self.times.drain_interval;
                 let pass = self.begin()?;
+                self.step_on();
                 self.due = now;
                 pass
             }
@@ -393,7 +500,7 @@ impl EventSource for LineSource {
         if self.advance(&mut pass, out)? {
             self.due = now + self.times.drain_interval;
             self.ask_for_grace();
-            self.end(&pass, out)?;
+            self.end(&pass, out);
         } else {
             self.pass = Some(pass);
         }
@@ -405,6 +512,7 @@ impl EventSource for LineSource {
         pass.end = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
         self.reach(pass.end)?;
         while !self.advance(&mut pass, out)? {}
-        self.end(&pass, out)
+        self.end(&pass, out);
+        Ok(())
     }
 }

@@ -6,12 +6,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, RingBuf, Stack};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use orb8_common::counter;
+use orb8_common::cache;
 use orb8_common::index::{self, Group};
 use orb8_common::network::{FlowLine, FlowMeta, PacketFilter, TUNNEL_PORTS};
 
+use super::cpus::{self, Cpus};
 use super::mapping::Mapping;
-use super::object;
+use super::patch::{self, PatchError};
+use super::{object, sys};
 use crate::capture::Planes;
 
 /// Sizes and settings that the programs are loaded with.
@@ -21,6 +23,8 @@ pub struct LoadOptions {
     pub planes: Planes,
     /// Lines of the flow table.
     pub max_flows: u32,
+    /// Bytes that the agent may take as a whole, of which the CPUs' caches take their part.
+    pub memory_budget: u64,
     /// Bytes of the ring of lifecycle events, a power of two.
     pub ring_bytes: u32,
     /// Bytes of the ring of the packet view, a power of two.
@@ -36,6 +40,17 @@ pub enum LoadError {
     /// The kernel or the object refuses.
     #[error("load the probes: {0}")]
     Load(#[from] aya::EbpfError),
+    /// The object is not what the build makes.
+    #[error(transparent)]
+    Object(#[from] PatchError),
+    /// The CPUs cannot be counted.
+    #[error("read {path}: {source}")]
+    Cpus {
+        /// The file.
+        path: &'static str,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
     /// The object lacks a map.
     #[error("the probe object has no usable map `{name}`: {message}; rebuild it")]
     Map {
@@ -118,8 +133,8 @@ pub struct Table {
     pub index: Mapping<Group>,
     /// Numbers of free lines.
     pub free: Stack<MapData, u32>,
-    /// Ledger counters of each CPU.
-    pub counters: PerCpuArray<MapData, [u64; counter::COUNT]>,
+    /// Ledger counters and cache of each CPU.
+    pub cpus: Cpus,
     /// Seed of the hash.
     pub seed: u64,
 }
@@ -150,6 +165,12 @@ impl Programs {
     /// The program as aya knows it, `None` after [`Self::forget_object`].
     pub fn classifier(&mut self, name: &str) -> Option<&mut SchedClassifier> {
         self.ebpf.as_mut()?.program_mut(name)?.try_into().ok()
+    }
+
+    /// The object as aya knows it, with the maps that [`Loaded`] has not; `None` after
+    /// [`Self::forget_object`].
+    pub fn object(&mut self) -> Option<&mut Ebpf> {
+        self.ebpf.as_mut()
     }
 
     /// Drops what only clsact needs.
@@ -184,29 +205,27 @@ impl Programs {
 /// # Errors
 /// What the kernel refuses, with the first and last lines of the verifier's log.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
+    load_object(object::bytes(), options, |name| is_needed(&options.planes, name))
+}
+
+/// The same of an object with the maps of the probes and other programs, of which those are loaded
+/// that are needed. For tests.
+///
+/// # Errors
+/// As of [`load`].
+pub fn load_object(
+    object: &[u8],
+    options: &LoadOptions,
+    is_needed: impl Fn(&str) -> bool,
+) -> Result<Loaded, LoadError> {
     super::memory::bound_heaps();
     let seed = seed()?;
     let groups = index::groups(options.max_flows);
-    let mask = groups - 1;
-    let (root, level) = options.planes.socket_root().map_or((0, 0), |root| (root.id, root.level));
-    let mut ebpf = EbpfLoader::new()
-        // Nothing is relocated against the kernel's types, and parsing them costs megabytes.
-        .btf(None)
-        .override_global("SEED", &seed, true)
-        .override_global("GROUP_MASK", &mask, true)
-        .override_global("FAULT_BYTES", &options.fault_bytes, true)
-        .override_global("ROOT_CGROUP", &root, true)
-        .override_global("ROOT_LEVEL", &level, true)
-        .map_max_entries("LINES", options.max_flows)
-        .map_max_entries("META", options.max_flows)
-        .map_max_entries("FREE", options.max_flows)
-        .map_max_entries("INDEX", groups)
-        .map_max_entries("EVENTS", options.ring_bytes)
-        .map_max_entries("PACKETS", options.packet_ring_bytes)
-        .load(object::bytes())?;
+    let cache = Cache::of_host(options.memory_budget)?;
+    let mut ebpf = open(object, options, cache, seed)?;
     let map_bytes = super::memory::map_bytes(&ebpf);
     // Programs first: they refer to maps by descriptors, which taking a map may close.
-    let loaded = load_programs(&mut ebpf, &options.planes)?;
+    let loaded = load_programs(&mut ebpf, is_needed)?;
     let mut take = |name: &'static str| {
         ebpf.take_map(name).ok_or(LoadError::Map { name, message: "missing".to_owned() })
     };
@@ -215,7 +234,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         meta: mapped("META", take("META")?, options.max_flows)?,
         index: mapped("INDEX", take("INDEX")?, groups)?,
         free: typed("FREE", take("FREE")?)?,
-        counters: typed("COUNTERS", take("COUNTERS")?)?,
+        cpus: cache.map(take("CPUS")?)?,
         seed,
     };
     let pod_links = typed("POD_LINKS", take("POD_LINKS")?)?;
@@ -240,6 +259,80 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         clock,
         map_bytes,
     })
+}
+
+/// The object with its settings and sizes; the maps are made, no program is loaded yet.
+fn open(object: &[u8], options: &LoadOptions, cache: Cache, seed: u64) -> Result<Ebpf, LoadError> {
+    let groups = index::groups(options.max_flows);
+    let mask = groups - 1;
+    let (root, level) = options.planes.socket_root().map_or((0, 0), |root| (root.id, root.level));
+    let mut object = object.to_vec();
+    cache.patch(&mut object)?;
+    let cache_mask = cache.mask();
+    let realtime = u32::from(is_realtime());
+    let ebpf = EbpfLoader::new()
+        // Nothing is relocated against the kernel's types, and parsing them costs megabytes.
+        .btf(None)
+        .override_global("SEED", &seed, true)
+        .override_global("GROUP_MASK", &mask, true)
+        .override_global("CACHE_MASK", &cache_mask, true)
+        .override_global("REALTIME", &realtime, true)
+        .override_global("FAULT_BYTES", &options.fault_bytes, true)
+        .override_global("ROOT_CGROUP", &root, true)
+        .override_global("ROOT_LEVEL", &level, true)
+        .map_max_entries("LINES", options.max_flows)
+        .map_max_entries("META", options.max_flows)
+        .map_max_entries("FREE", options.max_flows)
+        .map_max_entries("INDEX", groups)
+        .map_max_entries("CPUS", cache.cpus)
+        .map_max_entries("EVENTS", options.ring_bytes)
+        .map_max_entries("PACKETS", options.packet_ring_bytes)
+        .load(&object)?;
+    Ok(ebpf)
+}
+
+/// The caches of the CPUs: how many, how large, whether the kernel can.
+#[derive(Clone, Copy, Debug)]
+struct Cache {
+    cpus: u32,
+    sets: u32,
+    usable: bool,
+}
+
+impl Cache {
+    fn of_host(memory_budget: u64) -> Result<Self, LoadError> {
+        let cpus =
+            aya::util::nr_cpus().map_err(|(path, source)| LoadError::Cpus { path, source })?;
+        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        let usable = sys::has_compare_exchange();
+        let sets = if usable { cpus::sets(cpus, memory_budget) } else { cache::MIN_SETS };
+        Ok(Self { cpus, sets, usable })
+    }
+
+    fn mask(self) -> u32 {
+        if self.usable { cache::mask(self.sets) } else { 0 }
+    }
+
+    fn patch(self, object: &mut [u8]) -> Result<(), PatchError> {
+        if !self.usable {
+            patch::without_exchanges(object)?;
+        }
+        patch::set_value_size(object, "CPUS", cpus::block_bytes(self.sets))
+    }
+
+    fn map(self, map: aya::maps::Map) -> Result<Cpus, LoadError> {
+        let name = "CPUS";
+        let aya::maps::Map::Array(data) = map else {
+            return Err(LoadError::Map { name, message: "it is not an array".to_owned() });
+        };
+        Cpus::new(data.fd(), self.cpus, self.sets, self.usable)
+            .map_err(|source| LoadError::Mmap { name, source })
+    }
+}
+
+/// Whether bottom halves can be preempted, so that what runs in them is not alone on its CPU.
+fn is_realtime() -> bool {
+    std::fs::read_to_string("/sys/kernel/realtime").is_ok_and(|text| text.trim() == "1")
 }
 
 fn seed() -> Result<u64, LoadError> {
@@ -296,10 +389,10 @@ fn is_needed(planes: &Planes, name: &str) -> bool {
 
 fn load_programs(
     ebpf: &mut Ebpf,
-    planes: &Planes,
+    is_needed: impl Fn(&str) -> bool,
 ) -> Result<HashMap<String, LoadedProgram>, LoadError> {
     let mut loaded = HashMap::new();
-    for (name, program) in ebpf.programs_mut().filter(|(name, _)| is_needed(planes, name)) {
+    for (name, program) in ebpf.programs_mut().filter(|(name, _)| is_needed(name)) {
         let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
         load_program(program).map_err(|e| {
             tracing::debug!(program = name, error = %e, "the kernel refused a program");
@@ -316,6 +409,7 @@ fn load_programs(
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSkb(program) => program.load(),
+        Program::PerfEvent(program) => program.load(),
         other => <&mut SchedClassifier>::try_from(other)?.load(),
     }
 }

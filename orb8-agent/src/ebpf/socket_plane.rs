@@ -174,6 +174,7 @@ mod tests {
         let sizes = LoadOptions {
             planes,
             max_flows: 16,
+            memory_budget: 32 << 20,
             ring_bytes: 64 << 10,
             packet_ring_bytes: 64 << 10,
             fault_bytes: 0,

@@ -296,3 +296,58 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Resu
     bpf(BPF_PROG_TEST_RUN, &mut attr)?;
     Ok((attr.retval, attr.duration))
 }
+
+/// `struct bpf_insn`: code, registers, offset, operand.
+type Instruction = (u8, u8, i16, i32);
+
+/// Whether the kernel knows compare-and-exchange (5.12), asked by loading a program that does one.
+#[must_use]
+pub fn has_compare_exchange() -> bool {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+    /// `*(u64 *)(r10 - 8) = 0; r0 = 0; r1 = 1; cmpxchg(r10 - 8, r0, r1); r0 = 0; exit`
+    const PROGRAM: [Instruction; 6] = [
+        (0x7a, 0x0a, -8, 0),
+        (0xb7, 0x00, 0, 0),
+        (0xb7, 0x01, 0, 1),
+        (0xdb, 0x1a, -8, 0xf1),
+        (0xb7, 0x00, 0, 0),
+        (0x95, 0x00, 0, 0),
+    ];
+    /// `union bpf_attr` for BPF_PROG_LOAD, as far as it is needed.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgLoad {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+    }
+    let mut bytes = [0u8; PROGRAM.len() * 8];
+    for (place, (code, registers, offset, operand)) in bytes.chunks_exact_mut(8).zip(PROGRAM) {
+        place[0] = code;
+        place[1] = registers;
+        place[2..4].copy_from_slice(&offset.to_ne_bytes());
+        place[4..8].copy_from_slice(&operand.to_ne_bytes());
+    }
+    let mut attr = ProgLoad {
+        prog_type: BPF_PROG_TYPE_SOCKET_FILTER,
+        insn_cnt: 6,
+        insns: bytes.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        ..Default::default()
+    };
+    match bpf(BPF_PROG_LOAD, &mut attr) {
+        Ok(fd) => {
+            // SAFETY: the kernel has just given us this descriptor.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            true
+        }
+        Err(_) => false,
+    }
+}

@@ -65,6 +65,7 @@ pub fn options(interfaces: &str) -> KernelOptions {
     KernelOptions {
         planes: Planes::Tc,
         max_flows: 100_000,
+        memory_budget: 96 << 20,
         ring_bytes: 1 << 20,
         route: None,
         interfaces: globs(interfaces),

@@ -9,11 +9,25 @@ use crate::network::{FlowKey, flag};
 /// Reads the form that nearly every packet has; `None` means: ask [`super::any_form`].
 #[inline(always)]
 pub fn common_form<D: Direct>(bytes: &D, frame: &Frame) -> Option<Parsed> {
-    let ip = match frame.link {
-        Link::Ethernet => ETHERNET_HEADER,
-        Link::Raw => 0,
-        Link::Other { .. } => return None,
-    };
+    match common_family(bytes, frame)? {
+        Family::V4 => common_ipv4(bytes, frame),
+        Family::V6 => common_ipv6(bytes, frame),
+    }
+}
+
+/// The version of IP of a packet that may have the common form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// To be read by [`common_ipv4`].
+    V4,
+    /// To be read by [`common_ipv6`].
+    V6,
+}
+
+/// The first step of [`common_form`], for who treats the families apart.
+#[inline(always)]
+pub fn common_family<D: Direct>(bytes: &D, frame: &Frame) -> Option<Family> {
+    let ip = common_offset(frame)?;
     // The shortest packet that is read here: IPv4 with UDP.
     if !bytes.has(ip + 28) {
         return None;
@@ -27,17 +41,31 @@ pub fn common_form<D: Direct>(bytes: &D, frame: &Frame) -> Option<Parsed> {
         _ => ETHERTYPE_IPV6,
     };
     if ethertype == ETHERTYPE_IPV4 && first == 0x45 {
-        common_ipv4(bytes, ip, frame)
+        Some(Family::V4)
     } else if ethertype == ETHERTYPE_IPV6 && first >> 4 == 6 {
-        common_ipv6(bytes, ip, frame)
+        Some(Family::V6)
     } else {
         None
     }
 }
 
-/// The caller has seen that `ip + 28` bytes can be addressed.
+/// Where the IP header stands, if the link header has one length.
 #[inline(always)]
-fn common_ipv4<D: Direct>(bytes: &D, ip: u32, frame: &Frame) -> Option<Parsed> {
+fn common_offset(frame: &Frame) -> Option<u32> {
+    match frame.link {
+        Link::Ethernet => Some(ETHERNET_HEADER),
+        Link::Raw => Some(0),
+        Link::Other { .. } => None,
+    }
+}
+
+/// Reads a packet of which [`common_family`] has said [`Family::V4`].
+#[inline(always)]
+pub fn common_ipv4<D: Direct>(bytes: &D, frame: &Frame) -> Option<Parsed> {
+    let ip = common_offset(frame)?;
+    if !bytes.has(ip + 28) {
+        return None;
+    }
     // SAFETY: all offsets are below `ip + 28`.
     let (total, fragment, protocol, src, dst) = unsafe {
         (
@@ -57,8 +85,10 @@ fn common_ipv4<D: Direct>(bytes: &D, ip: u32, frame: &Frame) -> Option<Parsed> {
     common_transport(bytes, ip, 20, datagram, key)
 }
 
+/// Reads a packet of which [`common_family`] has said [`Family::V6`].
 #[inline(always)]
-fn common_ipv6<D: Direct>(bytes: &D, ip: u32, frame: &Frame) -> Option<Parsed> {
+pub fn common_ipv6<D: Direct>(bytes: &D, frame: &Frame) -> Option<Parsed> {
+    let ip = common_offset(frame)?;
     if !bytes.has(ip + 48) {
         return None;
     }
@@ -67,14 +97,21 @@ fn common_ipv6<D: Direct>(bytes: &D, ip: u32, frame: &Frame) -> Option<Parsed> {
         (
             u32::from(u16::from_be_bytes(bytes.half(ip + 4))),
             bytes.byte(ip + 6),
-            [bytes.word(ip + 8), bytes.word(ip + 12), bytes.word(ip + 16), bytes.word(ip + 20)],
-            [bytes.word(ip + 24), bytes.word(ip + 28), bytes.word(ip + 32), bytes.word(ip + 36)],
+            address(bytes.double(ip + 8), bytes.double(ip + 16)),
+            address(bytes.double(ip + 24), bytes.double(ip + 32)),
         )
     };
     let total = if payload == 0 { 0 } else { payload + 40 };
     let datagram = datagram_bytes(total, frame, ip)?;
     let key = FlowKey { src, dst, protocol, flags: flag::IPV6, ..FlowKey::EMPTY };
     common_transport(bytes, ip, 40, datagram, key)
+}
+
+/// An address from its two halves, which stand in memory one behind the other.
+#[inline(always)]
+const fn address(first: u64, second: u64) -> [u32; 4] {
+    // SAFETY: 16 bytes either way, and any bytes are words.
+    unsafe { core::mem::transmute::<[u64; 2], [u32; 4]>([first, second]) }
 }
 
 /// Ports and flags behind an IP header of `header` bytes; 8 bytes behind it can be addressed.

@@ -1,0 +1,194 @@
+//! What each CPU has for itself, as user space sees it: ledger counters, and the cache of lines in
+//! front of the table.
+//!
+//! Programs write while we read. A line is read between two looks at its word: if both belong to
+//! one life of the line, so does what was read between them. We take a line away only when no
+//! program adds to it any more, and only if its word is still the one that was read.
+
+use std::mem::offset_of;
+use std::sync::atomic::{Ordering, fence};
+
+use orb8_common::cache::{self, BUSY, CacheSet, CachedLine, HEADER_BYTES, MIN_SETS};
+use orb8_common::counter;
+
+use super::mapping::Mapping;
+use crate::event::Counters;
+
+/// Sets that a CPU has at most: 2 MiB, the cache of a core. More would not fit into a map's value
+/// before kernel 5.16.
+const MAX_SETS: u32 = 8192;
+/// The caches of all CPUs take at most this part of the memory budget.
+const BUDGET_PART: u64 = 6;
+/// Lines that the counters take the place of.
+const HEADER_LINES: u32 = lines(HEADER_BYTES);
+const LINE_BYTES: usize = size_of::<CachedLine>();
+/// The same.
+const LINE_LENGTH: u32 = 64;
+
+#[allow(clippy::cast_possible_truncation, reason = "a few pages")]
+const fn lines(bytes: usize) -> u32 {
+    (bytes / LINE_BYTES) as u32
+}
+
+/// How many sets each of so many CPUs has, that all of them together fit into their part of a
+/// memory budget of so many bytes.
+#[must_use]
+pub fn sets(cpus: u32, budget: u64) -> u32 {
+    let set = size_of::<CacheSet>() as u64;
+    let of_cpu = budget / BUDGET_PART / u64::from(cpus.max(1));
+    let fit = u32::try_from(of_cpu / set).unwrap_or(u32::MAX);
+    let fit = fit.clamp(MIN_SETS, MAX_SETS);
+    // The greatest power of two that is not greater.
+    1 << fit.ilog2()
+}
+
+/// Bytes of the value that the map has for each CPU.
+#[must_use]
+pub const fn block_bytes(sets: u32) -> u32 {
+    (HEADER_LINES + lines(size_of::<CacheSet>()) * sets) * LINE_LENGTH
+}
+
+/// The counts of a cached line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// The line in the table to which they belong.
+    pub slot: u32,
+    /// Low 32 bits of `jiffies64` at the last packet.
+    pub last_seen: u32,
+    word: u64,
+}
+
+impl Cached {
+    /// Wire packets.
+    #[must_use]
+    pub fn packets(&self) -> u32 {
+        cache::packets(self.word)
+    }
+
+    /// IP bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        cache::bytes(self.word)
+    }
+}
+
+/// The blocks of all CPUs.
+#[derive(Debug)]
+pub struct Cpus {
+    blocks: Mapping<CachedLine>,
+    cpus: u32,
+    /// Lines of a block, the place of the counters included.
+    stride: u32,
+    /// Whether programs use the caches.
+    cached: bool,
+}
+
+impl Cpus {
+    /// Maps all blocks.
+    ///
+    /// # Errors
+    /// What mmap says.
+    pub fn new(
+        map: impl std::os::fd::AsFd,
+        cpus: u32,
+        sets: u32,
+        cached: bool,
+    ) -> std::io::Result<Self> {
+        let stride = block_bytes(sets) / LINE_LENGTH;
+        let mut blocks = Mapping::new(map, cpus * stride)?;
+        blocks.reach(cpus * stride)?;
+        Ok(Self { blocks, cpus, stride, cached })
+    }
+
+    /// The ledger counters, summed over all CPUs.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for cpu in 0..self.cpus {
+            for (at, total) in sum.0.iter_mut().enumerate() {
+                let (line, offset) = (lines(at * 8), at * 8 % LINE_BYTES);
+                let word = self.blocks.word64(cpu * self.stride + line, offset);
+                *total = total.wrapping_add(word.load(Ordering::Relaxed));
+            }
+        }
+        sum
+    }
+
+    /// Numbers of lines of all caches: from 0 to this.
+    #[must_use]
+    pub const fn count(&self) -> u32 {
+        if self.cached { self.cpus * (self.stride - HEADER_LINES) } else { 0 }
+    }
+
+    fn index(&self, number: u32) -> u32 {
+        let lines = self.stride - HEADER_LINES;
+        number / lines * self.stride + HEADER_LINES + number % lines
+    }
+
+    /// What a line holds; `None` if it holds nothing, or if a program is just writing it, which
+    /// then adds what it held to the table.
+    #[must_use]
+    pub fn read(&self, number: u32) -> Option<Cached> {
+        let index = self.index(number);
+        let word = self.blocks.word64(index, offset_of!(CachedLine, word));
+        let before = word.load(Ordering::Acquire);
+        if cache::packets(before) == 0 || before & BUSY != 0 {
+            return None;
+        }
+        let load = |offset| self.blocks.word32(index, offset).load(Ordering::Relaxed);
+        let (slot, last_seen) =
+            (load(offset_of!(CachedLine, slot)), load(offset_of!(CachedLine, last_seen)));
+        fence(Ordering::Acquire);
+        let after = word.load(Ordering::Relaxed);
+        cache::is_same_life(before, after).then_some(Cached { slot, last_seen, word: after })
+    }
+
+    /// Empties a line that holds what was read of it. Whoever calls adds its counts to the table.
+    #[must_use]
+    pub fn take(&self, number: u32, held: &Cached) -> bool {
+        let word = self.blocks.word64(self.index(number), offset_of!(CachedLine, word));
+        let empty = cache::next(held.word, 0);
+        word.compare_exchange(held.word, empty, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
+const _: () = assert!(counter::COUNT * 8 <= HEADER_BYTES && LINE_LENGTH as usize == LINE_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn caches_of_any_number_of_cpus_fit_into_their_part_of_the_budget() {
+        for budget in [16 * MIB, 96 * MIB, 1024 * MIB] {
+            for cpus in [1, 2, 3, 64, 128, 256] {
+                let sets = sets(cpus, budget);
+                let all = u64::from(cpus) * u64::from(sets) * 256;
+                assert!(sets.is_power_of_two(), "{sets} sets");
+                assert!(
+                    all <= budget / BUDGET_PART || sets == MIN_SETS,
+                    "{cpus} CPUs take {all} of {budget} bytes"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_budget_gives_few_cpus_two_mebibytes_and_many_their_share() {
+        let of = |cpus| sets(cpus, 96 * MIB) * 256;
+        assert_eq!(of(1), 2 << 20);
+        assert_eq!(of(2), 2 << 20);
+        assert_eq!(of(128), 128 << 10);
+        assert_eq!(of(256), 64 << 10);
+    }
+
+    #[test]
+    fn a_block_is_whole_pages() {
+        for sets in [MIN_SETS, 1024, MAX_SETS] {
+            assert_eq!(block_bytes(sets) as usize % 4096, 0);
+        }
+        assert_eq!(block_bytes(MIN_SETS) as usize, size_of::<cache::CpuBlock>());
+    }
+}

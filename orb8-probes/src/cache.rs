@@ -1,0 +1,179 @@
+//! The cache of lines that each CPU has in front of the shared table. `orb8_common::cache` has the
+//! layout of a line's word.
+//!
+//! What runs with bottom halves off is the only one that writes on its CPU between its load and
+//! its store, so it stores. A socket's egress is interrupted by anything that counts, also by
+//! itself, so it swaps only what it has seen. Both go to the same lines: whoever runs on top of
+//! somebody ends before that one goes on.
+
+use orb8_common::cache::{self, CachedLine, FRESH_TICKS, NOT_ADDABLE, WAYS};
+use orb8_common::counter;
+use orb8_common::network::{FlowKey, flag};
+
+use crate::atomic::{compare_exchange64, exchange64};
+use crate::cpu::Cpu;
+use crate::hook;
+use crate::maps::is_realtime;
+use crate::network::Packet;
+use crate::table;
+
+#[inline(always)]
+fn way(set: *mut CachedLine, i: usize) -> *mut CachedLine {
+    // SAFETY: within the set.
+    unsafe { set.add(i % WAYS) }
+}
+
+/// Whether a line is of the flow. Volatile, so that nothing is read before the word that the caller
+/// has read.
+#[inline(always)]
+fn is_of(line: *const CachedLine, key: &FlowKey, owner: u64) -> bool {
+    let ours = key.words();
+    // SAFETY: a line in the map.
+    unsafe {
+        let theirs = (&raw const (*line).key).cast::<u64>();
+        // The word with ports and family first, which tells most flows apart.
+        core::ptr::read_volatile(theirs.add(4)) == ours[4]
+            && core::ptr::read_volatile(theirs.add(3)) == ours[3]
+            && core::ptr::read_volatile(theirs.add(1)) == ours[1]
+            && core::ptr::read_volatile(&raw const (*line).owner) == owner
+            // Zero in every flow of IPv4.
+            && (key.flags & flag::IPV6 == 0
+                || core::ptr::read_volatile(theirs) == ours[0]
+                    && core::ptr::read_volatile(theirs.add(2)) == ours[2])
+    }
+}
+
+#[inline(always)]
+fn word_of(line: *const CachedLine) -> u64 {
+    // SAFETY: a line in the map.
+    unsafe { core::ptr::read_volatile(&raw const (*line).word) }
+}
+
+/// Adds a packet to the flow's line; false if it has none here, or one that is not to be added to
+/// without looking at the table.
+#[inline(always)]
+pub fn add<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
+    let Some(set) = cpu.set(packet.hash) else { return false };
+    let counts = cache::counts(packet.packets, packet.bytes);
+    for i in 0..WAYS {
+        let line = way(set, i);
+        let word = word_of(line);
+        if is_of(line, packet.key(), packet.owner) {
+            // SAFETY: a line in the map.
+            let last = unsafe { core::ptr::read_volatile(&raw const (*line).last_seen) };
+            if word & NOT_ADDABLE != 0 || packet.now.wrapping_sub(last) >= FRESH_TICKS {
+                return false;
+            }
+            if !store::<HOOK>(line, word, word + counts) {
+                return false;
+            }
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile(&raw mut (*line).last_seen, packet.now) };
+            return true;
+        }
+    }
+    false
+}
+
+/// Writes a line's word if it is still the one that was read.
+#[inline(always)]
+fn store<const HOOK: u32>(line: *mut CachedLine, seen: u64, new: u64) -> bool {
+    // SAFETY: a line in the map.
+    unsafe {
+        let word = &raw mut (*line).word;
+        let nests = HOOK & hook::SOCKET != 0 && HOOK & hook::EGRESS != 0;
+        // Where bottom halves are threads that others preempt, nobody is alone.
+        if nests || is_realtime() {
+            compare_exchange64(word, seen, new) == seen
+        } else {
+            core::ptr::write_volatile(word, new);
+            true
+        }
+    }
+}
+
+/// Counts a packet on a line of the cache that is or becomes its flow's; false if none can be had
+/// now.
+#[inline(always)]
+pub fn place(cpu: Cpu, packet: &Packet, slot: u32) -> bool {
+    if !cache::fits(packet.packets, packet.bytes) {
+        return false;
+    }
+    let Some(set) = cpu.set(packet.hash) else { return false };
+    let (at, seen) = choose(cpu, set, packet);
+    if seen & cache::BUSY != 0 {
+        return false;
+    }
+    let line = way(set, at);
+    // SAFETY: a line in the map; who has put the busy word there is the only one to write it.
+    unsafe {
+        let word = &raw mut (*line).word;
+        if compare_exchange64(word, seen, cache::claimed(seen)) != seen {
+            return false;
+        }
+        if cache::packets(seen) != 0 {
+            let last = core::ptr::read_volatile(&raw const (*line).last_seen);
+            let slot = core::ptr::read_volatile(&raw const (*line).slot);
+            table::add(slot, cache::packets(seen), cache::bytes(seen), last);
+        }
+        let key = (&raw mut (*line).key).cast::<u64>();
+        let ours = packet.key().words();
+        core::ptr::write_volatile(key, ours[0]);
+        core::ptr::write_volatile(key.add(1), ours[1]);
+        core::ptr::write_volatile(key.add(2), ours[2]);
+        core::ptr::write_volatile(key.add(3), ours[3]);
+        core::ptr::write_volatile(key.add(4), ours[4]);
+        core::ptr::write_volatile(&raw mut (*line).owner, packet.owner);
+        core::ptr::write_volatile(&raw mut (*line).last_seen, packet.now);
+        core::ptr::write_volatile(&raw mut (*line).slot, slot);
+        // Returns what was there, and so keeps the order of the stores on every CPU.
+        exchange64(word, cache::next(seen, cache::counts(packet.packets, packet.bytes)));
+    }
+    true
+}
+
+/// One of so many packets of flows that have no line drives a line out that is still in use: of
+/// more flows than there are lines those stay in the cache that have most packets, and the others
+/// cost no more than their line in the table.
+const ADMITTED: u64 = 8;
+
+/// The flow's own line, an empty one, or the one that has been silent for longest; with its word. A
+/// busy word if there is none to be had.
+#[inline(always)]
+fn choose(cpu: Cpu, set: *mut CachedLine, packet: &Packet) -> (usize, u64) {
+    /// Older than any line is.
+    const EMPTY: u64 = 1 << 32;
+    const OWN: u64 = 1 << 33;
+    let (mut best, mut at, mut seen) = (0, 0, cache::BUSY);
+    for i in 0..WAYS {
+        let line = way(set, i);
+        let word = word_of(line);
+        if word & cache::BUSY != 0 {
+            continue;
+        }
+        // SAFETY: a line in the map.
+        let last = unsafe { core::ptr::read_volatile(&raw const (*line).last_seen) };
+        let age = if cache::packets(word) == 0 {
+            EMPTY
+        } else if is_of(line, packet.key(), packet.owner) {
+            OWN
+        } else {
+            1 + packet.now.wrapping_sub(last) as u64
+        };
+        if age > best {
+            (best, at, seen) = (age, i, word);
+        }
+    }
+    if best <= FRESH_TICKS as u64 && !is_admitted(cpu) {
+        seen = cache::BUSY;
+    }
+    (at, seen)
+}
+
+/// By the number of the packet, spread so that no rhythm of the traffic meets it.
+#[inline(always)]
+fn is_admitted(cpu: Cpu) -> bool {
+    // SAFETY: a counter in the map.
+    let number = unsafe { *cpu.counters().add(counter::SEEN_PACKETS) };
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) < u64::MAX / ADMITTED
+}
