@@ -1,6 +1,7 @@
 //! Rows of figures: a table for people, `target/bench.json` for programs; and the account of what
 //! was sent against what was reported.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -172,7 +173,8 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Takes the rows of `names` that were asked for, all at once; what fails says so in each of them.
+    /// Takes the rows of `names` that were asked for, all at once; what fails says so in each of them,
+    /// and the next ones are measured all the same.
     pub(crate) fn measure(
         &mut self,
         names: &[&str],
@@ -181,7 +183,9 @@ impl Report {
         if !names.iter().any(|name| self.wants(name)) {
             return;
         }
-        match part(self) {
+        let result = catch_unwind(AssertUnwindSafe(|| part(self)))
+            .unwrap_or_else(|_told| Err(anyhow::anyhow!("it panicked, see above")));
+        match result {
             Ok(rows) => rows.into_iter().for_each(|row| self.push(row)),
             Err(error) => {
                 let why = format!("{error:#}");
