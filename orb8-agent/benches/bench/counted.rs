@@ -2,23 +2,39 @@
 //! and of programs that send by themselves.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use orb8_testbed::counters;
 use orb8_testbed::netns::Netns;
 
+use crate::bed::wait;
 use crate::report::Amount;
 
 /// Headers of IPv4 and of TCP with timestamps: what each segment of a super-packet bears.
 const SEGMENT_HEADERS: u64 = 52;
 
+/// How long nothing may pass before a namespace counts as quiet.
+const QUIET: Duration = Duration::from_millis(150);
+
 /// The counters at one moment. Both ends of a conversation over loopback are in them, so nothing may
-/// be asked of an agent in that namespace meanwhile.
-#[derive(Clone, Debug)]
+/// be asked of an agent in that namespace between two of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counted(BTreeMap<String, u64>);
 
 impl Counted {
-    pub(crate) fn now(netns: &Netns) -> Self {
-        Self(counters::protocols(netns))
+    /// When nothing passes any more: the kernel tells packets and bytes in different files, and what
+    /// was asked of an agent before may still be closing its connection over loopback.
+    pub(crate) fn at_rest(netns: &Netns) -> anyhow::Result<Self> {
+        let read = || Self(counters::protocols(netns));
+        let mut last = read();
+        wait("a quiet namespace", || {
+            std::thread::sleep(QUIET);
+            let now = read();
+            let quiet = now == last;
+            last = now;
+            Ok(quiet)
+        })?;
+        Ok(last)
     }
 
     /// Packets and bytes both ways since then. A super-packet counts once in the kernel's packets and

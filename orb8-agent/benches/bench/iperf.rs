@@ -144,9 +144,9 @@ impl Scene {
             ("ORB8_CGROUP_ROOT", self.tree.path().display().to_string()),
         ];
         let bed = Bed::start(self.link.clone(), &settings)?;
-        let before = Counted::now(&self.link.near.netns);
+        let before = Counted::at_rest(&self.link.near.netns)?;
         let found = self.throughput(load)?;
-        let sent = Counted::now(&self.link.near.netns).since(&before);
+        let sent = Counted::at_rest(&self.link.near.netns)?.since(&before);
         // Both planes see it.
         let both = Amount { packets: 2 * sent.packets, bytes: 2 * sent.bytes };
         let (all, status) = bed.accounted(both)?;

@@ -228,11 +228,11 @@ fn gso(report: &mut Report, name: &str, plane: Plane) -> anyhow::Result<(f64, f6
         let before = Cost::of(&scene.empty.programs)?;
         bulk(&scene.empty, bytes)?;
         let without = Cost::of(&scene.empty.programs)?.since(before);
-        let counted = Counted::now(&scene.watched.near.netns);
+        let counted = Counted::at_rest(&scene.watched.near.netns)?;
         let before = Cost::of(&scene.watched.programs)?;
         bulk(&scene.watched, bytes)?;
         let with = Cost::of(&scene.watched.programs)?.since(before);
-        sent.add(Counted::now(&scene.watched.near.netns).since(&counted));
+        sent.add(Counted::at_rest(&scene.watched.near.netns)?.since(&counted));
         if round > 0 {
             nets.push(share(with.ns - with.runs * without.per_run()));
             empties.push(share(without.ns));
