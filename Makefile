@@ -46,8 +46,8 @@ vm-test: setup ## The kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel
 	@$(XTASK) vm-test
 
 .PHONY: bench
-bench: setup build ## Measure cost and speed; writes target/bench.json
-	cargo bench --quiet --package orb8-agent --bench bench
+bench: setup build ## Measure cost and speed; writes target/bench.json (BENCH="--quick tc_ veth" for less)
+	cargo bench --quiet --package orb8-agent --bench bench -- $(BENCH)
 
 .PHONY: lint
 lint: setup ## Formatting, clippy, documentation; cargo-deny where it is installed
