@@ -715,7 +715,7 @@ pub struct Totals {
     /// Of the machine since it was started, /proc/sys/kernel/random/boot_id.
     #[prost(string, tag = "7")]
     pub boot_id: ::prost::alloc::string::String,
-    /// The agent's network namespace: the inode number of /proc/self/ns/net. 0 if not known.
+    /// The agent's network namespace: the inode number of /proc/thread-self/ns/net. 0 if not known.
     #[prost(uint64, tag = "8")]
     pub network_namespace: u64,
     #[prost(message, repeated, tag = "9")]

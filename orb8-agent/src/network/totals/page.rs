@@ -84,9 +84,10 @@ fn boot_id(proc_root: &Path) -> String {
     text.map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
-/// The number in `net:[4026531840]`; 0 if it cannot be read.
+/// The number in `net:[4026531840]`, of this thread as of all that the agent has; 0 if it cannot be
+/// read.
 fn network_namespace(proc_root: &Path) -> u64 {
-    let link = fs::read_link(proc_root.join("self/ns/net")).unwrap_or_default();
+    let link = fs::read_link(proc_root.join("thread-self/ns/net")).unwrap_or_default();
     let digits = link.to_str().and_then(|text| text.strip_prefix("net:[")?.strip_suffix(']'));
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
