@@ -41,6 +41,7 @@ use crate::status::{Board, Cause, FlowCounts, Identity, Status, StatusExporter};
 
 mod known;
 mod listen;
+mod place;
 
 use known::{Keepers, Running};
 use listen::listen;
@@ -262,7 +263,8 @@ impl Shared {
                 known: self.known.clone(),
                 clock: Arc::clone(&self.clock),
                 capture: board.identity.capture,
-                proc_root: settings.proc_root.clone(),
+                boot_id: place::boot_id(&settings.proc_root),
+                network_namespace: place::network_namespace(&settings.proc_root),
             }),
             page: Arc::new(board),
             hub: Arc::clone(&self.hub),

@@ -151,20 +151,10 @@ impl Totals {
         // After the session began, so that its first snapshot is of a drain that it counted whole.
         let number = self.drains.ask();
         state.latest = state.latest.max(number);
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if state.served >= number
-                && let Some(snapshot) = &state.snapshot
-            {
-                return Ok(Arc::clone(snapshot));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Late);
-            }
-            let waited = self.taken.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let waits = |state: &mut State| state.served < number;
+        let waited = self.taken.wait_timeout_while(state, PATIENCE, waits);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.snapshot.clone().filter(|_| state.served >= number).ok_or(Late)
     }
 
     /// A place's sum, listed if there is room; none if the session is another by now.

@@ -1,7 +1,5 @@
 //! Answers requests for totals: waits for the drain and adds what this host knows of the places.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use orb8_proto::v1;
@@ -30,8 +28,10 @@ pub struct TotalsOfHost {
     pub clock: Arc<dyn Clock>,
     /// The capture plane in use.
     pub capture: &'static str,
-    /// ORB8_PROC_ROOT.
-    pub proc_root: PathBuf,
+    /// Of this machine since it was started; empty if not known.
+    pub boot_id: String,
+    /// The agent's network namespace by its inode number; 0 if not known.
+    pub network_namespace: u64,
 }
 
 impl TotalsPage for TotalsOfHost {
@@ -46,8 +46,8 @@ impl TotalsPage for TotalsOfHost {
         let mount = self.known.cgroups.status().mount;
         let whole = v1::Totals {
             node_name: self.status.node_name().to_string(),
-            boot_id: boot_id(&self.proc_root),
-            network_namespace: network_namespace(&self.proc_root),
+            boot_id: self.boot_id.clone(),
+            network_namespace: self.network_namespace,
             interfaces: self.status.interfaces().iter().map(shared::interface).collect(),
             capture: self.capture.to_owned(),
             cgroup_mount: mount.map(|path| path.display().to_string()).unwrap_or_default(),
@@ -76,18 +76,4 @@ impl TotalsOfHost {
             ..whole
         }
     }
-}
-
-/// Empty if it cannot be read.
-fn boot_id(proc_root: &Path) -> String {
-    let text = fs::read_to_string(proc_root.join("sys/kernel/random/boot_id"));
-    text.map(|text| text.trim().to_owned()).unwrap_or_default()
-}
-
-/// The number in `net:[4026531840]`, of this thread as of all that the agent has; 0 if it cannot be
-/// read.
-fn network_namespace(proc_root: &Path) -> u64 {
-    let link = fs::read_link(proc_root.join("thread-self/ns/net")).unwrap_or_default();
-    let digits = link.to_str().and_then(|text| text.strip_prefix("net:[")?.strip_suffix(']'));
-    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
