@@ -21,7 +21,7 @@ const SMOKE_TESTS: [&str; 5] =
     ["kernel_exact", "kernel_lifecycle", "kernel_capture", "kernel_socket", "kernel_supplement"];
 
 /// Tests of the simulated cluster: nodes, pods, Services and an API server, an agent a node.
-const CLUSTER_TESTS: [&str; 11] = [
+const CLUSTER_TESTS: [&str; 12] = [
     "cluster_api",
     "cluster_churn",
     "cluster_hosts",
@@ -33,6 +33,7 @@ const CLUSTER_TESTS: [&str; 11] = [
     "cluster_reuse",
     "cluster_scale",
     "cluster_services",
+    "cluster_verify",
 ];
 
 /// Every test of the workspace, after saying which of them this machine cannot run.
@@ -54,6 +55,8 @@ pub(crate) fn smoke_test(root: &Path) -> anyhow::Result<()> {
 pub(crate) fn e2e_test(root: &Path) -> anyhow::Result<()> {
     say_needs()?;
     let tests: Vec<&str> = CLUSTER_TESTS.iter().flat_map(|test| ["--test", *test]).collect();
+    // Some start the command line as a program of its own.
+    cargo(root, &["build", WHOLE], &[])?;
     let all = [&["test", WHOLE, "--no-fail-fast"], tests.as_slice()].concat();
     cargo(root, &all, &[])
 }
