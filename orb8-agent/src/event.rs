@@ -8,6 +8,7 @@ use std::sync::Arc;
 use orb8_common::network::{FlowKey, PacketEvent};
 
 use crate::cgroup::Membership;
+use crate::conntrack::Translation;
 use crate::host::InterfaceName;
 
 mod ends;
@@ -204,8 +205,10 @@ pub struct FlowRecord {
     pub membership: Option<Arc<Membership>>,
     /// The interface it was counted at, if its name is known.
     pub interface: Option<Arc<InterfaceName>>,
-    /// Who talks to whom.
-    pub ends: Ends,
+    /// Who talks to whom; shared by the flows of the table for which all of it is the same.
+    pub ends: Arc<Ends>,
+    /// What the kernel's connection tracking made of the addresses.
+    pub translation: Option<Arc<Translation>>,
     /// Bytes a second over the last drain.
     pub byte_rate: f32,
     /// Packets a second over the last drain.

@@ -151,6 +151,8 @@ impl Span {
 pub struct Answer {
     /// Who, and which Service was asked for.
     pub ends: Ends,
+    /// What the kernel's connection tracking made of the addresses.
+    pub translation: Option<Arc<Translation>>,
     /// The addresses hide that it only passes through this host.
     pub forwarded: bool,
     /// Several translations could be meant; none is told, also where one was known before.
@@ -306,7 +308,8 @@ impl Batch<'_> {
             forwarded: self.passes_through(question, sides.as_ref()),
             doubtful: is_doubtful,
             pending: question.membership.as_ref().is_some_and(waits),
-            ends: Ends { owner, peer, asked, translation },
+            ends: Ends { owner, peer, asked },
+            translation,
         }
     }
 }

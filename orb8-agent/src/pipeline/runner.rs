@@ -125,11 +125,7 @@ impl Mover {
             }
         }
         self.output.tally.counted.add(counted);
-        let mut enriched = EnrichedEvent::plain(event);
-        for enricher in &mut self.stages.enrichers {
-            enricher.enrich(&mut enriched);
-        }
-        self.enriched.push(enriched);
+        self.enriched.push(EnrichedEvent::plain(event));
         if self.enriched.len() >= BATCH {
             self.flush();
         }
@@ -168,6 +164,14 @@ impl Mover {
     fn process(&mut self) {
         if self.enriched.is_empty() {
             return;
+        }
+        if let [processor] = &mut self.stages.processors[..] {
+            processor.spare(&mut self.enriched);
+        }
+        for event in self.enriched.iter_mut().filter(|event| event.wanted) {
+            for enricher in &mut self.stages.enrichers {
+                enricher.enrich(event);
+            }
         }
         for processor in &mut self.stages.processors {
             processor.process(&self.enriched, &mut self.output);

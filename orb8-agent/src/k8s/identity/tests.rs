@@ -314,9 +314,9 @@ fn what_a_pod_says_to_itself_is_no_connection_of_the_hosts() {
             membership: Some(&membership),
             ..asking(&from.to_string(), &to.to_string())
         };
-        let ends = Resolver::new(world.known.clone()).batch().resolve(&question, then(5)).ends;
-        assert_eq!(ends.translation.is_some(), is_hosts, "{path}");
-        assert_eq!(ends.asked.is_some(), is_hosts, "{path}");
+        let answer = Resolver::new(world.known.clone()).batch().resolve(&question, then(5));
+        assert_eq!(answer.translation.is_some(), is_hosts, "{path}");
+        assert_eq!(answer.ends.asked.is_some(), is_hosts, "{path}");
     }
 }
 
@@ -711,7 +711,7 @@ fn every_form_of_a_translated_packet_leads_to_the_service_and_the_client() {
         let asked = answer.ends.asked.unwrap();
         assert_eq!((&*asked.service.name, asked.port), ("web", 80));
         assert_eq!((asked.kind, asked.verdict), (ServiceKind::ClusterIp, Verdict::Ok));
-        assert_eq!(answer.ends.translation.unwrap().reply.src, b);
+        assert_eq!(answer.translation.unwrap().reply.src, b);
     };
     let question = |owner: SocketAddr, peer: SocketAddr, egress| Question {
         egress,
