@@ -41,6 +41,9 @@ mod listen;
 use known::{Keepers, Running};
 use listen::listen;
 
+/// Interfaces are attached and the Kubernetes API is listed by then, most often.
+const STARTING: Duration = Duration::from_secs(10);
+
 /// The agent could not start, or did not end as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -323,7 +326,10 @@ impl Agent {
         let health = shared.status.follow_health();
         let server = grpc::serve(listener, service, health, facts, stop);
         let server = tokio::spawn(server);
-        ebpf::memory::leave_code();
+        tokio::spawn(async {
+            tokio::time::sleep(STARTING).await;
+            ebpf::memory::leave_code();
+        });
         info!(%address, node = %shared.status.node_name(), "The agent answers.");
         Ok(Self {
             address,

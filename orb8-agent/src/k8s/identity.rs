@@ -44,7 +44,7 @@ pub struct Knowledge {
     pub kubernetes: bool,
     /// Addresses and links of this host.
     pub facts: Arc<HostFacts>,
-    /// Paths of cgroups; asked only whether it has changed.
+    /// Paths of cgroups, as memberships show them.
     pub cgroups: Cgroups,
     /// What the kernel makes of addresses.
     pub translations: Translations,
@@ -213,14 +213,14 @@ impl std::fmt::Debug for Batch<'_> {
 }
 
 impl Batch<'_> {
-    /// A number that moves when answers may have changed, translations left aside; never 0.
+    /// A number that moves when answers may have changed, translations left aside, and what is
+    /// pending; never 0. A cgroup that comes or goes changes no answer that is not pending.
     #[must_use]
     pub fn generation(&self) -> u32 {
         let sum = self
             .known
             .registry
             .generation()
-            .wrapping_add(self.known.cgroups.generation())
             .wrapping_add(self.known.facts.generation())
             .wrapping_add(self.links.generation())
             .wrapping_add(self.lookup.uses.generation());
@@ -303,7 +303,10 @@ impl Batch<'_> {
         } else {
             (owner, peer)
         };
-        let waits = |found: &&Arc<Membership>| found.cgroup().is_none() && !found.is_gone();
+        let waits = |found: &&Arc<Membership>| match found.cgroup() {
+            Some(cgroup) => cgroup.awaits_pod(),
+            None => !found.is_gone(),
+        };
         Answer {
             forwarded: self.passes_through(question, sides.as_ref()),
             doubtful: is_doubtful,

@@ -27,6 +27,10 @@ use crate::pipeline::source::{BATCH, EventSource, SourceError};
 /// A source that failed is left alone for this long, so that a broken one costs nothing.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Events that stages handle under one lock: they and their rows stay in the core's cache between the
+/// stages, and queries wait for no more.
+const AT_ONCE: usize = 256;
+
 /// The ledger, shared with whoever shows it.
 pub type SharedLedger = Arc<Mutex<Ledger>>;
 
@@ -126,7 +130,7 @@ impl Mover {
         }
         self.output.tally.counted.add(counted);
         self.enriched.push(EnrichedEvent::plain(event));
-        if self.enriched.len() >= BATCH {
+        if self.enriched.len() >= AT_ONCE {
             self.flush();
         }
     }

@@ -826,3 +826,14 @@ fn a_name_by_address_is_told_with_a_reason_while_the_api_is_not_heard() {
     assert_eq!(ends_at(&world, "10.244.2.5:80", then(41)), by_address("pod shop/new"));
     assert_eq!(ends_at(&world, "1.1.1.1:80", then(41)), by_address("external"));
 }
+
+#[test]
+fn a_cgroup_that_comes_makes_nobody_ask_anew_and_a_pod_does() {
+    let mut world = World::synced();
+    let mut resolver = Resolver::new(world.known.clone());
+    let before = resolver.batch().generation();
+    world.cgroup(7, "/system.slice/sshd.service");
+    assert_eq!(resolver.batch().generation(), before);
+    world.pod("shop/web", "n1", "10.244.1.5", 2);
+    assert_ne!(resolver.batch().generation(), before);
+}

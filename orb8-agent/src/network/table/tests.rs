@@ -1,6 +1,7 @@
 //! Tests of the flow table: told once, bounded, conserving.
 
 mod names;
+mod spare;
 mod translations;
 
 use std::collections::HashMap;
