@@ -82,6 +82,15 @@ fn a_query_allocates_nothing_for_a_row_that_it_does_not_show() {
     assert_eq!(of_a_query(5_000), of_a_query(100));
 }
 
+/// Ends the drains, also where an assertion fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn queries_beside_drains_without_a_pause_see_whole_drains() {
     const FLOWS: u32 = 10_000;
@@ -97,6 +106,7 @@ fn queries_beside_drains_without_a_pause_see_whole_drains() {
             }
             drainer.drain
         });
+        let stop = Stop(&go_on);
         let mut last = 0;
         for _ in 0..10 {
             let answer = queries.query(&request).unwrap();
@@ -109,7 +119,7 @@ fn queries_beside_drains_without_a_pause_see_whole_drains() {
             assert!(packets >= last, "time does not go back");
             last = packets;
         }
-        go_on.store(false, Ordering::Relaxed);
+        drop(stop);
         counting.join().unwrap()
     });
     let whole = queries.query(&request).unwrap();
