@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
@@ -48,6 +48,8 @@ use listen::listen;
 
 /// The source that reads the flow lines.
 const LINES: &str = "lines";
+/// Interfaces are attached and the Kubernetes API is listed by then, most often.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// The agent could not start, or did not end as it should.
 #[derive(Debug, thiserror::Error)]
@@ -205,7 +207,7 @@ impl Shared {
     /// From now on everything is seen, or told as lost.
     fn begin(&self) {
         let now_ns = self.clock.monotonic_ns();
-        self.table.write().unwrap_or_else(PoisonError::into_inner).begin(now_ns);
+        self.table.write().begin(now_ns);
     }
 
     fn stages(&self, memberships: Memberships, planes: Option<&Planes>) -> Stages {
@@ -362,6 +364,10 @@ impl Agent {
         let health = shared.status.follow_health();
         let server = grpc::serve(listener, service, health, facts, stop);
         let server = tokio::spawn(server);
+        tokio::spawn(async {
+            tokio::time::sleep(STARTING).await;
+            ebpf::memory::leave_code();
+        });
         info!(%address, node = %shared.status.node_name(), "The agent answers.");
         Ok(Self {
             address,

@@ -40,7 +40,7 @@ pub(super) struct Row {
 #[derive(Clone, Debug)]
 enum Outcome {
     NotRun(String),
-    Ran { kernel: Found, report: Report, asked: Vec<String> },
+    Ran { kernel: Found, report: Box<Report>, asked: Vec<String> },
 }
 
 impl Row {
@@ -50,7 +50,7 @@ impl Row {
 
     pub(super) fn of(kernel: &Kernel, found: &Found, report: Report, suites: &[Suite]) -> Self {
         let asked = suites.iter().map(|suite| suite.name.clone()).collect();
-        let outcome = Outcome::Ran { kernel: found.clone(), report, asked };
+        let outcome = Outcome::Ran { kernel: found.clone(), report: Box::new(report), asked };
         Self { name: kernel.name, in_ci: kernel.in_ci, outcome }
     }
 
