@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, probes, proto, setup};
+use crate::{check, probes, proto, setup, vm};
 
 /// Tasks of the repository; `make` calls them.
 #[derive(Debug, Parser)]
@@ -44,6 +44,8 @@ pub(crate) enum Task {
     Test,
     /// Only say what a build and the tests need and whether it is there
     VerifySetup,
+    /// Boot older and newer kernels in QEMU and run the kernel tests there
+    VmTest(vm::Options),
 }
 
 impl Task {
@@ -62,6 +64,7 @@ impl Task {
             Task::SmokeTest => check::smoke_test(root),
             Task::Test => check::test(root),
             Task::VerifySetup => setup::verify(root),
+            Task::VmTest(options) => vm::run(root, options),
         }
     }
 }

@@ -44,6 +44,20 @@ pub fn give_back() {
     let _trimmed = unsafe { libc::malloc_trim(0) };
 }
 
+/// Takes the memlock limit away or, without CAP_SYS_RESOURCE, raises it to the hard limit. Maps of
+/// all processes of a user are charged together, so even a limit that holds ours may be used up.
+/// Not being allowed to is no error: preflight tells the limit that is then in force.
+pub fn raise_memlock_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Memlock);
+        if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: maximum, maximum }) {
+            tracing::debug!(%error, "the memlock limit could not be raised");
+        }
+    }
+}
+
 /// The `memlock` line of a map's fdinfo.
 fn memlock_of(fdinfo: &str) -> Option<u64> {
     let line = fdinfo.lines().find_map(|l| l.strip_prefix("memlock:"))?;

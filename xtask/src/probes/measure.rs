@@ -24,7 +24,7 @@ const SPLIT: usize = 4;
 const BUILTINS: [&str; 5] = ["memcpy", "memmove", "memset", "memcmp", "bcmp"];
 
 /// Helpers by number, as in `linux/bpf.h`: those that the programs use.
-const HELPERS: [(i64, &str); 19] = [
+const HELPERS: [(i64, &str); 20] = [
     (1, "map_lookup_elem"),
     (2, "map_update_elem"),
     (3, "map_delete_elem"),
@@ -44,6 +44,9 @@ const HELPERS: [(i64, &str); 19] = [
     (131, "ringbuf_reserve"),
     (132, "ringbuf_submit"),
     (133, "ringbuf_discard"),
+    // Stands in the object for the kernel's function, whose number the loader puts there. The
+    // kernel makes a copy between registers of it.
+    (0x0b8c_a570, "cast_to_kern_ctx"),
 ];
 
 /// Programs that run for each packet, by the begin of their names, and which helpers they may ask
@@ -51,7 +54,16 @@ const HELPERS: [(i64, &str); 19] = [
 const PER_PACKET: [(&str, &[&str]); 4] = [
     ("orb8_in_", &["get_smp_processor_id", "map_lookup_elem", "jiffies64"]),
     ("orb8_out_", &["get_smp_processor_id", "map_lookup_elem", "jiffies64"]),
-    ("orb8_sock_", &["get_smp_processor_id", "map_lookup_elem", "jiffies64", "skb_cgroup_id"]),
+    (
+        "orb8_sock_",
+        &[
+            "get_smp_processor_id",
+            "map_lookup_elem",
+            "jiffies64",
+            "skb_cgroup_id",
+            "cast_to_kern_ctx",
+        ],
+    ),
     (
         "orb8_sup_",
         &[
