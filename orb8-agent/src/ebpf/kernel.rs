@@ -13,7 +13,7 @@ use super::chain::ChainPolicy;
 use super::clock::{Clock, ClockError};
 use super::grace::{Barrier, Grace};
 use super::lines::{LineSource, LineTimes};
-use super::load::{self, LoadError, LoadOptions, PodBytes};
+use super::load::{self, LoadError, LoadOptions, PodBytes, Table};
 use super::memory;
 use super::netlink::NetlinkError;
 use super::ring::{Decode, RingSource};
@@ -21,6 +21,7 @@ use super::side_channel::SideChannel;
 use super::sys;
 use crate::capture::Planes;
 use crate::datapath::{AttachRoute, CountMode};
+use crate::event::{Notice, Severity};
 use crate::host::HostFacts;
 use crate::pipeline::source::EventSource;
 
@@ -136,6 +137,7 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     let grace = Grace::start().map_err(StartError::Grace)?;
     let barrier = Barrier::new().map_err(StartError::Grace)?;
     let side = Arc::new(SideChannel::default());
+    tell_what_lacks(&loaded.table, loaded.reads_owner, &options.planes, &side);
     let route = options.route.unwrap_or_else(best_route);
     if route == AttachRoute::Tcx {
         programs.forget_object();
@@ -175,6 +177,27 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
         barrier,
     };
     Ok(Started { sources, kernel })
+}
+
+/// Tells what the kernel lacks that makes packets dearer.
+fn tell_what_lacks(table: &Table, reads_owner: bool, planes: &Planes, side: &SideChannel) {
+    let tell = |code, message: &str| {
+        side.notify(Notice { severity: Severity::Info, code, message: message.to_owned() });
+    };
+    if table.cpus.count() == 0 {
+        tell(
+            "no_line_cache",
+            "programs cannot compare and exchange here, which kernels from 5.12 on let them: all \
+             CPUs count in one table, which costs each packet some ten nanoseconds more",
+        );
+    }
+    if planes.socket_root().is_some() && !reads_owner {
+        tell(
+            "owner_by_call",
+            "programs cannot read the owner of a socket here, which kernels from 6.2 on with BTF \
+             let them: they call for it, which costs each packet some ten nanoseconds more",
+        );
+    }
 }
 
 /// What the attacher is told.
