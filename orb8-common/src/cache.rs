@@ -128,6 +128,14 @@ pub const fn next(word: u64, counts: u64) -> u64 {
     (word & GENERATION).wrapping_add(ONE_GENERATION) & GENERATION | counts
 }
 
+/// The word of a line whose counts were taken out and that is free for any flow: nothing may be added
+/// to it, for it still bears the flow it had.
+#[must_use]
+#[inline(always)]
+pub const fn emptied(word: u64) -> u64 {
+    next(word, 1 << (BYTE_BITS - 1))
+}
+
 /// Whether two words belong to the same life of a line.
 #[must_use]
 #[inline(always)]
@@ -190,6 +198,14 @@ mod tests {
             prop_assert_eq!((packets(claimed), bytes(claimed)), (0, 0));
             prop_assert_ne!(claimed & NOT_ADDABLE, 0);
         }
+    }
+
+    #[test]
+    fn an_emptied_line_holds_no_packet_and_takes_none() {
+        let word = emptied(counts(3, 180));
+        assert_eq!((packets(word), word & BUSY), (0, 0));
+        assert_ne!(word & NOT_ADDABLE, 0);
+        assert_eq!((packets(next(word, counts(1, 60))), bytes(next(word, counts(1, 60)))), (1, 60));
     }
 
     #[test]

@@ -147,7 +147,7 @@ impl Cpus {
     #[must_use]
     pub fn take(&self, number: u32, held: &Cached) -> bool {
         let word = self.blocks.word64(self.index(number), offset_of!(CachedLine, word));
-        let empty = cache::next(held.word, 0);
+        let empty = cache::emptied(held.word);
         word.compare_exchange(held.word, empty, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
