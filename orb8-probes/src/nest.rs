@@ -27,6 +27,7 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_skb_cgro
 use aya_ebpf::macros::{classifier, map, perf_event};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::{PerfEventContext, TcContext};
+use core::arch::asm;
 use orb8_common::counter;
 use orb8_common::index;
 use orb8_common::network::{FlowKey, flag};
@@ -104,6 +105,18 @@ fn random(of: *mut u64) -> usize {
     }
 }
 
+/// What is noted of a flow. Its number is bounded by an instruction, right where it is needed: the
+/// compiler leaves out bounds that it can prove, and kernels up to 6.1 cannot prove them.
+#[inline(always)]
+fn noted_of(noted: *mut u64, flow: usize) -> *mut u64 {
+    let mut flow = flow as u64;
+    // SAFETY: arithmetic; within the value after it.
+    unsafe {
+        asm!("{0} &= {1}", inout(reg) flow, const FLOWS - 1, options(nomem, nostack));
+        noted.add(2 * flow as usize)
+    }
+}
+
 /// Counts a UDP packet, each run another flow by its source port.
 #[classifier]
 pub fn nest_outer(ctx: TcContext) -> i32 {
@@ -135,7 +148,7 @@ fn outer<const HOOK: u32>(ctx: &TcContext) -> i32 {
         } else {
             (*ctx.skb.skb).ifindex as u64
         };
-        let noted = noted.cast::<u64>().add(2 * flow);
+        let noted = noted_of(noted.cast(), flow);
         *noted += 1;
         *noted.add(1) += (ctx.len() - 14) as u64;
         core::ptr::write_volatile(state.add(state::INSIDE), 1);
@@ -181,7 +194,7 @@ fn timer<const HOOK: u32>() -> u32 {
             bytes,
             now: bpf_jiffies64() as u32,
         };
-        let noted = noted.cast::<u64>().add(2 * flow);
+        let noted = noted_of(noted.cast(), flow);
         // Before it is counted, so that whoever reads counts and then notes finds no less here.
         core::ptr::write_volatile(noted, core::ptr::read_volatile(noted) + 1);
         core::ptr::write_volatile(noted.add(1), core::ptr::read_volatile(noted.add(1)) + bytes);
