@@ -27,7 +27,7 @@ build-agent: ## Build target/release/orb8-agent only
 .PHONY: demo
 demo: setup ## A cluster of namespaces, real packets, an agent a node, and what orb8 shows
 	cargo build --workspace
-	cargo run --quiet --package orb8-testbed --bin demo
+	@target/debug/demo
 
 .PHONY: test
 test: setup ## Every test, also those that need root and a real kernel
@@ -41,9 +41,13 @@ smoke-test: setup ## Probes, traffic and command line on this kernel, without Ku
 e2e-test: setup ## A simulated cluster: pods, Services, an API server, an agent on every node
 	@$(XTASK) e2e-test
 
+.PHONY: vm-test
+vm-test: setup ## The kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernels, in QEMU
+	@$(XTASK) vm-test
+
 .PHONY: bench
-bench: setup build ## Measure cost and speed; writes target/bench.json
-	cargo bench --quiet --package orb8-agent --bench bench
+bench: setup build ## Measure cost and speed; writes target/bench.json (BENCH="--quick tc_ veth" for less)
+	cargo bench --quiet --package orb8-agent --bench bench -- $(BENCH)
 
 .PHONY: lint
 lint: setup ## Formatting, clippy, documentation; cargo-deny where it is installed

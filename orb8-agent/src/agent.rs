@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
@@ -30,16 +30,26 @@ use crate::network::filter::{RootCgroup, SelfTraffic};
 use crate::network::keys;
 use crate::network::query::NetworkQueries;
 use crate::network::table::{FlowProcessor, FlowTable, Limits, SharedTable, read};
+use crate::network::totals::{CountTotals, Totals, TotalsExporter, TotalsOfHost};
 use crate::network::wire as network_wire;
+use crate::pipeline::filter::EventFilter;
+use crate::pipeline::on_demand::{Drains, OnDemand};
 use crate::pipeline::runner::{self, Handle, Mover, SharedLedger, Stages, StopError};
+use crate::pipeline::source::EventSource;
 use crate::preflight::{self, Check};
 use crate::status::{Board, Cause, FlowCounts, Identity, Status, StatusExporter};
 
 mod known;
 mod listen;
+mod place;
 
 use known::{Keepers, Running};
 use listen::listen;
+
+/// The source that reads the flow lines.
+const LINES: &str = "lines";
+/// Interfaces are attached and the Kubernetes API is listed by then, most often.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// The agent could not start, or did not end as it should.
 #[derive(Debug, thiserror::Error)]
@@ -117,11 +127,15 @@ impl Parts {
         let roots = preflight::Roots::new(&settings.proc_root, settings.cgroup_root.as_deref());
         let bpf = || ebpf::sys::create_array(None).map(drop).map_err(|error| error.to_string());
         let decoders = Decoders { flow: decode::flow_event, packet: decode::packet_event };
+        let release = kernel_release();
+        if preflight::charges_memlock(&release) {
+            ebpf::memory::raise_memlock_limit();
+        }
         Self {
             start: Box::new(move |settings, facts| {
                 ebpf::datapath::start(settings, facts, decoders)
             }),
-            checks: preflight::run(&roots, &kernel_release(), bpf),
+            checks: preflight::run(&roots, &release, bpf),
             cgroups: capture::look(&settings.proc_root, settings.cgroup_root.as_deref()),
             known: None,
             clock: SystemClock::shared(),
@@ -163,12 +177,14 @@ struct Shared {
     ledger: SharedLedger,
     hub: Arc<Hub>,
     status: Arc<Status>,
+    totals: Arc<Totals>,
     known: Knowledge,
     clock: Arc<dyn Clock>,
 }
 
 impl Shared {
-    fn new(settings: &Settings, known: Knowledge, clock: Arc<dyn Clock>) -> Self {
+    fn new(settings: &Settings, known: Knowledge, clock: Arc<dyn Clock>) -> io::Result<Self> {
+        let ledger = SharedLedger::default();
         let interval = settings.drain_interval();
         let limits = Limits {
             max_flows: settings.max_flows,
@@ -177,20 +193,21 @@ impl Shared {
             idle: Duration::from_secs(settings.flow_timeout_secs.into()) + 3 * interval,
             drain_interval: interval,
         };
-        Self {
+        Ok(Self {
             table: FlowTable::shared(limits, clock.monotonic_ns()),
-            ledger: SharedLedger::default(),
+            totals: Totals::shared(Drains::shared()?, Arc::clone(&ledger)),
+            ledger,
             hub: Hub::shared(),
             status: Status::new(settings.node_name.as_str().into()),
             known,
             clock,
-        }
+        })
     }
 
     /// From now on everything is seen, or told as lost.
     fn begin(&self) {
         let now_ns = self.clock.monotonic_ns();
-        self.table.write().unwrap_or_else(PoisonError::into_inner).begin(now_ns);
+        self.table.write().begin(now_ns);
     }
 
     fn stages(&self, memberships: Memberships, planes: Option<&Planes>) -> Stages {
@@ -198,19 +215,32 @@ impl Shared {
         let status =
             StatusExporter { status: Arc::clone(&self.status), ledger: Arc::clone(&self.ledger) };
         let resolver = Resolver::new(self.known.clone());
+        let filters: Vec<Box<dyn EventFilter>> = vec![
+            Box::new(SelfTraffic::new(facts(), self.known.cgroups.clone())),
+            Box::new(RootCgroup::new(facts(), planes.and_then(Planes::socket_root))),
+        ];
         Stages {
-            filters: vec![
-                Box::new(SelfTraffic::new(facts(), self.known.cgroups.clone())),
-                Box::new(RootCgroup::new(facts(), planes.and_then(Planes::socket_root))),
-            ],
+            filters: vec![Box::new(CountTotals::around(filters, Arc::clone(&self.totals)))],
             enrichers: vec![Box::new(OwnerEnricher::new(facts(), memberships, keys::of_event))],
             processors: vec![Box::new(FlowProcessor::new(Arc::clone(&self.table), resolver))],
             exporters: vec![
                 Box::new(status),
                 Box::new(self.hub.exporter()),
                 Box::new(LogExporter::default()),
+                Box::new(TotalsExporter(Arc::clone(&self.totals))),
             ],
         }
+    }
+
+    /// Lets the flow lines be read when somebody asks, not on their timer alone.
+    fn on_demand(&self, sources: Vec<Box<dyn EventSource>>) -> Vec<Box<dyn EventSource>> {
+        let wrap = |source: Box<dyn EventSource>| -> Box<dyn EventSource> {
+            if source.name() != LINES {
+                return source;
+            }
+            Box::new(OnDemand::new(source, self.totals.drains()))
+        };
+        sources.into_iter().map(wrap).collect()
     }
 
     fn service(
@@ -232,6 +262,15 @@ impl Shared {
                 table: Arc::clone(&self.table),
                 clock: Arc::clone(&self.clock),
                 known: self.known.clone(),
+            }),
+            totals: Arc::new(TotalsOfHost {
+                totals: datapath.is_some().then(|| Arc::clone(&self.totals)),
+                status: Arc::clone(&self.status),
+                known: self.known.clone(),
+                clock: Arc::clone(&self.clock),
+                capture: board.identity.capture,
+                boot_id: place::boot_id(&settings.proc_root),
+                network_namespace: place::network_namespace(&settings.proc_root),
             }),
             page: Arc::new(board),
             hub: Arc::clone(&self.hub),
@@ -290,7 +329,8 @@ impl Agent {
             Some(known) => known::given(known),
             None => known::start(settings, &parts.clock, &HostFacts::shared()).await?,
         };
-        let shared = Shared::new(settings, known, parts.clock);
+        let shared = Shared::new(settings, known, parts.clock)
+            .map_err(|source| AgentError::Thread { name: "pipeline", source })?;
         let facts = Arc::clone(&shared.known.facts);
         // Before the first event, so that none of our own is taken for traffic.
         let cookie = rustix::net::sockopt::socket_cookie(&listener).unwrap_or(0);
@@ -308,6 +348,7 @@ impl Agent {
         let (ended, pipeline_ended) = oneshot::channel();
         let planes = choice.as_ref().ok().map(|choice| &choice.planes);
         let mover = Mover::new(shared.stages(memberships, planes), Arc::clone(&shared.ledger));
+        let sources = shared.on_demand(sources);
         let pipeline = runner::spawn(sources, mover, Arc::clone(&shared.clock), move || {
             // Nobody waits for it any more if the agent is ending by itself.
             ended.send(()).ok();
@@ -323,6 +364,10 @@ impl Agent {
         let health = shared.status.follow_health();
         let server = grpc::serve(listener, service, health, facts, stop);
         let server = tokio::spawn(server);
+        tokio::spawn(async {
+            tokio::time::sleep(STARTING).await;
+            ebpf::memory::leave_code();
+        });
         info!(%address, node = %shared.status.node_name(), "The agent answers.");
         Ok(Self {
             address,
@@ -403,7 +448,7 @@ fn finished(
 }
 
 struct Kernel {
-    sources: Vec<Box<dyn crate::pipeline::source::EventSource>>,
+    sources: Vec<Box<dyn EventSource>>,
     datapath: Option<Arc<dyn Datapath>>,
 }
 
@@ -431,7 +476,7 @@ async fn start_kernel(
                 shared.status.set_datapath(Arc::clone(&handle));
                 return Ok(Kernel { sources, datapath: Some(handle) });
             }
-            Err(error) => (Cause::Start, error.to_string()),
+            Err(error) => (Cause::Start, preflight::explained(checks, error.to_string())),
         }
     } else {
         (Cause::Preflight, missing)

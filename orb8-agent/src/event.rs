@@ -8,6 +8,7 @@ use std::sync::Arc;
 use orb8_common::network::{FlowKey, PacketEvent};
 
 use crate::cgroup::Membership;
+use crate::conntrack::Translation;
 use crate::host::InterfaceName;
 
 mod ends;
@@ -184,10 +185,12 @@ pub struct DrainMark {
 }
 
 /// A flow as the flow table knows it.
+///
+/// In this order in memory: a query goes over all rows, and what it ranks and leaves out by shares a
+/// cache line or two.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub struct FlowRecord {
-    /// What the kernel keys it by.
-    pub id: FlowId,
     /// Stable for the life of the flow on this agent, never used twice.
     pub flow_id: u64,
     /// Wire packets in total.
@@ -198,20 +201,12 @@ pub struct FlowRecord {
     pub first_seen_ns: u64,
     /// CLOCK_MONOTONIC nanoseconds of the last packet.
     pub last_seen_ns: u64,
-    /// Cookie of the local socket, 0 if not known.
-    pub cookie: u64,
-    /// The cgroup of the local sender, if the kernel told it.
-    pub membership: Option<Arc<Membership>>,
-    /// The interface it was counted at, if its name is known.
-    pub interface: Option<Arc<InterfaceName>>,
-    /// Who talks to whom.
-    pub ends: Ends,
+    /// The last drain that counted something on it.
+    pub changed_epoch: u32,
     /// Bytes a second over the last drain.
     pub byte_rate: f32,
     /// Packets a second over the last drain.
     pub packet_rate: f32,
-    /// The last drain that counted something on it.
-    pub changed_epoch: u32,
     /// TCP flags seen, as [`FlowFacts::tcp_seen`], and [`tcp_bit::OPENS`].
     pub tcp_seen: u8,
     /// Both sides of the TCP connection were seen to answer.
@@ -220,6 +215,18 @@ pub struct FlowRecord {
     pub scope: Scope,
     /// Active, or why it ended.
     pub state: FlowState,
+    /// What the kernel keys it by.
+    pub id: FlowId,
+    /// Cookie of the local socket, 0 if not known.
+    pub cookie: u64,
+    /// The cgroup of the local sender, if the kernel told it.
+    pub membership: Option<Arc<Membership>>,
+    /// The interface it was counted at, if its name is known.
+    pub interface: Option<Arc<InterfaceName>>,
+    /// Who talks to whom; shared by the flows of the table for which all of it is the same.
+    pub ends: Arc<Ends>,
+    /// What the kernel's connection tracking made of the addresses.
+    pub translation: Option<Arc<Translation>>,
 }
 
 /// Bits of [`FlowFacts::tcp_seen`] and [`FlowRecord::tcp_seen`].

@@ -12,6 +12,7 @@ pub mod datapath;
 pub mod ebpf;
 pub mod event;
 pub mod export;
+pub mod governor;
 pub mod host;
 pub mod k8s;
 pub mod network;

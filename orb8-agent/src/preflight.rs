@@ -14,6 +14,9 @@ const NO_MEMLOCK: (u32, u32) = (5, 11);
 /// Less than this does not hold the maps on kernels that charge them.
 const MIN_MEMLOCK: u64 = 64 << 20;
 
+/// The name of the check of the memlock limit.
+const MEMLOCK: &str = "memlock";
+
 const CAP_NET_ADMIN: u8 = 12;
 const CAP_SYS_ADMIN: u8 = 21;
 const CAP_PERFMON: u8 = 38;
@@ -99,9 +102,23 @@ pub fn run(
     // Without the capabilities the syscall only repeats what they say.
     let able = checks.iter().all(|check| check.verdict != Verdict::Failed);
     if able {
-        checks.push(bpf_syscall(bpf()));
+        let answer = bpf().map_err(|error| explained(&checks, error));
+        checks.push(bpf_syscall(answer));
     }
     checks
+}
+
+/// What the kernel refused, with the memlock limit beside it where that may be the cause: then the
+/// kernel says no more than that it is not permitted.
+#[must_use]
+pub fn explained(checks: &[Check], refused: String) -> String {
+    let is_small = |check: &&Check| check.name == MEMLOCK && check.verdict == Verdict::Warning;
+    match checks.iter().find(is_small) {
+        Some(check) if refused.contains("Operation not permitted") => {
+            format!("{refused}; {}: {}", check.reason, check.remedy)
+        }
+        _ => refused,
+    }
 }
 
 /// The failed checks in one text, with their remedies; empty if none failed.
@@ -185,34 +202,42 @@ pub fn capabilities(status: &str) -> Vec<Check> {
     needs.map(judge).to_vec()
 }
 
+/// Whether a kernel charges maps to the memlock limit; unknown kernels are taken for such.
+#[must_use]
+pub fn charges_memlock(release: &str) -> bool {
+    kernel_version(release).is_none_or(|version| version < NO_MEMLOCK)
+}
+
 /// Judges the memlock limit in the text of `/proc/self/limits`, where the kernel charges maps to it.
 #[must_use]
 pub fn memlock(release: &str, limits: &str) -> Check {
-    if kernel_version(release).is_some_and(|version| version >= NO_MEMLOCK) {
-        return Check::ok("memlock", "this kernel does not charge maps to the memlock limit");
+    if !charges_memlock(release) {
+        return Check::ok(MEMLOCK, "this kernel does not charge maps to the memlock limit");
     }
     let limit = limits
         .lines()
         .find_map(|line| line.strip_prefix("Max locked memory"))
         .and_then(|fields| fields.split_ascii_whitespace().next());
-    match limit {
-        Some("unlimited") => Check::ok("memlock", "the memlock limit is unlimited"),
+    let in_force = match limit {
+        Some("unlimited") => return Check::ok(MEMLOCK, "the memlock limit is unlimited"),
         Some(limit) => match limit.parse::<u64>() {
             Ok(bytes) if bytes >= MIN_MEMLOCK => {
-                Check::ok("memlock", format!("the memlock limit is {bytes} bytes"))
+                return Check::ok(MEMLOCK, format!("the memlock limit is {bytes} bytes"));
             }
-            _ => Check::warning(
-                "memlock",
-                format!("the memlock limit of {limit} bytes may not hold the maps"),
-                "raise it (systemd LimitMEMLOCK=infinity, ulimit -l unlimited)",
-            ),
+            _ => format!("is {limit} bytes"),
         },
-        None => Check::warning(
-            "memlock",
-            "the memlock limit could not be read",
-            "raise it (systemd LimitMEMLOCK=infinity, ulimit -l unlimited)",
+        None => "could not be read".to_owned(),
+    };
+    let (major, minor) = NO_MEMLOCK;
+    Check::warning(
+        MEMLOCK,
+        format!(
+            "kernel {release} is older than {major}.{minor} and charges maps to the memlock limit, \
+             which {in_force}: the maps may need {MIN_MEMLOCK} bytes"
         ),
-    }
+        "raise it (systemd LimitMEMLOCK=infinity, ulimit -l unlimited), add CAP_SYS_RESOURCE, or \
+         boot a newer kernel",
+    )
 }
 
 /// Judges whether cgroup2 is mounted, from the setting or the text of `/proc/self/mountinfo`.
@@ -299,6 +324,23 @@ mod tests {
         verdict(&memlock("5.10.3", &limits("67108864")), Verdict::Ok);
         verdict(&memlock("5.10.3", &limits("65536")), Verdict::Warning);
         verdict(&memlock("5.10.3", ""), Verdict::Warning);
+        let said = memlock("5.10.3", &limits("65536"));
+        for part in ["kernel 5.10.3 is older than 5.11", "is 65536 bytes", "need 67108864 bytes"] {
+            assert!(said.reason.contains(part), "{part}: {said:?}");
+        }
+        for remedy in ["LimitMEMLOCK=infinity", "CAP_SYS_RESOURCE", "newer kernel"] {
+            assert!(said.remedy.contains(remedy), "{remedy}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_permitted_is_explained_by_a_memlock_limit_that_is_too_small() {
+        let refused = || "map X: Operation not permitted (os error 1)".to_owned();
+        let limits = "Max locked memory         65536   65536   bytes\n";
+        let small = [btf(true), memlock("5.10.3", limits)];
+        assert!(explained(&small, refused()).contains("which is 65536 bytes"));
+        assert_eq!(explained(&small, "no memory".to_owned()), "no memory");
+        assert_eq!(explained(&[memlock("6.1.0", limits)], refused()), refused());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Stand-ins for the kernel side and the clock, for tests and benches. No agent runs this.
 #![allow(missing_docs, reason = "not part of the agent")]
 
+mod drains;
 mod world;
 
 use std::collections::VecDeque;
@@ -24,6 +25,7 @@ use crate::k8s::identity::{Knowledge, Resolver};
 use crate::network::keys;
 use crate::pipeline::source::{EventSource, SourceError, Wakeup};
 
+pub use drains::{Drainer, Drains};
 pub use world::{World, cgroup_of, uid};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

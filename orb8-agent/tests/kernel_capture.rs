@@ -155,3 +155,31 @@ fn a_socket_plane_that_cannot_be_had_is_told_with_what_to_do() {
     let expected = "the socket plane needs cgroup2, and /proc is no cgroup2 directory";
     assert!(status.health_message.contains(expected), "{}", status.health_message);
 }
+
+/// Where maps are charged to the memlock limit, and it is small and cannot be raised, nothing can
+/// be loaded; the check names what holds the agent up. Elsewhere the limit means nothing.
+#[test]
+fn a_small_memlock_limit_is_named_where_maps_are_charged_to_it_and_means_nothing_elsewhere() {
+    need!();
+    let veth = Veth::addressed(VethOptions::default());
+    let options = support::options("eth0").capabilities(&CAPABILITIES).memlock(65_536);
+    let watch = Watch::of(options.start(&veth.near.netns), &veth.near.netns);
+    let status = watch.wait_status("an attached interface or why there is none", |status| {
+        status.health_message.contains("refused")
+            || status.health_message.contains("load the p")
+            || status.interfaces.iter().any(|found| found.state == "attached")
+    });
+    let memlock = status.checks.iter().find(|check| check.name == "memlock").expect("the check");
+    let release = &status.kernel_release;
+    if orb8_agent::preflight::charges_memlock(release) {
+        assert!(!status.healthy, "{status:#?}");
+        let said = format!("kernel {release} is older than 5.11 and charges maps to the memlock");
+        assert!(memlock.reason.starts_with(&said), "{memlock:?}");
+        assert!(memlock.reason.contains("65536 bytes"), "{memlock:?}");
+        assert!(memlock.remedy.contains("LimitMEMLOCK=infinity"), "{memlock:?}");
+        assert!(status.health_message.contains("memlock limit"), "{}", status.health_message);
+    } else {
+        assert!(status.healthy, "{}", status.health_message);
+        assert_eq!(memlock.reason, "this kernel does not charge maps to the memlock limit");
+    }
+}

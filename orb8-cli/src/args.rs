@@ -16,6 +16,7 @@ use orb8_util::net::{HostPort, HostPortError};
 
 use crate::network::args::{FlowsArgs, TraceArgs};
 use crate::output::Format;
+use crate::verify::args::VerifyArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,6 +74,7 @@ pub fn command() -> clap::Command {
     let unoffered = || Arg::new(FILE).long(FILE).value_name("FILE").hide(true);
     Cli::command()
         .mut_subcommand("status", |status| status.arg(unoffered()))
+        .mut_subcommand("verify", |verify| verify.arg(unoffered()))
         .mut_subcommand("completions", |completions| completions.arg(unoffered()))
         .mut_subcommand("trace", |trace| {
             trace.arg(unoffered()).mut_subcommand("network", |network| network.arg(unoffered()))
@@ -91,6 +93,9 @@ pub enum Verb {
     /// Watch events as they happen
     #[command(after_help = crate::network::args::TRACE_EXAMPLES)]
     Trace(TraceWord),
+    /// Compare what orb8 counts with the kernel's own counters
+    #[command(after_help = crate::verify::args::EXAMPLES)]
+    Verify(VerifyArgs),
     /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -212,6 +217,9 @@ impl GlobalArgs {
                     return conflict("--file cannot be followed, leave --follow out");
                 }
                 Verb::Flows(_) | Verb::Completions { .. } => {}
+                Verb::Verify(_) => {
+                    return conflict("verify asks an agent, not a file; leave --file out");
+                }
                 Verb::Status(_) => {
                     return conflict("status asks agents, not a file; leave --file out");
                 }

@@ -10,6 +10,7 @@ pub mod network;
 pub mod output;
 pub mod status;
 pub mod terminal;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ where
         Verb::Trace(word) => match &word.verb {
             TraceVerb::Network(args) => network::trace::run(&cli.global, args, terminal).await,
         },
+        Verb::Verify(args) => verify::run(&cli.global, args, terminal).await,
         Verb::Completions { shell } => completions(*shell, terminal),
     };
     done.and_then(|exit| {

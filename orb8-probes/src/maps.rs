@@ -87,6 +87,21 @@ static CACHE_MASK: u32 = 0;
 /// 1 where bottom halves are preempted (PREEMPT_RT).
 #[unsafe(no_mangle)]
 static REALTIME: u32 = 0;
+/// 1: the owner of a socket's packet is read from the kernel's structs, at the offsets below.
+#[unsafe(no_mangle)]
+static OWNER_WALK: u32 = 0;
+/// `sk_buff.sk`, in bytes.
+#[unsafe(no_mangle)]
+static OFFSET_SK: u32 = 0;
+/// `sock.sk_cgrp_data.cgroup`.
+#[unsafe(no_mangle)]
+static OFFSET_CGROUP: u32 = 0;
+/// `cgroup.kn`.
+#[unsafe(no_mangle)]
+static OFFSET_KN: u32 = 0;
+/// `kernfs_node.id`.
+#[unsafe(no_mangle)]
+static OFFSET_ID: u32 = 0;
 /// Datagrams of this many bytes are seen, but neither counted nor lost: a fault for the test that
 /// proves that the ledger notices. 0 in every other use, and the code is then pruned.
 #[unsafe(no_mangle)]
@@ -111,6 +126,11 @@ setting!(seed, SEED, u64);
 setting!(group_mask, GROUP_MASK, u32);
 setting!(cache_mask, CACHE_MASK, u32);
 setting!(realtime, REALTIME, u32);
+setting!(owner_walk, OWNER_WALK, u32);
+setting!(offset_sk, OFFSET_SK, u32);
+setting!(offset_cgroup, OFFSET_CGROUP, u32);
+setting!(offset_kn, OFFSET_KN, u32);
+setting!(offset_id, OFFSET_ID, u32);
 setting!(fault_bytes, FAULT_BYTES, u32);
 setting!(root_cgroup, ROOT_CGROUP, u64);
 setting!(root_level, ROOT_LEVEL, u32);

@@ -17,7 +17,7 @@ use crate::cpu::Cpu;
 use crate::hook::{self, flags_of};
 use crate::ledger::Counters;
 use crate::lifecycle::{RARE_TCP_FLAGS, tcp_flags_seen};
-use crate::maps::{fault_bytes, seed};
+use crate::maps::{fault_bytes, offset_cgroup, offset_id, offset_kn, offset_sk, owner_walk, seed};
 use crate::skb::{Anywhere, Linear, frame};
 use crate::{sockets, supplement, table};
 
@@ -196,15 +196,64 @@ fn cold<const LINK: u32, const HOOK: u32>(ctx: &TcContext, out: &mut MaybeUninit
 /// The cgroup of the socket, or the interface.
 #[inline(always)]
 fn owner<const HOOK: u32>(ctx: &TcContext) -> u64 {
-    // SAFETY: a helper and a context field that the program may use.
+    if HOOK & hook::SOCKET == 0 {
+        // SAFETY: a context field that the program may use.
+        return unsafe { (*ctx.skb.skb).ifindex } as u64;
+    }
+    if owner_walk() != 0 {
+        return cgroup_by_walk(ctx);
+    }
+    // SAFETY: a helper that the program may call.
+    unsafe { bpf_skb_cgroup_id(ctx.skb.skb) }
+}
+
+/// The cgroup of the socket, from the kernel's structs: what `bpf_skb_cgroup_id` reads too.
+///
+/// The verifier knows the types of these pointers and checks every load against them; a load from
+/// an address that is not there gives 0.
+#[inline(always)]
+fn cgroup_by_walk(ctx: &TcContext) -> u64 {
+    let skb: *const u8;
+    // SAFETY: the loader puts the kernel's cast of a context there, which returns its argument; a
+    // call changes the first six registers.
     unsafe {
-        if HOOK & hook::SOCKET != 0 {
-            bpf_skb_cgroup_id(ctx.skb.skb)
-        } else {
-            (*ctx.skb.skb).ifindex as u64
+        asm!(
+            "call {cast}",
+            cast = const CAST_TO_KERNEL_CONTEXT,
+            out("r0") skb,
+            inout("r1") ctx.skb.skb => _,
+            out("r2") _, out("r3") _, out("r4") _, out("r5") _,
+            options(nostack, readonly),
+        );
+    }
+    // SAFETY: as said above. The first may be null as far as the verifier knows.
+    unsafe {
+        let socket = pointer_at(skb, offset_sk());
+        if socket.is_null() {
+            return 0;
         }
+        let cgroup = pointer_at(socket, offset_cgroup());
+        if cgroup.is_null() {
+            return 0;
+        }
+        let node = pointer_at(cgroup, offset_kn());
+        if node.is_null() {
+            return 0;
+        }
+        core::ptr::read_volatile(node.add(offset_id() as usize).cast())
     }
 }
+
+/// # Safety
+/// The verifier checks the load.
+#[inline(always)]
+unsafe fn pointer_at(of: *const u8, offset: u32) -> *const u8 {
+    // SAFETY: as the caller says.
+    unsafe { core::ptr::read_volatile(of.add(offset as usize).cast()) }
+}
+
+/// What the loader looks for. No helper has such a number.
+const CAST_TO_KERNEL_CONTEXT: i32 = 0x0b8c_a570;
 
 /// Books the differences between what the skb weighs and what its datagrams weigh on the wire.
 #[inline(always)]

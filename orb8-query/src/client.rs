@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
-use orb8_proto::v1::{GetStatusRequest, QueryFlowsRequest, StreamEventsRequest};
+use orb8_proto::v1::{
+    GetStatusRequest, GetTotalsRequest, QueryFlowsRequest, StreamEventsRequest, Totals,
+};
 use orb8_util::net::HostPort;
 use tonic::transport::{Channel, Endpoint};
 
@@ -83,6 +85,16 @@ impl Client {
             }))
             .await;
         StatusAnswer::merge(parts)
+    }
+
+    /// Asks one agent for its running totals, to be kept for as long as it takes to ask again.
+    ///
+    /// # Errors
+    /// Why it did not answer.
+    pub async fn totals(&self, agent: &HostPort, keep: Duration) -> Result<Totals, AgentError> {
+        let keep_seconds = u32::try_from(keep.as_secs()).unwrap_or(u32::MAX);
+        let request = GetTotalsRequest { keep_seconds };
+        self.call(agent, |mut stub| async move { stub.get_totals(request).await }).await
     }
 
     /// Subscribes to events of all agents; returns what could be subscribed to and who could not

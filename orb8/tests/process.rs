@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fake_agent::{FakeAgent, Script};
 use insta::assert_snapshot;
-use orb8_proto::v1::QueryFlowsResponse;
+use orb8_proto::v1::{QueryFlowsResponse, Totals};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::Status;
 
@@ -101,6 +101,7 @@ fn help_of_every_verb() {
         ("flows", "flows --help"),
         ("trace", "trace --help"),
         ("trace_network", "trace network --help"),
+        ("verify", "verify --help"),
         ("completions", "completions --help"),
     ] {
         let words: Vec<&str> = line.split(' ').collect();
@@ -170,13 +171,37 @@ fn exit_4_if_no_agent_can_be_reached_with_the_next_step() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
-    for words in [&["status"][..], &["flows"], &["flows", "-f"], &["trace", "network"]] {
+    for words in [&["status"][..], &["flows"], &["flows", "-f"], &["trace", "network"], &["verify"]]
+    {
         let output = run(&[&["--agent", &address], words].concat());
         assert_eq!(
             page(&output).replace(&address, "AGENT"),
             "--- stderr ---\nerror: cannot reach the agent at AGENT: connection refused; is \
              orb8-agent running there? Name another with --agent HOST:PORT\n--- exit 4 ---"
         );
+    }
+}
+
+#[test]
+fn verify_says_when_nothing_can_be_compared() {
+    let nothing = Totals { health_message: "no interface".to_owned(), ..Totals::default() };
+    let blind = FakeAgent::start(Script { totals: Ok(nothing.clone()), ..Script::default() });
+    let (page, code) = ask(&blind, &["verify"]);
+    assert_eq!(
+        (&*page, code),
+        ("--- stderr ---\nwarning: nothing is counted: no interface\n--- exit 3 ---", Some(3))
+    );
+    assert_eq!(ask(&blind, &["verify", "--allow-partial"]).1, Some(0));
+    let elsewhere = Totals { boot_id: "another".to_owned(), node_name: "n7".to_owned(), ..nothing };
+    let elsewhere = FakeAgent::start(Script { totals: Ok(elsewhere), ..Script::default() });
+    let (page, code) = ask(&elsewhere, &["verify"]);
+    assert_eq!(code, Some(2));
+    assert!(page.contains("the agent of n7 is on another machine"), "{page}");
+    let (page, code) = ask(&blind, &["--agent", "127.0.0.1:1", "verify"]);
+    assert_eq!(code, Some(2));
+    assert!(page.contains("verify compares one agent with its own node"), "{page}");
+    for wrong in [&["verify", "--tolerance", "-1"][..], &["verify", "--fields", "kind"]] {
+        assert_eq!(ask(&blind, wrong).1, Some(2), "{wrong:?}");
     }
 }
 

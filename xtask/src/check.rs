@@ -12,6 +12,10 @@ use crate::needs;
 /// Folders with a `Cargo.toml` outside the workspace.
 const OUTSIDE: [&str; 2] = ["orb8-probes", "fuzz"];
 
+/// One package by its name is built with other features of what it shares with the rest, and with
+/// it everything once more.
+const WHOLE: &str = "--workspace";
+
 /// Tests of the kernel side that need neither Kubernetes nor minutes.
 const SMOKE_TESTS: [&str; 6] = [
     "kernel_exact",
@@ -23,7 +27,7 @@ const SMOKE_TESTS: [&str; 6] = [
 ];
 
 /// Tests of the simulated cluster: nodes, pods, Services and an API server, an agent a node.
-const CLUSTER_TESTS: [&str; 11] = [
+const CLUSTER_TESTS: [&str; 12] = [
     "cluster_api",
     "cluster_churn",
     "cluster_hosts",
@@ -35,6 +39,7 @@ const CLUSTER_TESTS: [&str; 11] = [
     "cluster_reuse",
     "cluster_scale",
     "cluster_services",
+    "cluster_verify",
 ];
 
 /// Every test of the workspace, after saying which of them this machine cannot run.
@@ -48,15 +53,17 @@ pub(crate) fn smoke_test(root: &Path) -> anyhow::Result<()> {
     say_needs()?;
     let tests: Vec<&str> = SMOKE_TESTS.iter().flat_map(|test| ["--test", *test]).collect();
     // The tests start the command line as a program of its own.
-    cargo(root, &["build", "--package", "orb8"], &[])?;
-    cargo(root, &[&["test", "--package", "orb8-agent"], tests.as_slice()].concat(), &[])
+    cargo(root, &[&["build", WHOLE, "--bin", "orb8"], tests.as_slice()].concat(), &[])?;
+    cargo(root, &[&["test", WHOLE], tests.as_slice()].concat(), &[])
 }
 
 /// The simulated cluster, end to end.
 pub(crate) fn e2e_test(root: &Path) -> anyhow::Result<()> {
     say_needs()?;
     let tests: Vec<&str> = CLUSTER_TESTS.iter().flat_map(|test| ["--test", *test]).collect();
-    let all = [&["test", "--package", "orb8-agent", "--no-fail-fast"], tests.as_slice()].concat();
+    // Some start the command line as a program of its own.
+    cargo(root, &["build", WHOLE], &[])?;
+    let all = [&["test", WHOLE, "--no-fail-fast"], tests.as_slice()].concat();
     cargo(root, &all, &[])
 }
 
@@ -120,7 +127,7 @@ pub(crate) fn fmt(root: &Path) -> anyhow::Result<()> {
 /// Writes the references that the agent's own tests hold fresh. They cannot be written from here:
 /// this program must build where the kernel programs cannot be built yet.
 pub(crate) fn write_references(root: &Path) -> anyhow::Result<()> {
-    let test = ["test", "--quiet", "--package", "orb8-agent", "--test", "config_reference"];
+    let test = ["test", "--quiet", WHOLE, "--test", "config_reference"];
     cargo(root, &test, &[("ORB8_GENERATE", "1")])
 }
 

@@ -14,6 +14,7 @@ mod setup;
 mod task;
 #[cfg(test)]
 mod tidy;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

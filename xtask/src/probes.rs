@@ -1,9 +1,14 @@
-//! `cargo xtask build-probes`: builds the kernel programs into `target/bpf/`.
+//! `cargo xtask build-probes`: builds the kernel programs into `target/bpf/`; `probes-budget` weighs
+//! them.
 //!
 //! The build itself is the agent's, taken by path, so that both make the same object.
 
 #[path = "../../orb8-agent/build/probes.rs"]
 pub(crate) mod build;
+
+pub(crate) mod budget;
+mod code;
+mod measure;
 
 use std::path::Path;
 

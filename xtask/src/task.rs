@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, probes, proto, setup};
+use crate::{check, probes, proto, setup, vm};
 
 /// Tasks of the repository; `make` calls them.
 #[derive(Debug, Parser)]
@@ -30,6 +30,12 @@ pub(crate) enum Task {
     Generate,
     /// Check formatting, clippy and documentation; run cargo-deny where it is installed
     Lint,
+    /// Print what the programs may weigh that run for each packet, as they are now
+    ProbesBudget {
+        /// Write it to its file instead
+        #[arg(long)]
+        write: bool,
+    },
     /// Install what a build and the tests need, and say what and why
     Setup,
     /// Probes, traffic and command line on this kernel
@@ -38,6 +44,8 @@ pub(crate) enum Task {
     Test,
     /// Only say what a build and the tests need and whether it is there
     VerifySetup,
+    /// Boot older and newer kernels in QEMU and run the kernel tests there
+    VmTest(vm::Options),
 }
 
 impl Task {
@@ -51,10 +59,12 @@ impl Task {
             Task::GenProto => proto::write(),
             Task::Generate => proto::write().and_then(|()| check::write_references(root)),
             Task::Lint => check::lint(root),
+            Task::ProbesBudget { write } => probes::budget::print_or_write(root, *write),
             Task::Setup => setup::install(root),
             Task::SmokeTest => check::smoke_test(root),
             Task::Test => check::test(root),
             Task::VerifySetup => setup::verify(root),
+            Task::VmTest(options) => vm::run(root, options),
         }
     }
 }

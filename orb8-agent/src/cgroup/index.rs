@@ -50,6 +50,13 @@ impl Cgroup {
         self.pod.get()
     }
 
+    /// Whether it is a pod's for which there was no room yet.
+    #[must_use]
+    pub fn awaits_pod(&self) -> bool {
+        let is_pods = || self.placement.as_ref().is_some_and(|found| found.pod.is_some());
+        self.pod.get().is_none() && is_pods()
+    }
+
     /// Looks the pod up again if it was refused.
     pub(super) fn find_pod(&self, pods: &PodOf) {
         if self.pod.get().is_none()

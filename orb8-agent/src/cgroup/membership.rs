@@ -71,6 +71,14 @@ impl Membership {
         self.cgroup().is_none() && self.answer.get().is_some()
     }
 
+    /// Whether asking again may still tell something of a flow which began then: what waits for an
+    /// answer may have found no room in the queue.
+    #[must_use]
+    pub fn may_tell_more(&self, first_seen_ns: u64, now_ns: u64) -> bool {
+        let is_fresh = now_ns.saturating_sub(first_seen_ns) <= FRESH_NS;
+        self.answer.get().is_none() && (is_fresh || self.cgroup().is_none())
+    }
+
     /// The process that sent a flow which began then.
     ///
     /// Only where it is certain: it was alone in the cgroup, was there before the flow, and the

@@ -56,7 +56,7 @@ pub fn start(
         decode_event: decoders.flow,
         decode_packet: decoders.packet,
     };
-    let started = kernel::start(&options, facts).map_err(|e| fail(e.to_string()))?;
+    let started = kernel::start(&options, facts).map_err(|e| fail(with_causes(&e)))?;
     let handle = Arc::new_cyclic(|me| TcDatapath {
         me: Weak::clone(me),
         has_interfaces: settings.planes.has_interfaces(),
@@ -64,6 +64,21 @@ pub fn start(
         views: Mutex::new(Vec::new()),
     });
     Ok(Started { sources: started.sources, handle })
+}
+
+/// An error with the causes below it that it does not tell itself: what the kernel answered is at
+/// the bottom.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !message.contains(&said) {
+            message = format!("{message}: {said}");
+        }
+        cause = error.source();
+    }
+    message
 }
 
 fn globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
@@ -178,5 +193,25 @@ impl Drop for OpenView {
         if let Some(datapath) = self.datapath.upgrade() {
             datapath.close(self.number);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::maps::MapError;
+
+    use super::super::load::LoadError;
+    use super::with_causes;
+
+    #[test]
+    fn what_the_kernel_answered_is_told_once_and_last() {
+        let io_error = std::io::Error::from_raw_os_error(libc::EPERM);
+        let map = MapError::CreateError { name: "LINES".to_owned(), io_error };
+        assert_eq!(
+            with_causes(&LoadError::Load(map.into())),
+            "load the probes: map error: failed to create map `LINES`: Operation not permitted (os error 1)"
+        );
+        let only = std::io::Error::from_raw_os_error(libc::EPERM);
+        assert_eq!(with_causes(&only), "Operation not permitted (os error 1)");
     }
 }

@@ -12,6 +12,7 @@ use orb8_common::network::{FlowLine, FlowMeta, PacketFilter, TUNNEL_PORTS};
 
 use super::cpus::{self, Cpus};
 use super::mapping::Mapping;
+use super::owner_walk::OwnerWalk;
 use super::patch::{self, PatchError};
 use super::{object, sys};
 use crate::capture::Planes;
@@ -102,6 +103,8 @@ pub struct Loaded {
     pub packet_counters: PerCpuArray<MapData, [u64; 8]>,
     /// Both clocks, as the program `orb8_clock` reads them.
     pub clock: Array<MapData, [u64; 2]>,
+    /// Whether the programs at sockets read the owner without calling for it.
+    pub reads_owner: bool,
     /// Bytes of kernel memory of all maps, as the kernel accounts them (fdinfo memlock).
     pub map_bytes: u64,
 }
@@ -219,10 +222,34 @@ pub fn load_object(
     is_needed: impl Fn(&str) -> bool,
 ) -> Result<Loaded, LoadError> {
     super::memory::bound_heaps();
+    let walk = options.planes.socket_root().and_then(|_| OwnerWalk::of_kernel());
+    match load_with(object, options, walk.unwrap_or_default(), &is_needed) {
+        Err(LoadError::Program { name, message }) if walk.is_some() => {
+            tracing::warn!(
+                program = name,
+                reason = message,
+                "the kernel does not let programs read the owner of a socket; they call for it"
+            );
+            load_with(object, options, OwnerWalk::default(), &is_needed)
+        }
+        result => result,
+    }
+}
+
+fn load_with(
+    object: &[u8],
+    options: &LoadOptions,
+    walk: OwnerWalk,
+    is_needed: &impl Fn(&str) -> bool,
+) -> Result<Loaded, LoadError> {
     let seed = seed()?;
     let groups = index::groups(options.max_flows);
     let cache = Cache::of_host(options.memory_budget)?;
-    let mut ebpf = open(object, options, cache, seed)?;
+    let mut object = object.to_vec();
+    cache.patch(&mut object)?;
+    walk.patch(&mut object)?;
+    let mut ebpf = open(&object, options, cache, walk, seed)?;
+    drop(object);
     let map_bytes = super::memory::map_bytes(&ebpf);
     // Programs first: they refer to maps by descriptors, which taking a map may close.
     let loaded = load_programs(&mut ebpf, is_needed)?;
@@ -257,20 +284,27 @@ pub fn load_object(
         packet_filter,
         packet_counters,
         clock,
+        reads_owner: walk.is_on(),
         map_bytes,
     })
 }
 
 /// The object with its settings and sizes; the maps are made, no program is loaded yet.
-fn open(object: &[u8], options: &LoadOptions, cache: Cache, seed: u64) -> Result<Ebpf, LoadError> {
+fn open(
+    object: &[u8],
+    options: &LoadOptions,
+    cache: Cache,
+    walk: OwnerWalk,
+    seed: u64,
+) -> Result<Ebpf, LoadError> {
     let groups = index::groups(options.max_flows);
     let mask = groups - 1;
     let (root, level) = options.planes.socket_root().map_or((0, 0), |root| (root.id, root.level));
-    let mut object = object.to_vec();
-    cache.patch(&mut object)?;
     let cache_mask = cache.mask();
     let realtime = u32::from(is_realtime());
-    let ebpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    walk.set(&mut loader);
+    let ebpf = loader
         // Nothing is relocated against the kernel's types, and parsing them costs megabytes.
         .btf(None)
         .override_global("SEED", &seed, true)
@@ -287,7 +321,7 @@ fn open(object: &[u8], options: &LoadOptions, cache: Cache, seed: u64) -> Result
         .map_max_entries("CPUS", cache.cpus)
         .map_max_entries("EVENTS", options.ring_bytes)
         .map_max_entries("PACKETS", options.packet_ring_bytes)
-        .load(&object)?;
+        .load(object)?;
     Ok(ebpf)
 }
 
@@ -389,7 +423,7 @@ fn is_needed(planes: &Planes, name: &str) -> bool {
 
 fn load_programs(
     ebpf: &mut Ebpf,
-    is_needed: impl Fn(&str) -> bool,
+    is_needed: &impl Fn(&str) -> bool,
 ) -> Result<HashMap<String, LoadedProgram>, LoadError> {
     let mut loaded = HashMap::new();
     for (name, program) in ebpf.programs_mut().filter(|(name, _)| is_needed(name)) {

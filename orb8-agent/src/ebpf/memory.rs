@@ -44,6 +44,48 @@ pub fn give_back() {
     let _trimmed = unsafe { libc::malloc_trim(0) };
 }
 
+/// Takes the memlock limit away or, without CAP_SYS_RESOURCE, raises it to the hard limit. Maps of
+/// all processes of a user are charged together, so even a limit that holds ours may be used up.
+/// Not being allowed to is no error: preflight tells the limit that is then in force.
+pub fn raise_memlock_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Memlock);
+        if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: maximum, maximum }) {
+            tracing::debug!(%error, "the memlock limit could not be raised");
+        }
+    }
+}
+
+/// Lets go of the program code and constants that only starting needed. They are pages of files:
+/// whatever is needed again comes back from the page cache, a few pages at a time.
+pub fn leave_code() {
+    // Without it they stay, which costs nothing but their memory.
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, end) in maps.lines().filter_map(code_of) {
+        // SAFETY: nobody ever wrote to these pages, so each is the file's again when it is touched.
+        let _left = unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Where a line of `/proc/self/maps` says that a file's code is, or what stands before it in an
+/// object file. Constants behind it are not told from those that the loader relocated.
+fn code_of(line: &str) -> Option<(usize, usize)> {
+    let mut words = line.split_ascii_whitespace();
+    let (range, access, offset) = (words.next()?, words.next()?, words.next()?);
+    let is_file = words.nth(2)?.starts_with('/');
+    let is_first = access == "r--p" && usize::from_str_radix(offset, 16) == Ok(0);
+    let (start, end) = range.split_once('-')?;
+    let ends = [start, end].map(|end| usize::from_str_radix(end, 16).ok());
+    match ends {
+        [Some(start), Some(end)] if is_file && start < end => {
+            (access == "r-xp" || is_first).then_some((start, end))
+        }
+        _ => None,
+    }
+}
+
 /// The `memlock` line of a map's fdinfo.
 fn memlock_of(fdinfo: &str) -> Option<u64> {
     let line = fdinfo.lines().find_map(|l| l.strip_prefix("memlock:"))?;
@@ -52,7 +94,32 @@ fn memlock_of(fdinfo: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::memlock_of;
+    use super::{code_of, leave_code, memlock_of};
+
+    #[test]
+    fn only_what_nobody_can_have_written_to_is_let_go() {
+        let check = |line: &str, expected| assert_eq!(code_of(line), expected, "{line}");
+        check("1000-3000 r-xp 00001000 fe:00 42   /usr/bin/orb8-agent", Some((0x1000, 0x3000)));
+        check("1000-3000 r--p 00000000 fe:00 42   /usr/bin/orb8-agent", Some((0x1000, 0x3000)));
+        check("1000-3000 r--p 00001000 fe:00 42   /usr/bin/orb8-agent", None);
+        check("1000-3000 rw-p 00000000 fe:00 42   /usr/bin/orb8-agent", None);
+        check("1000-3000 r--s 00000000 00:0f 7    anon_inode:bpf-map", None);
+        check("1000-3000 r-xp 00000000 00:00 0    [vdso]", None);
+        check("1000-3000 r-xp 00000000 00:00 0", None);
+        check("", None);
+    }
+
+    #[test]
+    fn code_that_is_let_go_comes_back() {
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|l| l.strip_prefix("RssFile:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = resident();
+        leave_code();
+        assert!(resident() < before);
+    }
 
     #[test]
     fn memlock_is_read_from_fdinfo_and_nothing_else() {

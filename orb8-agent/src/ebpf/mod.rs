@@ -4,6 +4,7 @@
 
 pub mod attach;
 mod attached;
+mod btf;
 pub mod chain;
 pub mod clock;
 pub mod clsact;
@@ -18,6 +19,7 @@ pub mod mapping;
 pub mod memory;
 pub mod netlink;
 pub mod object;
+mod owner_walk;
 mod patch;
 pub mod pod_links;
 pub mod ring;

@@ -53,28 +53,61 @@ const ZERO_R0: [u8; 8] = [0xb7, 0, 0, 0, 0, 0, 0, 0];
 /// # Errors
 /// If the object is no ELF file.
 pub(super) fn without_exchanges(object: &mut [u8]) -> Result<usize, PatchError> {
+    each_instruction(object, |instruction| {
+        let found = instruction[0] == ATOMIC_64 && RETURNING.contains(&operand(instruction));
+        if found {
+            instruction.copy_from_slice(&ZERO_R0);
+        }
+        found
+    })
+}
+
+/// A call (include/uapi/linux/bpf.h): BPF_JMP | BPF_CALL.
+const CALL: u8 = 0x85;
+/// What stands in the programs for the cast of a context to the kernel's own type.
+const CAST: i32 = 0x0b8c_a570;
+/// BPF_PSEUDO_KFUNC_CALL as the source register: the operand is a function's BTF number.
+const KERNEL_FUNCTION: u8 = 2 << 4;
+
+/// Puts the kernel's function that casts a context where the programs ask for it. Returns in how
+/// many places.
+///
+/// # Errors
+/// If the object is no ELF file.
+pub(super) fn set_cast(object: &mut [u8], function: u32) -> Result<usize, PatchError> {
+    each_instruction(object, |instruction| {
+        let found = instruction[0] == CALL && operand(instruction) == CAST;
+        if found {
+            instruction[1] = KERNEL_FUNCTION;
+            instruction[4..8].copy_from_slice(&function.to_ne_bytes());
+        }
+        found
+    })
+}
+
+fn operand(instruction: &[u8]) -> i32 {
+    i32::from_ne_bytes([instruction[4], instruction[5], instruction[6], instruction[7]])
+}
+
+/// Shows every instruction of every program; returns how many were changed. The second half of an
+/// instruction of 16 bytes has operation 0, which is none of ours.
+fn each_instruction(
+    object: &mut [u8],
+    mut change: impl FnMut(&mut [u8]) -> bool,
+) -> Result<usize, PatchError> {
     let programs: Vec<_> = {
         let elf = object::File::parse(&*object)?;
         let programs = elf.sections().filter(|section| section.kind() == SectionKind::Text);
         programs.filter_map(|section| section.file_range()).collect()
     };
-    let mut found = 0;
+    let mut changed = 0;
     for (start, length) in programs {
-        let range = [start, start + length].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
-        for instruction in object[range[0]..range[1]].chunks_exact_mut(8) {
-            let operand = i32::from_ne_bytes([
-                instruction[4],
-                instruction[5],
-                instruction[6],
-                instruction[7],
-            ]);
-            if instruction[0] == ATOMIC_64 && RETURNING.contains(&operand) {
-                instruction.copy_from_slice(&ZERO_R0);
-                found += 1;
-            }
-        }
+        let [start, end] =
+            [start, start + length].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+        let Some(code) = object.get_mut(start..end) else { continue };
+        changed += code.chunks_exact_mut(8).filter_map(|i| change(i).then_some(())).count();
     }
-    Ok(found)
+    Ok(changed)
 }
 
 #[cfg(test)]
@@ -88,6 +121,14 @@ mod tests {
         assert!(without_exchanges(&mut bytes).expect("an object") > 0);
         assert_eq!(without_exchanges(&mut bytes).expect("an object"), 0);
         assert_eq!(bytes.len(), object::bytes().len());
+    }
+
+    #[test]
+    fn the_programs_at_sockets_ask_for_the_cast_and_no_others_do() {
+        let mut bytes = object::bytes().to_vec();
+        let places = set_cast(&mut bytes, 7).expect("an object");
+        assert!(places >= 2, "{places} places");
+        assert_eq!(set_cast(&mut bytes, 7).expect("an object"), 0);
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! Who the two ends of a flow are, and how that is known.
 //!
-//! Values alone: who decides them is `k8s::identity`. An end takes 16 bytes, because the flow table
-//! holds two for each flow. What may become known later (a pod's name) is read when it is shown.
+//! Values alone: who decides them is `k8s::identity`. What may become known later (a pod's name) is
+//! read when it is shown.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use crate::conntrack::Translation;
 use crate::k8s::model::{Node, Pod, Service, ServicePort};
 use crate::k8s::services::{ServiceKind, Verdict};
 
@@ -147,8 +146,6 @@ pub enum End {
     Service(How, Arc<Service>),
 }
 
-const _: () = assert!(size_of::<End>() == 16, "the flow table holds two for each flow");
-
 impl Default for End {
     fn default() -> Self {
         Self::Unknown(How::default())
@@ -249,7 +246,7 @@ impl Asked {
     }
 }
 
-/// Everything that is known of who talks to whom on a flow.
+/// Everything that is known of who talks to whom on a flow, its translation left aside.
 #[derive(Clone, Debug, Default)]
 pub struct Ends {
     /// Whose traffic it is: the sender of egress, the receiver of ingress.
@@ -258,8 +255,13 @@ pub struct Ends {
     pub peer: End,
     /// The Service that the client asked for.
     pub asked: Option<Asked>,
-    /// What the kernel's connection tracking made of the addresses.
-    pub translation: Option<Arc<Translation>>,
 }
 
-const _: () = assert!(size_of::<Ends>() == 56, "the flow table holds one for each flow");
+impl Ends {
+    /// Those of which nothing is known yet.
+    #[must_use]
+    pub fn nobody() -> Arc<Self> {
+        static NOBODY: LazyLock<Arc<Ends>> = LazyLock::new(Arc::default);
+        Arc::clone(&NOBODY)
+    }
+}

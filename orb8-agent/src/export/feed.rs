@@ -4,7 +4,8 @@ use std::fmt;
 
 use orb8_common::network::PacketFilter;
 use orb8_proto::v1::{
-    AgentStatus, Event, QueryFlowsRequest, QueryFlowsResponse, StreamEventsRequest,
+    AgentStatus, Event, GetTotalsRequest, QueryFlowsRequest, QueryFlowsResponse,
+    StreamEventsRequest, Totals,
 };
 
 use crate::event::Told;
@@ -27,6 +28,20 @@ pub trait Queries: Send + Sync {
 pub trait StatusPage: Send + Sync {
     /// The status of this moment.
     fn status(&self) -> AgentStatus;
+}
+
+/// The kernel side was not read in time; the text says so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TotalsLate(pub String);
+
+/// Tells running totals. Waits for the kernel side to be read, so never called on the async executor.
+pub trait TotalsPage: Send + Sync {
+    /// The totals of this moment; of session 0, and none, if nothing is counted at all.
+    ///
+    /// # Errors
+    /// See [`TotalsLate`].
+    fn totals(&self, request: &GetTotalsRequest) -> Result<Totals, TotalsLate>;
 }
 
 /// Says what a subscriber is told.

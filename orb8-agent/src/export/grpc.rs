@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures_util::stream::{Stream, StreamExt, unfold};
 use orb8_proto::v1::orbit_agent_service_server::{OrbitAgentService, OrbitAgentServiceServer};
 use orb8_proto::v1::{
-    AgentStatus, Event, GetStatusRequest, QueryFlowsRequest, QueryFlowsResponse,
-    StreamEventsRequest,
+    AgentStatus, Event, GetStatusRequest, GetTotalsRequest, QueryFlowsRequest, QueryFlowsResponse,
+    StreamEventsRequest, Totals,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
 
 use crate::datapath::{Datapath, PacketWatch};
-use crate::export::feed::{Feed, PacketAsk, Queries, StatusPage};
+use crate::export::feed::{Feed, PacketAsk, Queries, StatusPage, TotalsPage};
 use crate::export::hub::{Hub, SubscribeError, Terms};
 use crate::host::HostFacts;
 
@@ -43,6 +43,8 @@ pub struct Service {
     pub feed: Arc<dyn Feed>,
     /// Describes the agent.
     pub page: Arc<dyn StatusPage>,
+    /// Tells totals.
+    pub totals: Arc<dyn TotalsPage>,
     /// Feeds the subscriptions.
     pub hub: Arc<Hub>,
     /// Opens packet views; none while the kernel side does not run.
@@ -114,6 +116,16 @@ impl OrbitAgentService for Service {
     ) -> Result<Response<AgentStatus>, Status> {
         let page = Arc::clone(&self.page);
         blocking(move || page.status()).await.map(Response::new)
+    }
+
+    async fn get_totals(
+        &self,
+        request: Request<GetTotalsRequest>,
+    ) -> Result<Response<Totals>, Status> {
+        let page = Arc::clone(&self.totals);
+        let request = request.into_inner();
+        let totals = blocking(move || page.totals(&request)).await?;
+        totals.map(Response::new).map_err(|late| Status::deadline_exceeded(late.to_string()))
     }
 }
 

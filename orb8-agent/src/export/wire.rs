@@ -104,7 +104,8 @@ pub const fn attach_state(state: AttachState) -> &'static str {
     }
 }
 
-fn interface(status: &InterfaceStatus) -> v1::Interface {
+/// An interface.
+pub(crate) fn interface(status: &InterfaceStatus) -> v1::Interface {
     let state = attach_state(status.state);
     let attach = match status.route {
         Some(AttachRoute::Tcx) => "tcx",
@@ -152,7 +153,8 @@ fn subscriber(summary: &SubscriberSummary) -> v1::Subscriber {
     }
 }
 
-const fn count(volume: Volume) -> v1::Count {
+/// Packets and bytes.
+pub(crate) const fn count(volume: Volume) -> v1::Count {
     v1::Count { packets: volume.packets, bytes: volume.bytes }
 }
 
@@ -173,7 +175,8 @@ const fn balance(balance: Balance) -> (&'static str, i64, i64) {
     }
 }
 
-fn packet_ledger(packets: &PacketSummary) -> v1::PacketLedger {
+/// The packet ledger.
+pub(crate) fn packet_ledger(packets: &PacketSummary) -> v1::PacketLedger {
     let (state, unexplained_packets, unexplained_bytes) = balance(packets.balance);
     v1::PacketLedger {
         seen: Some(count(packets.seen)),

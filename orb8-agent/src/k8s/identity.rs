@@ -44,7 +44,7 @@ pub struct Knowledge {
     pub kubernetes: bool,
     /// Addresses and links of this host.
     pub facts: Arc<HostFacts>,
-    /// Paths of cgroups; asked only whether it has changed.
+    /// Paths of cgroups, as memberships show them.
     pub cgroups: Cgroups,
     /// What the kernel makes of addresses.
     pub translations: Translations,
@@ -151,6 +151,8 @@ impl Span {
 pub struct Answer {
     /// Who, and which Service was asked for.
     pub ends: Ends,
+    /// What the kernel's connection tracking made of the addresses.
+    pub translation: Option<Arc<Translation>>,
     /// The addresses hide that it only passes through this host.
     pub forwarded: bool,
     /// Several translations could be meant; none is told, also where one was known before.
@@ -211,14 +213,14 @@ impl std::fmt::Debug for Batch<'_> {
 }
 
 impl Batch<'_> {
-    /// A number that moves when answers may have changed, translations left aside; never 0.
+    /// A number that moves when answers may have changed, translations left aside, and what is
+    /// pending; never 0. A cgroup that comes or goes changes no answer that is not pending.
     #[must_use]
     pub fn generation(&self) -> u32 {
         let sum = self
             .known
             .registry
             .generation()
-            .wrapping_add(self.known.cgroups.generation())
             .wrapping_add(self.known.facts.generation())
             .wrapping_add(self.links.generation())
             .wrapping_add(self.lookup.uses.generation());
@@ -301,12 +303,16 @@ impl Batch<'_> {
         } else {
             (owner, peer)
         };
-        let waits = |found: &&Arc<Membership>| found.cgroup().is_none() && !found.is_gone();
+        let waits = |found: &&Arc<Membership>| match found.cgroup() {
+            Some(cgroup) => cgroup.awaits_pod(),
+            None => !found.is_gone(),
+        };
         Answer {
             forwarded: self.passes_through(question, sides.as_ref()),
             doubtful: is_doubtful,
             pending: question.membership.as_ref().is_some_and(waits),
-            ends: Ends { owner, peer, asked, translation },
+            ends: Ends { owner, peer, asked },
+            translation,
         }
     }
 }

@@ -126,13 +126,12 @@ impl View for Updates {
         let mut changed = Vec::new();
         {
             let table = read(&self.table);
+            let snapshot = table.snapshot();
             let end = table.used_rows().min(cursor.row + ROWS_PER_LOOK);
             while cursor.row < end && changed.len() < UPDATES_PER_LOOK {
                 let flow = table.changed(cursor.row, cursor.since, cursor.until);
-                if let Some(flow) =
-                    flow.filter(|flow| self.filter.matches(&Seen { flow, node: &self.node }))
-                {
-                    changed.push(table.record(flow));
+                if flow.is_some_and(|flow| self.filter.matches(&Seen { flow, node: &self.node })) {
+                    changed.extend(snapshot.record(&table, cursor.row));
                 }
                 cursor.row += 1;
             }

@@ -15,7 +15,7 @@ use orb8_common::network::{FlowKey, flag};
 use crate::capture::SocketRoot;
 use crate::cgroup::Cgroups;
 use crate::event::{Event, FlowId};
-use crate::host::{Facts, HostFacts, HostReader};
+use crate::host::{Facts, HostFacts, HostReader, OwnHasher};
 use crate::network::keys;
 use crate::pipeline::filter::{EventFilter, Verdict};
 
@@ -93,7 +93,7 @@ impl SelfTraffic {
 #[derive(Debug, Default)]
 struct Conversations {
     /// When the agent's socket was seen the last time, CLOCK_MONOTONIC nanoseconds.
-    seen_ns: HashMap<FlowKey, u64>,
+    seen_ns: HashMap<FlowKey, u64, OwnHasher>,
 }
 
 impl Conversations {

@@ -7,6 +7,7 @@ pub mod keys;
 pub mod nearest;
 pub mod query;
 pub mod table;
+pub mod totals;
 pub mod unmatched;
 pub mod view;
 pub mod wire;

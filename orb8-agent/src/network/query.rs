@@ -1,7 +1,8 @@
 //! Answers `QueryFlows`: filter, sort and limit over the table in one pass.
 //!
 //! Keeps the best N in a heap, so the pass allocates nothing per row; rows are copied out under
-//! the lock, converted after it. An answer is charged with the losses of its own interval and no
+//! the lock, converted after it. The pass takes the table a piece at a time, so that a drain beside
+//! it waits for one piece at most, and sees the totals of one drain all the same. An answer is charged with the losses of its own interval and no
 //! others, so that what was lost long ago does not make every later answer partial.
 
 use std::cmp::Reverse;
@@ -17,12 +18,12 @@ use orb8_proto::v1::{
 
 use crate::clock::{self, Clock};
 use crate::datapath::AttachState;
-use crate::event::{FlowRecord, LossRecord};
+use crate::event::{FlowRecord, LossRecord, Volume};
 use crate::export::feed::{BadRequest, Queries};
 use crate::export::wire as shared_wire;
 use crate::k8s::identity::Knowledge;
 use crate::k8s::model::Node;
-use crate::network::table::{FlowTable, SharedTable, read};
+use crate::network::table::{FlowTable, SharedTable, Snapshot, read};
 use crate::network::unmatched;
 use crate::network::view::Seen;
 use crate::network::wire::Shown;
@@ -97,9 +98,34 @@ pub struct Found {
     /// CLOCK_MONOTONIC nanoseconds from which on the answer claims to be complete, and from which
     /// on a loss belongs to it.
     pub covers_from_ns: u64,
+    /// Flows in the table.
+    pub held: u64,
+    /// All flows last seen after this time (CLOCK_MONOTONIC nanoseconds) were held.
+    pub held_since_ns: u64,
 }
 
+/// Higher is better; then the older flow; then its row.
 type Candidate = Reverse<(u64, Reverse<u64>, usize)>;
+
+/// Rows that are looked at, or copied, before the pipeline may have its turn: less than a
+/// millisecond.
+const ROWS_PER_LOOK: usize = 8192;
+/// Passes by pieces, after which one takes the table for all of its time: a drain may have been
+/// completed and another begun beside each, or a flow found be forgotten.
+const PASSES: usize = 3;
+
+/// Where a pass stands.
+struct Pass {
+    snapshot: Snapshot,
+    best: BinaryHeap<Candidate>,
+    next: usize,
+    matched: u64,
+    of_other_scopes: u64,
+    oldest_ns: u64,
+}
+
+/// The table is no longer that of the snapshot.
+struct Overtaken;
 
 impl FlowQuery {
     /// Checks a request.
@@ -143,13 +169,78 @@ impl FlowQuery {
         })
     }
 
-    /// Runs over a table.
-    pub fn run(&mut self, table: &FlowTable, node: &Arc<Node>) -> Found {
-        let mut best: BinaryHeap<Candidate> = BinaryHeap::with_capacity(self.limit + 1);
+    /// Runs over a table, beside the pipeline.
+    pub fn run(&mut self, table: &SharedTable, node: &Arc<Node>) -> Found {
+        for _ in 0..PASSES {
+            let mut pass = self.begin(&read(table));
+            if let Ok(found) = self.by_pieces(&mut pass, table, node) {
+                return found;
+            }
+        }
+        let table = read(table);
+        let mut pass = self.begin(&table);
+        // Nothing overtakes it.
+        self.look(&mut pass, &table, node, usize::MAX).ok();
+        let best = std::mem::take(&mut pass.best).into_sorted_vec();
+        let flows = best.iter().filter_map(|candidate| pass.copy(candidate, &table).ok());
+        let flows = flows.collect();
+        self.found(&pass, flows, &table)
+    }
+
+    fn begin(&self, table: &FlowTable) -> Pass {
+        Pass {
+            snapshot: table.snapshot(),
+            best: BinaryHeap::with_capacity(self.limit.min(table.used_rows()) + 1),
+            next: 0,
+            matched: 0,
+            of_other_scopes: 0,
+            oldest_ns: u64::MAX,
+        }
+    }
+
+    fn by_pieces(
+        &mut self,
+        pass: &mut Pass,
+        table: &SharedTable,
+        node: &Arc<Node>,
+    ) -> Result<Found, Overtaken> {
+        while !self.look(pass, &read(table), node, ROWS_PER_LOOK)? {}
+        let best = std::mem::take(&mut pass.best).into_sorted_vec();
+        let mut flows = Vec::with_capacity(best.len());
+        for some in best.chunks(ROWS_PER_LOOK) {
+            let table = read(table);
+            for candidate in some {
+                flows.push(pass.copy(candidate, &table)?);
+            }
+        }
+        Ok(self.found(pass, flows, &read(table)))
+    }
+
+    fn found(&self, pass: &Pass, flows: Vec<FlowRecord>, table: &FlowTable) -> Found {
+        // What was forgotten since the pass began is not promised either. Before that time everything
+        // may have been forgotten, and no flow here counted anything.
+        let oldest_ns = pass.oldest_ns.min(table.held_since_ns());
+        Found {
+            flows,
+            matched: pass.matched,
+            of_other_scopes: pass.of_other_scopes,
+            covers_from_ns: self.from_ns.unwrap_or(oldest_ns),
+            held: u64::from(table.active_flows()) + u64::from(table.ended_flows()),
+            held_since_ns: table.held_since_ns(),
+        }
+    }
+
+    /// Looks at the next rows; true when it has seen all.
+    fn look(
+        &mut self,
+        pass: &mut Pass,
+        table: &FlowTable,
+        node: &Arc<Node>,
+        most: usize,
+    ) -> Result<bool, Overtaken> {
         let from_ns = self.from_ns.unwrap_or(0);
-        let (mut matched, mut of_other_scopes) = (0, 0);
-        let mut oldest_ns = table.held_since_ns();
-        for slot in 0..table.used_rows() {
+        let end = table.used_rows().min(pass.next.saturating_add(most));
+        for slot in pass.next..end {
             let Some(flow) = table.row(slot) else { continue };
             if flow.last_seen_ns < from_ns || flow.first_seen_ns > self.to_ns {
                 continue;
@@ -157,45 +248,49 @@ impl FlowQuery {
             let seen = Seen { flow, node };
             if !self.filter.matches(&seen) {
                 let is_hidden = self.any_scope.as_mut().is_some_and(|any| any.matches(&seen));
-                of_other_scopes += u64::from(is_hidden);
+                pass.of_other_scopes += u64::from(is_hidden);
                 continue;
             }
-            matched += 1;
-            oldest_ns = oldest_ns.min(flow.first_seen_ns);
-            let candidate = Reverse((self.rank(table, flow), Reverse(flow.flow_id), slot));
-            if best.len() < self.limit {
-                best.push(candidate);
-            } else if let Some(mut worst) = best.peek_mut()
+            let volume = pass.snapshot.volume(table, slot).ok_or(Overtaken)?;
+            pass.matched += 1;
+            pass.oldest_ns = pass.oldest_ns.min(flow.first_seen_ns);
+            let rank = self.rank(flow, volume, || pass.snapshot.rates(table, slot));
+            let candidate = Reverse((rank, Reverse(flow.flow_id), slot));
+            if pass.best.len() < self.limit {
+                pass.best.push(candidate);
+            } else if let Some(mut worst) = pass.best.peek_mut()
                 && candidate < *worst
             {
                 *worst = candidate;
             }
         }
-        let flows = best.into_sorted_vec();
-        let flows = flows.iter().filter_map(|Reverse((_, _, slot))| table.row(*slot));
-        Found {
-            flows: flows.map(|flow| table.record(flow)).collect(),
-            matched,
-            of_other_scopes,
-            // Before that everything may have been forgotten, and no flow here counted anything.
-            covers_from_ns: self.from_ns.unwrap_or(oldest_ns),
-        }
+        pass.next = end;
+        Ok(end == table.used_rows())
     }
 
     /// Higher is better.
-    fn rank(&self, table: &FlowTable, flow: &FlowRecord) -> u64 {
+    fn rank(&self, flow: &FlowRecord, volume: Volume, rates: impl FnOnce() -> (f32, f32)) -> u64 {
         // The bits of floats that are not negative are in the order of their values.
         let bits = |rate: f32| u64::from(rate.max(0.0).to_bits());
         let value = match self.field {
-            Field::Bytes => flow.bytes,
-            Field::Packets => flow.packets,
-            Field::BytesPerSecond => bits(table.rates(flow).0),
-            Field::PacketsPerSecond => bits(table.rates(flow).1),
+            Field::Bytes => volume.bytes,
+            Field::Packets => volume.packets,
+            Field::BytesPerSecond => bits(rates().0),
+            Field::PacketsPerSecond => bits(rates().1),
             Field::FirstSeen => flow.first_seen_ns,
             Field::LastSeen => flow.last_seen_ns,
             Field::Duration => flow.last_seen_ns.saturating_sub(flow.first_seen_ns),
         };
         if self.ascending { !value } else { value }
+    }
+}
+
+impl Pass {
+    /// The flow of a candidate, unless it is forgotten by now.
+    fn copy(&self, candidate: &Candidate, table: &FlowTable) -> Result<FlowRecord, Overtaken> {
+        let Reverse((_, Reverse(flow_id), slot)) = *candidate;
+        let flow = self.snapshot.record(table, slot);
+        flow.filter(|flow| flow.flow_id == flow_id).ok_or(Overtaken)
     }
 }
 
@@ -243,11 +338,7 @@ impl Queries for NetworkQueries {
         let mut query = FlowQuery::compile(request, self.max_limit, unix_offset_ns)
             .map_err(|error| BadRequest(error.to_string()))?;
         let node = self.known.registry.own_node();
-        let (found, flows_held, held_since_ns) = {
-            let table = read(&self.table);
-            let held = u64::from(table.active_flows()) + u64::from(table.ended_flows());
-            (query.run(&table, &node), held, table.held_since_ns())
-        };
+        let found = query.run(&self.table, &node);
         let (loss, seen, balance) = {
             let ledger = lock(&self.ledger);
             let lost = ledger.lost_between(found.covers_from_ns, query.to_ns);
@@ -269,7 +360,7 @@ impl Queries for NetworkQueries {
             loss: loss.iter().map(shared_wire::loss).collect(),
             matched: found.matched,
             context: Some(AnswerContext {
-                flows_held,
+                flows_held: found.held,
                 packets_seen: seen.packets,
                 interfaces_attached: self.status.interfaces_in(AttachState::Attached),
                 interfaces_attaching: self.status.interfaces_in(AttachState::Attaching),
@@ -279,7 +370,7 @@ impl Queries for NetworkQueries {
                     .map_or("", shared_wire::attach_state)
                     .to_owned(),
                 of_other_scopes: found.of_other_scopes,
-                held_since_ns: clock::to_unix(held_since_ns, unix_offset_ns),
+                held_since_ns: clock::to_unix(found.held_since_ns, unix_offset_ns),
                 health_message: health,
                 unmatched: unmatched::of(request, &self.known.registry),
                 kubernetes: self.known.registry.status().state.word().to_owned(),

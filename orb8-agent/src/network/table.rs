@@ -7,38 +7,42 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, RwLockReadGuard};
 use std::time::Duration;
 
 use hashbrown::HashTable;
 
 use crate::clock;
-use crate::event::{EndReason, Ends, FlowId, FlowRecord, FlowState, Told, Volume};
+use crate::event::{EndReason, FlowId, FlowRecord, FlowState, Told, Volume};
 use crate::pipeline::losses;
 use crate::pipeline::processor::Output;
 
 mod count;
 mod ends;
+mod interned;
 mod name;
 mod processor;
 mod rows;
 mod shares;
+mod snapshot;
 
+use interned::Interned;
 use name::Place;
 pub use processor::FlowProcessor;
 pub use rows::blank;
 use rows::{List, NONE, Row, mark};
 pub use shares::Share;
 use shares::Shares;
+pub use snapshot::{Snapshot, Turns};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// The table, shared between the pipeline, which writes, and queries.
-pub type SharedTable = Arc<RwLock<FlowTable>>;
+pub type SharedTable = Arc<Turns>;
 
-/// Takes the lock for reading; a panic elsewhere does not make the flows unreadable.
+/// Takes the table for reading.
 pub fn read(table: &SharedTable) -> RwLockReadGuard<'_, FlowTable> {
-    table.read().unwrap_or_else(PoisonError::into_inner)
+    table.read()
 }
 
 /// Bounds of the table.
@@ -62,6 +66,7 @@ pub struct FlowTable {
     /// Slots of active rows by flow.
     index: HashTable<u32>,
     hasher: RandomState,
+    interned: Interned,
     /// The slot that each kernel line was counted on last: whoever goes through the lines in their
     /// order then goes through the rows in theirs, and hashes nothing.
     by_line: Vec<u32>,
@@ -114,6 +119,7 @@ impl FlowTable {
             // Twice the rows, so that it never has to grow for the tombstones of removed flows.
             index: HashTable::with_capacity(2 * capacity),
             hasher: RandomState::new(),
+            interned: Interned::new(),
             by_line: Vec::with_capacity(capacity),
             active: List::EMPTY,
             ended: List::EMPTY,
@@ -147,7 +153,7 @@ impl FlowTable {
     /// The same, shared.
     #[must_use]
     pub fn shared(limits: Limits, start_ns: u64) -> SharedTable {
-        Arc::new(RwLock::new(Self::new(limits, start_ns)))
+        Arc::new(Turns::new(Self::new(limits, start_ns)))
     }
 
     /// Flows that may still be counted on.
@@ -193,28 +199,18 @@ impl FlowTable {
         self.rows.len()
     }
 
-    /// The flow in a row as it is stored; its rates are not rates yet, see [`Self::record`].
+    /// The flow in a row as it is stored, with what the drain in progress has counted so far; its
+    /// rates are not rates yet, see [`Snapshot::record`].
     #[must_use]
     pub fn row(&self, slot: usize) -> Option<&FlowRecord> {
         self.rows.get(slot).map(|row| &row.flow).filter(|flow| flow.flow_id != 0)
     }
 
-    /// Bytes and packets a second of a flow of this table.
-    #[must_use]
-    pub fn rates(&self, flow: &FlowRecord) -> (f32, f32) {
-        if flow.changed_epoch == 0 || flow.changed_epoch < self.epoch {
-            return (0.0, 0.0);
-        }
-        let per_second = SECOND_NS as f64 / self.interval_ns as f64;
-        let rate = |sum: f32| narrow(f64::from(sum) * per_second);
-        (rate(flow.byte_rate), rate(flow.packet_rate))
-    }
-
-    /// A flow of this table as it may leave it.
-    #[must_use]
-    pub fn record(&self, flow: &FlowRecord) -> FlowRecord {
-        let (byte_rate, packet_rate) = self.rates(flow);
-        FlowRecord { byte_rate, packet_rate, ..flow.clone() }
+    /// The flow in a row with all that is counted so far, as it is told.
+    fn record(&self, slot: u32) -> FlowRecord {
+        let slot = slot as usize;
+        let (byte_rate, packet_rate) = self.snapshot().rates(self, slot);
+        FlowRecord { byte_rate, packet_rate, ..self.rows[slot].flow.clone() }
     }
 
     /// A flow that changed after drain `since` and was told not after drain `until`: an active one,
@@ -235,13 +231,18 @@ impl FlowTable {
 
     /// The row of a flow, which is most often the one that this line was counted on last.
     fn find_at_line(&self, line: u32, id: &FlowId) -> Option<u32> {
+        self.slot_of_line(line, id).or_else(|| self.find(id))
+    }
+
+    /// The row that a line was counted on last, if it is this flow's still.
+    fn slot_of_line(&self, line: u32, id: &FlowId) -> Option<u32> {
         let is_its = |slot: &u32| {
             let row = self.rows.get(*slot as usize);
             row.is_some_and(|row| {
                 row.flow.flow_id != 0 && row.flow.state == FlowState::Active && row.flow.id == *id
             })
         };
-        self.by_line.get(line as usize).copied().filter(is_its).or_else(|| self.find(id))
+        self.by_line.get(line as usize).copied().filter(is_its)
     }
 
     /// Notes which row a line was counted on.
@@ -269,6 +270,7 @@ impl FlowTable {
         let row = &mut self.rows[slot as usize];
         row.flow = FlowRecord { flow_id: self.last_flow_id, first_seen_ns, ..blank(id) };
         row.start_epoch = self.epoch.wrapping_add(1);
+        row.recent = Volume::default();
         row.lines_or_end_s = 0;
         row.generation = 0;
         row.share = shares::share_of(&row.flow);
@@ -326,7 +328,7 @@ impl FlowTable {
         let row = &mut self.rows[slot as usize];
         row.flow.state = FlowState::Ended(reason);
         row.lines_or_end_s = ended_s;
-        output.told.push(Told::FlowEnd(self.record(&self.rows[slot as usize].flow)));
+        output.told.push(Told::FlowEnd(self.record(slot)));
         self.ended.push(&mut self.rows, slot);
     }
 
@@ -338,7 +340,8 @@ impl FlowTable {
         row.flow.flow_id = 0;
         row.flow.membership = None;
         row.flow.interface = None;
-        row.flow.ends = Ends::default();
+        row.flow.translation = None;
+        self.interned.clear(&mut row.flow.ends);
         row.next = self.free;
         self.free = slot;
     }

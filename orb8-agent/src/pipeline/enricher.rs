@@ -27,13 +27,15 @@ pub struct EnrichedEvent {
     pub interface: Option<Arc<InterfaceName>>,
     /// Whether the owner's address is one of this host's; none: not known.
     pub local: Option<bool>,
+    /// Whether a processor has use for what enrichers add; they are not asked else.
+    pub wanted: bool,
 }
 
 impl EnrichedEvent {
     /// An event to which nothing is added.
     #[must_use]
     pub const fn plain(event: Event) -> Self {
-        Self { event, membership: None, interface: None, local: None }
+        Self { event, membership: None, interface: None, local: None, wanted: true }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod exporter;
 pub mod filter;
 pub mod ledger;
 pub mod losses;
+pub mod on_demand;
 pub mod processor;
 pub mod runner;
 pub mod source;

@@ -8,6 +8,10 @@ use crate::pipeline::ledger::Tally;
 
 /// Makes records of events.
 pub trait EventProcessor: Send {
+    /// Takes back that those events are wanted of which it has kept all that enrichers could add.
+    /// Asked before they are enriched, if no other processor may want it.
+    fn spare(&self, _events: &mut [EnrichedEvent]) {}
+
     /// Takes events in their order; what is to be told and counted goes to `output`.
     fn process(&mut self, events: &[EnrichedEvent], output: &mut Output);
 

@@ -27,6 +27,10 @@ use crate::pipeline::source::{BATCH, EventSource, SourceError};
 /// A source that failed is left alone for this long, so that a broken one costs nothing.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Events that stages handle under one lock: they and their rows stay in the core's cache between the
+/// stages, and queries wait for no more.
+const AT_ONCE: usize = 256;
+
 /// The ledger, shared with whoever shows it.
 pub type SharedLedger = Arc<Mutex<Ledger>>;
 
@@ -125,12 +129,8 @@ impl Mover {
             }
         }
         self.output.tally.counted.add(counted);
-        let mut enriched = EnrichedEvent::plain(event);
-        for enricher in &mut self.stages.enrichers {
-            enricher.enrich(&mut enriched);
-        }
-        self.enriched.push(enriched);
-        if self.enriched.len() >= BATCH {
+        self.enriched.push(EnrichedEvent::plain(event));
+        if self.enriched.len() >= AT_ONCE {
             self.flush();
         }
     }
@@ -168,6 +168,14 @@ impl Mover {
     fn process(&mut self) {
         if self.enriched.is_empty() {
             return;
+        }
+        if let [processor] = &mut self.stages.processors[..] {
+            processor.spare(&mut self.enriched);
+        }
+        for event in self.enriched.iter_mut().filter(|event| event.wanted) {
+            for enricher in &mut self.stages.enrichers {
+                enricher.enrich(event);
+            }
         }
         for processor in &mut self.stages.processors {
             processor.process(&self.enriched, &mut self.output);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::event::Event;
 
-/// Events that a source gives in one call, and that stages handle under one lock.
+/// Events that a source gives in one call.
 pub const BATCH: usize = 1024;
 
 /// When a source wants to be asked.

@@ -70,6 +70,11 @@ impl Watch {
         watch
     }
 
+    /// Watches with an agent that was started before, whatever became of it.
+    pub fn of(agent: AgentProcess, netns: &Netns) -> Self {
+        Self { agent: Some(agent), netns: netns.clone() }
+    }
+
     /// Waits until exactly `count` interfaces are attached.
     #[track_caller]
     pub fn wait_attached(&self, count: usize) {

@@ -15,10 +15,10 @@ use crate::error::CliError;
 use crate::output::table::{Cell, Heading, Table};
 use crate::terminal::Terminal;
 
-pub(super) const GREEN: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Green)));
-pub(super) const YELLOW: Style =
+pub(crate) const GREEN: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Green)));
+pub(crate) const YELLOW: Style =
     Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Yellow)));
-pub(super) const RED: Style =
+pub(crate) const RED: Style =
     Style::new().bold().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red)));
 
 /// Writes the page; `wide` adds the checks that passed and each pod with its plane.

@@ -686,6 +686,96 @@ pub struct PacketEvent {
     pub icmp: ::core::option::Option<IcmpInfo>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetTotalsRequest {
+    /// The agent keeps totals only while somebody asks for them: it goes on for so long after this
+    /// request; 0 means 60, a day is the most.
+    #[prost(uint32, tag = "1")]
+    pub keep_seconds: u32,
+}
+/// What was counted since the first request of a session.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Totals {
+    #[prost(string, tag = "1")]
+    pub node_name: ::prost::alloc::string::String,
+    /// Answers of one session may be subtracted from each other, others may not. 0: nothing is counted,
+    /// and health_message says why.
+    #[prost(uint64, tag = "2")]
+    pub session: u64,
+    /// When the kernel side had been read.
+    #[prost(int64, tag = "3")]
+    pub time_ns: i64,
+    #[prost(message, repeated, tag = "4")]
+    pub totals: ::prost::alloc::vec::Vec<Total>,
+    /// Of the same moment.
+    #[prost(message, optional, tag = "5")]
+    pub packet_ledger: ::core::option::Option<PacketLedger>,
+    /// What was counted at owners for whom there was no room in `totals`.
+    #[prost(message, optional, tag = "6")]
+    pub unlisted: ::core::option::Option<Count>,
+    /// Of the machine since it was started, /proc/sys/kernel/random/boot_id.
+    #[prost(string, tag = "7")]
+    pub boot_id: ::prost::alloc::string::String,
+    /// The agent's network namespace: the inode number of /proc/thread-self/ns/net. 0 if not known.
+    #[prost(uint64, tag = "8")]
+    pub network_namespace: u64,
+    #[prost(message, repeated, tag = "9")]
+    pub interfaces: ::prost::alloc::vec::Vec<Interface>,
+    /// tc, socket or both.
+    #[prost(string, tag = "10")]
+    pub capture: ::prost::alloc::string::String,
+    /// Where the agent finds `Total.cgroup`; empty without cgroup2.
+    #[prost(string, tag = "11")]
+    pub cgroup_mount: ::prost::alloc::string::String,
+    /// Why nothing or not all is seen, as AgentStatus.health_message.
+    #[prost(string, tag = "12")]
+    pub health_message: ::prost::alloc::string::String,
+}
+/// Everything that was counted at one place of one protocol in one direction.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Total {
+    /// tc or socket.
+    #[prost(string, tag = "1")]
+    pub plane: ::prost::alloc::string::String,
+    /// ingress or egress, as the owner sees it; at a pod's link that is the pod.
+    #[prost(string, tag = "2")]
+    pub direction: ::prost::alloc::string::String,
+    /// 4 or 6.
+    #[prost(uint32, tag = "3")]
+    pub ip_version: u32,
+    /// As NetworkFlow.protocol.
+    #[prost(string, tag = "4")]
+    pub protocol: ::prost::alloc::string::String,
+    /// As NetworkFlow.supplement.
+    #[prost(bool, tag = "5")]
+    pub supplement: bool,
+    /// Plane tc: the interface.
+    #[prost(uint32, tag = "6")]
+    pub ifindex: u32,
+    #[prost(string, tag = "7")]
+    pub interface: ::prost::alloc::string::String,
+    /// It leads to a pod, and these addresses are behind it.
+    #[prost(bool, tag = "8")]
+    pub pod_link: bool,
+    #[prost(string, repeated, tag = "9")]
+    pub link_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Plane socket: the cgroup of the sockets, its path if known, and the pod if it is one's.
+    #[prost(uint64, tag = "10")]
+    pub cgroup_id: u64,
+    #[prost(string, tag = "11")]
+    pub cgroup: ::prost::alloc::string::String,
+    #[prost(string, tag = "12")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "13")]
+    pub pod: ::prost::alloc::string::String,
+    /// Why no flow has it: self_traffic, root_cgroup; empty if flows have it.
+    #[prost(string, tag = "14")]
+    pub filtered: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "15")]
+    pub packets: u64,
+    #[prost(uint64, tag = "16")]
+    pub bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStatusRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AgentStatus {
@@ -1156,6 +1246,29 @@ pub mod orbit_agent_service_client {
                 .insert(GrpcMethod::new("orb8.v1.OrbitAgentService", "GetStatus"));
             self.inner.unary(req, path, codec).await
         }
+        /// Running totals, to compare them with what the kernel itself has counted. Reads the kernel side
+        /// anew: everything that programs had counted when the request came is in the answer.
+        pub async fn get_totals(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetTotalsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Totals>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orb8.v1.OrbitAgentService/GetTotals",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orb8.v1.OrbitAgentService", "GetTotals"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1198,6 +1311,12 @@ pub mod orbit_agent_service_server {
             &self,
             request: tonic::Request<super::GetStatusRequest>,
         ) -> std::result::Result<tonic::Response<super::AgentStatus>, tonic::Status>;
+        /// Running totals, to compare them with what the kernel itself has counted. Reads the kernel side
+        /// anew: everything that programs had counted when the request came is in the answer.
+        async fn get_totals(
+            &self,
+            request: tonic::Request<super::GetTotalsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Totals>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct OrbitAgentServiceServer<T> {
@@ -1397,6 +1516,51 @@ pub mod orbit_agent_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orb8.v1.OrbitAgentService/GetTotals" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetTotalsSvc<T: OrbitAgentService>(pub Arc<T>);
+                    impl<
+                        T: OrbitAgentService,
+                    > tonic::server::UnaryService<super::GetTotalsRequest>
+                    for GetTotalsSvc<T> {
+                        type Response = super::Totals;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetTotalsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as OrbitAgentService>::get_totals(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetTotalsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

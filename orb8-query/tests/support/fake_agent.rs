@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 
 use orb8_proto::v1::orbit_agent_service_server::{OrbitAgentService, OrbitAgentServiceServer};
 use orb8_proto::v1::{
-    AgentStatus, Event, GetStatusRequest, QueryFlowsRequest, QueryFlowsResponse,
-    StreamEventsRequest,
+    AgentStatus, Event, GetStatusRequest, GetTotalsRequest, QueryFlowsRequest, QueryFlowsResponse,
+    StreamEventsRequest, Totals,
 };
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -23,6 +23,8 @@ pub(crate) struct Script {
     pub(crate) flows: Result<QueryFlowsResponse, Status>,
     /// To GetStatus.
     pub(crate) status: Result<AgentStatus, Status>,
+    /// To GetTotals.
+    pub(crate) totals: Result<Totals, Status>,
     /// To StreamEvents, in this order.
     pub(crate) events: Vec<Event>,
     /// After the events.
@@ -47,6 +49,7 @@ impl Default for Script {
         Self {
             flows: Ok(QueryFlowsResponse::default()),
             status: Ok(AgentStatus::default()),
+            totals: Ok(Totals::default()),
             events: Vec::new(),
             end: End::Open,
             silent: false,
@@ -174,5 +177,10 @@ impl OrbitAgentService for Service {
     ) -> Result<Response<AgentStatus>, Status> {
         self.may_be_silent().await;
         self.script.status.clone().map(Response::new)
+    }
+
+    async fn get_totals(&self, _: Request<GetTotalsRequest>) -> Result<Response<Totals>, Status> {
+        self.may_be_silent().await;
+        self.script.totals.clone().map(Response::new)
     }
 }

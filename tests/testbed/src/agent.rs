@@ -28,6 +28,7 @@ pub struct AgentOptions {
     arguments: Vec<String>,
     listen: String,
     capabilities: Option<u64>,
+    memlock: Option<u64>,
     cgroup: Option<PathBuf>,
     service_account: Option<PathBuf>,
 }
@@ -52,6 +53,7 @@ impl AgentOptions {
             arguments: Vec::new(),
             listen: LISTEN.to_owned(),
             capabilities: None,
+            memlock: None,
             cgroup: None,
             service_account: None,
         }
@@ -89,6 +91,13 @@ impl AgentOptions {
     #[must_use]
     pub fn capabilities(mut self, numbers: &[u32]) -> Self {
         self.capabilities = Some(numbers.iter().fold(0, |set, number| set | 1 << number));
+        self
+    }
+
+    /// Lets it lock so many bytes of memory and no more.
+    #[must_use]
+    pub const fn memlock(mut self, bytes: u64) -> Self {
+        self.memlock = Some(bytes);
         self
     }
 
@@ -143,6 +152,9 @@ impl AgentOptions {
         if let Some(folder) = &self.service_account {
             mount_service_account(&mut command, folder);
         }
+        if let Some(bytes) = self.memlock {
+            limit_memlock(&mut command, bytes);
+        }
         if let Some(kept) = self.capabilities {
             confine(&mut command, kept);
         }
@@ -161,6 +173,15 @@ fn join_cgroup(command: &mut Command, directory: &Path) {
     let join = move || rustix::io::write(&procs, b"0").map(drop).map_err(std::io::Error::from);
     // SAFETY: one system call between fork and exec.
     unsafe { command.pre_exec(join) };
+}
+
+/// Lets a command lock so many bytes of memory.
+fn limit_memlock(command: &mut Command, bytes: u64) {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    let lower = move || setrlimit(Resource::Memlock, limit).map_err(io::Error::from);
+    // SAFETY: one system call between fork and exec.
+    unsafe { command.pre_exec(lower) };
 }
 
 /// Lets a command have a folder as its ServiceAccount's; all else of `/run` is empty for it.

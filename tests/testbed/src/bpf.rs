@@ -145,6 +145,7 @@ pub fn map_exists(id: u32) -> bool {
 /// # Errors
 /// A sentence with the cause and the next step.
 pub fn permission() -> Result<(), String> {
+    raise_memlock_limit();
     let load = map_create().and_then(|map| counting_program(&map, -1));
     load.map(drop).map_err(|error| {
         format!(
@@ -152,6 +153,13 @@ pub fn permission() -> Result<(), String> {
              capabilities BPF, PERFMON and NET_ADMIN (run as root)"
         )
     })
+}
+
+/// Before 5.11 the maps of all processes of a user are charged to one limit: a running agent's use
+/// up what a test has by default. Where that is not allowed, what needs it fails by itself.
+fn raise_memlock_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }).ok();
 }
 
 /// Whether programs attach by tcx links (kernel 6.6 and newer).

@@ -103,7 +103,7 @@ pub(super) fn install(packages: &[Package]) -> anyhow::Result<()> {
     }
     if !is_root() {
         bail!(
-            "installing needs root; run this and then `make setup` again:\n    \
+            "installing needs root; run this and then the same target of make again:\n    \
              sudo apt-get update && sudo apt-get install --no-install-recommends {}",
             names.join(" ")
         );

@@ -32,13 +32,14 @@ enum State {
 }
 
 /// Commands that are called, the package that has them, and what for.
-const COMMANDS: [(&str, &str, &str); 6] = [
+const COMMANDS: [(&str, &str, &str); 7] = [
     ("cc", "gcc", "links every Rust program"),
     ("c++", "g++", "bpf-linker links LLVM's C++ libraries"),
     ("ip", "iproute2", "the tests and the demo make links and addresses"),
     ("iptables-restore", "iptables", "the simulated cluster makes Services and masquerading"),
     ("ip6tables-restore", "iptables", "the same for IPv6"),
     ("tc", "iproute2", "the tests look at attached filters and make foreign ones"),
+    ("iperf3", "iperf3", "the benchmark measures throughput with it"),
 ];
 
 const COMPONENTS_WHY: &str = "`make lint` runs them";
@@ -78,6 +79,16 @@ pub(crate) fn verify(root: &Path) -> anyhow::Result<()> {
     let needs = survey(root);
     print(&needs);
     complete(&needs)
+}
+
+/// Installs the packages of those commands that are not there: (command, package, why).
+pub(crate) fn provide(commands: &[(&str, &str, &'static str)]) -> anyhow::Result<()> {
+    let packages: Vec<Package> = commands
+        .iter()
+        .filter(|(command, ..)| !on_path(command))
+        .map(|(_, package, why)| Package::new(*package, why))
+        .collect();
+    apt::install(&packages)
 }
 
 fn complete(needs: &[Need]) -> anyhow::Result<()> {

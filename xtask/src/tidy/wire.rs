@@ -10,7 +10,7 @@ const COMMAND_LINE: &str = "orb8-cli/src/";
 
 /// What the agent may name of `orb8.v1` outside `wire.rs`: the service, its requests and answers with
 /// the parts that a feature hands to them, the filters inside a request, and the module itself.
-const ENVELOPES: [&str; 21] = [
+const ENVELOPES: [&str; 23] = [
     "AgentStatus",
     "AnswerContext",
     "AttributionShare",
@@ -18,12 +18,14 @@ const ENVELOPES: [&str; 21] = [
     "Event",
     "FlowFilter",
     "GetStatusRequest",
+    "GetTotalsRequest",
     "NodeStatus",
     "Ports",
     "QueryFlowsRequest",
     "QueryFlowsResponse",
     "StreamEventsRequest",
     "Strings",
+    "Totals",
     "Unmatched",
     "condition",
     "event",

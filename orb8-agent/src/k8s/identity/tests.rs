@@ -314,9 +314,9 @@ fn what_a_pod_says_to_itself_is_no_connection_of_the_hosts() {
             membership: Some(&membership),
             ..asking(&from.to_string(), &to.to_string())
         };
-        let ends = Resolver::new(world.known.clone()).batch().resolve(&question, then(5)).ends;
-        assert_eq!(ends.translation.is_some(), is_hosts, "{path}");
-        assert_eq!(ends.asked.is_some(), is_hosts, "{path}");
+        let answer = Resolver::new(world.known.clone()).batch().resolve(&question, then(5));
+        assert_eq!(answer.translation.is_some(), is_hosts, "{path}");
+        assert_eq!(answer.ends.asked.is_some(), is_hosts, "{path}");
     }
 }
 
@@ -711,7 +711,7 @@ fn every_form_of_a_translated_packet_leads_to_the_service_and_the_client() {
         let asked = answer.ends.asked.unwrap();
         assert_eq!((&*asked.service.name, asked.port), ("web", 80));
         assert_eq!((asked.kind, asked.verdict), (ServiceKind::ClusterIp, Verdict::Ok));
-        assert_eq!(answer.ends.translation.unwrap().reply.src, b);
+        assert_eq!(answer.translation.unwrap().reply.src, b);
     };
     let question = |owner: SocketAddr, peer: SocketAddr, egress| Question {
         egress,
@@ -825,4 +825,15 @@ fn a_name_by_address_is_told_with_a_reason_while_the_api_is_not_heard() {
     assert_ne!(registry.generation(), generation, "rows are asked again");
     assert_eq!(ends_at(&world, "10.244.2.5:80", then(41)), by_address("pod shop/new"));
     assert_eq!(ends_at(&world, "1.1.1.1:80", then(41)), by_address("external"));
+}
+
+#[test]
+fn a_cgroup_that_comes_makes_nobody_ask_anew_and_a_pod_does() {
+    let mut world = World::synced();
+    let mut resolver = Resolver::new(world.known.clone());
+    let before = resolver.batch().generation();
+    world.cgroup(7, "/system.slice/sshd.service");
+    assert_eq!(resolver.batch().generation(), before);
+    world.pod("shop/web", "n1", "10.244.1.5", 2);
+    assert_ne!(resolver.batch().generation(), before);
 }

@@ -17,7 +17,16 @@ use crate::testing::{ManualClock, count, resolver, udp};
 
 const OFFSET: i64 = 1_000_000_000_000;
 
+fn drained(time_ns: u64) -> Event {
+    Event::Drained(Box::new(DrainReport { time_ns, ..DrainReport::default() }))
+}
+
+/// The table after one drain of these events.
 fn table(events: impl IntoIterator<Item = Event>) -> SharedTable {
+    table_of(events.into_iter().chain([drained(1_000_000_000)]))
+}
+
+fn table_of(events: impl IntoIterator<Item = Event>) -> SharedTable {
     let table = FlowTable::shared(
         Limits {
             max_flows: 1_000,
@@ -37,7 +46,7 @@ fn node() -> Arc<Node> {
 }
 
 fn run(table: &SharedTable, request: &QueryFlowsRequest) -> Found {
-    FlowQuery::compile(request, 10_000, OFFSET).unwrap().run(&read(table), &node())
+    FlowQuery::compile(request, 10_000, OFFSET).unwrap().run(table, &node())
 }
 
 fn sorted(field: Field, ascending: bool, limit: u32) -> QueryFlowsRequest {
@@ -51,13 +60,16 @@ fn ids(found: &Found) -> Vec<u64> {
 
 #[test]
 fn the_best_come_first_in_the_order_asked_for() {
-    let table = table([
+    let table = table_of([
         count(udp(1), 9, 100, 50),
         count(udp(2), 1, 300, 10),
         count(udp(3), 5, 200, 90),
         count(udp(1), 0, 0, 60),
-        Event::Drained(Box::new(DrainReport { time_ns: 1_000_000_000, ..DrainReport::default() })),
+        drained(1_000_000_000),
         count(udp(2), 1, 1, 40),
+        drained(2_000_000_000),
+        // Half of the next drain, which is no part of any answer.
+        count(udp(3), 90, 9_000, 90),
     ]);
     let check = |field, ascending, limit, expected: &[u64]| {
         let found = run(&table, &sorted(field, ascending, limit));
@@ -71,8 +83,8 @@ fn the_best_come_first_in_the_order_asked_for() {
     check(Field::FirstSeen, true, 3, &[2, 1, 3]);
     check(Field::LastSeen, false, 3, &[3, 1, 2]);
     check(Field::Duration, false, 1, &[2]);
-    check(Field::BytesPerSecond, false, 3, &[3, 1, 2]);
-    check(Field::PacketsPerSecond, false, 3, &[1, 3, 2]);
+    check(Field::BytesPerSecond, false, 3, &[2, 1, 3]);
+    check(Field::PacketsPerSecond, true, 3, &[1, 3, 2]);
 }
 
 #[test]
@@ -262,8 +274,10 @@ proptest! {
         let mut all: Vec<_> = {
             let table = read(&table);
             let slots = 0..table.used_rows();
-            slots.filter_map(|slot| table.row(slot)).map(|flow| {
-                (std::cmp::Reverse(query.rank(&table, flow)), flow.flow_id)
+            slots.filter_map(|slot| table.row(slot).map(|flow| (slot, flow))).map(|(slot, flow)| {
+                let volume = Volume { packets: flow.packets, bytes: flow.bytes };
+                let rates = || table.snapshot().rates(&table, slot);
+                (std::cmp::Reverse(query.rank(flow, volume, rates)), flow.flow_id)
             }).collect()
         };
         all.sort_unstable();
@@ -294,6 +308,78 @@ proptest! {
         prop_assert_eq!(found.flows.len(), expected.min(limit as usize));
         for flow in &found.flows {
             prop_assert_eq!(u32::from(keys::ports(&flow.id.key).unwrap().1), first);
+        }
+    }
+}
+
+/// A step of the pipeline, or the next look of a query.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Look,
+    Count,
+}
+
+proptest! {
+    /// However drains and looks take turns, an answer is the totals of one drain, or none is given.
+    #[test]
+    fn looks_between_the_batches_of_drains_see_one_drain_or_know_that_they_do_not(
+        turns in prop::collection::vec(prop_oneof![Just(Turn::Look), Just(Turn::Count)], 1..120),
+        drained_before in 1_u64..4,
+    ) {
+        const FLOWS: u32 = 12;
+        let limits = Limits {
+            max_flows: FLOWS,
+            history: Duration::from_secs(300),
+            idle: Duration::from_secs(3600),
+            drain_interval: Duration::from_secs(1),
+        };
+        let table = FlowTable::shared(limits, 0);
+        let mut processor = FlowProcessor::new(Arc::clone(&table), resolver());
+        let (mut drain, mut flow) = (1_u64, 0);
+        // Two flows at a time, each a packet in each drain.
+        let mut step = || {
+            let now_ns = drain * 1_000_000_000;
+            let mut events = vec![];
+            for _ in 0..2 {
+                events.push(EnrichedEvent::plain(count(udp(flow), 1, 60, now_ns)));
+                flow += 1;
+            }
+            if flow == FLOWS {
+                events.push(EnrichedEvent::plain(drained(now_ns)));
+                (flow, drain) = (0, drain + 1);
+            }
+            processor.process(&events, &mut Output::default());
+            drain - 1
+        };
+        let mut complete = 0;
+        while complete < drained_before {
+            complete = step();
+        }
+        let request = QueryFlowsRequest { limit: FLOWS, ..QueryFlowsRequest::default() };
+        let mut query = FlowQuery::compile(&request, FLOWS, OFFSET).unwrap();
+        let mut pass = query.begin(&read(&table));
+        let wanted = complete;
+        for turn in turns {
+            match turn {
+                Turn::Count => complete = step(),
+                Turn::Look => match query.look(&mut pass, &read(&table), &node(), 5) {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(Overtaken) => {
+                        prop_assert!(complete > wanted, "within a drain nothing overtakes");
+                        return Ok(());
+                    }
+                },
+            }
+        }
+        if pass.next < FLOWS as usize {
+            return Ok(());
+        }
+        for candidate in pass.best.iter() {
+            match pass.copy(candidate, &read(&table)) {
+                Ok(flow) => prop_assert_eq!((flow.packets, flow.bytes), (wanted, 60 * wanted)),
+                Err(Overtaken) => prop_assert!(complete > wanted),
+            }
         }
     }
 }

@@ -92,22 +92,29 @@ impl FlowTable {
         }
     }
 
+    /// Whether a count's row has all that may be added to the count.
+    pub(super) fn has_all_of(&self, count: &FlowCount) -> bool {
+        // The flow that a new line is for may have ended just before.
+        let slot = self.slot_of_line(count.line, &count.id).filter(|_| !count.new_line);
+        let Some(slot) = slot else { return false };
+        let flow = &self.rows[slot as usize].flow;
+        let has_cgroup = match &flow.membership {
+            Some(held) => !held.may_tell_more(flow.first_seen_ns, self.now_ns),
+            None => keys::cgroup_id(&count.id, count.facts.cgroup_id) == 0,
+        };
+        has_cgroup
+            && flow.scope != Scope::Unknown
+            && (flow.interface.is_some() || keys::ifindex(&flow.id).is_none())
+    }
+
     fn add(&mut self, slot: u32, count: &FlowCount, volume: Volume) {
         let current = self.epoch.wrapping_add(1);
         let row = &mut self.rows[slot as usize];
         if count.new_line {
             row.lines_or_end_s += 1;
         }
-        let flow = &mut row.flow;
-        if flow.changed_epoch != current {
-            flow.changed_epoch = current;
-            (flow.byte_rate, flow.packet_rate) = (0.0, 0.0);
-        }
-        flow.byte_rate += count.bytes as f32;
-        flow.packet_rate += count.packets as f32;
-        flow.packets += count.packets;
-        flow.bytes += count.bytes;
-        flow.last_seen_ns = flow.last_seen_ns.max(count.last_seen_ns);
+        row.add(current, volume);
+        row.flow.last_seen_ns = row.flow.last_seen_ns.max(count.last_seen_ns);
         self.shares.add(row.share, volume);
     }
 

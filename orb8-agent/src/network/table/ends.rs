@@ -1,52 +1,72 @@
 //! How an answer to who the ends are stands to the one before: the same, better known, or forgotten.
 
-use crate::event::{Attribution, End, Ends, Reason};
+use std::sync::Arc;
+
+use crate::conntrack::Translation;
+use crate::event::{Attribution, End, Ends, FlowRecord, Reason};
 use crate::k8s::identity::Answer;
 use crate::k8s::services::Verdict;
 
-impl Ends {
+/// What is known of a flow: its ends, and what the kernel made of their addresses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known<'a> {
+    ends: &'a Ends,
+    translation: Option<&'a Arc<Translation>>,
+}
+
+impl<'a> Known<'a> {
+    pub(super) fn of(flow: &'a FlowRecord) -> Self {
+        Self { ends: &flow.ends, translation: flow.translation.as_ref() }
+    }
+
+    pub(super) const fn told(answer: &'a Answer) -> Self {
+        Self { ends: &answer.ends, translation: answer.translation.as_ref() }
+    }
+
     /// Whether the ends are the same parties, and the same one stands behind the Service.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.owner.is_same(&other.owner) && self.peer.is_same(&other.peer) && self.goes_on_in(other)
+    pub(super) fn is_same(self, other: Self) -> bool {
+        self.ends.owner.is_same(&other.ends.owner)
+            && self.ends.peer.is_same(&other.ends.peer)
+            && self.goes_on_in(other)
     }
 
     /// Whether the kernel's translation is the same, or was only told late.
-    pub(super) fn goes_on_in(&self, later: &Self) -> bool {
-        match (&self.translation, &later.translation) {
+    fn goes_on_in(self, later: Self) -> bool {
+        match (self.translation, later.translation) {
             (Some(one), Some(other)) => one.is_like(other),
             (Some(_), None) => false,
             // What was refused was not translated.
             (None, Some(_)) => {
-                self.asked.as_ref().is_none_or(|asked| asked.verdict != Verdict::NoEndpoints)
+                self.ends.asked.as_ref().is_none_or(|asked| asked.verdict != Verdict::NoEndpoints)
             }
             (None, None) => true,
         }
     }
 
     /// Whether an answer for a longer time names everybody, and nobody else than this one.
-    pub(super) fn is_refined_by(&self, longer: &Self) -> bool {
+    pub(super) fn is_refined_by(self, longer: Self) -> bool {
         let refines = |known: &End, longer: &End| {
             !longer.is_unknown() && (known.is_unknown() || known.is_same(longer))
         };
-        refines(&self.owner, &longer.owner)
-            && refines(&self.peer, &longer.peer)
+        refines(&self.ends.owner, &longer.ends.owner)
+            && refines(&self.ends.peer, &longer.ends.peer)
             && self.goes_on_in(longer)
     }
 
     /// Whether both are shown alike.
-    pub(super) fn looks_like(&self, other: &Self) -> bool {
-        let how = |ends: &Self| (ends.owner.how(), ends.peer.how());
+    pub(super) fn looks_like(self, other: Self) -> bool {
+        let how = |known: Self| (known.ends.owner.how(), known.ends.peer.how());
         self.is_same(other)
             && how(self) == how(other)
-            && self.asked.as_ref().map(|asked| asked.verdict)
-                == other.asked.as_ref().map(|asked| asked.verdict)
+            && self.ends.asked.as_ref().map(|asked| asked.verdict)
+                == other.ends.asked.as_ref().map(|asked| asked.verdict)
             && self.translation.is_some() == other.translation.is_some()
     }
 }
 
 impl Answer {
     /// This answer, with what was known before where it has only been forgotten since.
-    pub(super) fn or_kept(self, known: &Ends) -> Self {
+    pub(super) fn or_kept(self, known: &FlowRecord) -> Self {
         let either = |now: End, known: &End| {
             let forgotten = match &now {
                 End::Unknown(how) => how.reason != Reason::AddressAmbiguous,
@@ -62,11 +82,10 @@ impl Answer {
         };
         let kept = known.translation.as_ref().filter(|_| !self.doubtful);
         let ends = Ends {
-            owner: either(self.ends.owner, &known.owner),
-            peer: either(self.ends.peer, &known.peer),
+            owner: either(self.ends.owner, &known.ends.owner),
+            peer: either(self.ends.peer, &known.ends.peer),
             asked: self.ends.asked,
-            translation: self.ends.translation.or_else(|| kept.cloned()),
         };
-        Self { ends, ..self }
+        Self { ends, translation: self.translation.or_else(|| kept.cloned()), ..self }
     }
 }

@@ -1,12 +1,15 @@
 //! Who the ends of the rows are: asked when something is counted and knowledge has moved, asked
 //! again for a while for what is young, and never guessed. Where an end changed, the row is split.
 
+use std::sync::Arc;
+
 use orb8_common::network::flag;
 
+use super::ends::Known;
 use super::rows::{Row, mark};
 use super::shares::share_of;
 use super::{FlowTable, SECOND_NS};
-use crate::conntrack::Match;
+use crate::conntrack::{Match, Translation};
 use crate::event::{
     Asked, End, EndReason, Ends, FlowId, FlowRecord, FlowState, Reason, Scope, Told, Volume,
     tcp_bit,
@@ -84,22 +87,25 @@ impl FlowTable {
         let answer = self.ask(slot, whole, batch);
         let flow = &self.rows[slot as usize].flow;
         let is_certain = !in_doubt && !doubtful && !answer.doubtful;
-        if flow.packets == 0 || (is_certain && flow.ends.is_refined_by(&answer.ends)) {
+        if flow.packets == 0 || (is_certain && Known::of(flow).is_refined_by(Known::told(&answer)))
+        {
             self.adopt(slot, answer, whole, batch);
             return Some((slot, false));
         }
         let before = self.ask_again(slot, was, batch);
-        let ends = Ends { asked: self.asked(slot, &before.ends), ..before.ends };
+        let ends = Ends { asked: self.asked(slot, &before), ..before.ends };
         let before = Answer { ends, ..before };
         let counted_ns = if doubtful { until_ns } else { self.counted_after_ns };
         let since_ns = counted_ns.max(was.since_ns).min(whole.until_ns);
         let since = Span { since_ns, ..whole };
         let now = self.ask(slot, since, batch);
         let was_told_late =
-            !answer.doubtful || before.ends.translation.is_some() == now.ends.translation.is_some();
+            !answer.doubtful || before.translation.is_some() == now.translation.is_some();
         let doubtful = before.doubtful;
-        if doubtful == now.doubtful && was_told_late && before.ends.is_same(&now.ends) {
-            self.adopt(slot, Answer { ends: before.ends, doubtful, ..answer }, whole, batch);
+        let is_same = Known::told(&before).is_same(Known::told(&now));
+        if doubtful == now.doubtful && was_told_late && is_same {
+            let Answer { ends, translation, .. } = before;
+            self.adopt(slot, Answer { ends, translation, doubtful, ..answer }, whole, batch);
             return Some((slot, false));
         }
         self.split(slot, before, now, since, batch, output).map(|slot| (slot, true))
@@ -108,9 +114,11 @@ impl FlowTable {
     /// Whether the ends of a row are beyond doubt for what is counted on it now.
     fn holds_on(&self, slot: u32, until_ns: u64, batch: &Batch<'_>) -> bool {
         let row = &self.rows[slot as usize];
+        // What has no translation needs no question.
         row.is(mark::LASTING)
             && !row.is(mark::DOUBTFUL)
-            && batch.holds_at(&question(&row.flow, Began::Unknown), until_ns)
+            && (row.flow.translation.is_none()
+                || batch.holds_at(&question(&row.flow, Began::Unknown), until_ns))
             && self.is_current(slot, batch)
     }
 
@@ -123,7 +131,7 @@ impl FlowTable {
     /// Whether the kernel has told of a translation that the row lacks. It is told soon or never.
     fn may_be_translated(&self, slot: u32, batch: &Batch<'_>) -> bool {
         let flow = &self.rows[slot as usize].flow;
-        flow.ends.translation.is_none()
+        flow.translation.is_none()
             && batch.has_translations()
             && self.is_young(flow)
             && !matches!(
@@ -147,7 +155,7 @@ impl FlowTable {
         } else {
             batch.resolve(&asked, span)
         };
-        answer.or_kept(&row.flow.ends)
+        answer.or_kept(&row.flow)
     }
 
     /// Takes an answer for a time over; true if anything that is shown changed.
@@ -158,13 +166,13 @@ impl FlowTable {
         row.set(mark::LASTING, lasting);
         row.set(mark::DOUBTFUL, answer.doubtful);
         let share = row.share;
-        let asked = self.asked(slot, &answer.ends);
+        let asked = self.asked(slot, &answer);
+        let answer = Answer { ends: Ends { asked, ..answer.ends }, ..answer };
+        let flow = &self.rows[slot as usize].flow;
+        let changed = !Known::told(&answer).looks_like(Known::of(flow));
+        let is_taken_back = takes_scope_back(flow, &answer, batch);
+        self.set_known(slot, answer.ends, answer.translation);
         let row = &mut self.rows[slot as usize];
-        let known = std::mem::take(&mut row.flow.ends);
-        let ends = Ends { asked, ..answer.ends };
-        let changed = !ends.looks_like(&known);
-        let is_taken_back = takes_scope_back(&row.flow.id, &known, &ends, batch);
-        row.flow.ends = ends;
         if answer.forwarded {
             row.flow.scope = Scope::Forwarded;
         } else if is_taken_back {
@@ -174,18 +182,25 @@ impl FlowTable {
         changed || self.rows[slot as usize].share != share
     }
 
+    /// Notes what is known of a row.
+    fn set_known(&mut self, slot: u32, ends: Ends, translation: Option<Arc<Translation>>) {
+        let flow = &mut self.rows[slot as usize].flow;
+        flow.translation = translation;
+        self.interned.put(&mut flow.ends, ends);
+    }
+
     /// The Service of a row, given what is answered for it now. What is told of Services is that of
     /// now: it says who is ready for young rows alone, and whom an old one asked only where the
     /// address says so too.
-    fn asked(&self, slot: u32, now: &Ends) -> Option<Asked> {
+    fn asked(&self, slot: u32, now: &Answer) -> Option<Asked> {
         let flow = &self.rows[slot as usize].flow;
         let is_young = self.is_young(flow);
         let Some(known) = &flow.ends.asked else {
             let is_told =
-                is_young || now.translation.is_some() || matches!(now.peer, End::Service(..));
-            return now.asked.clone().filter(|_| is_told);
+                is_young || now.translation.is_some() || matches!(now.ends.peer, End::Service(..));
+            return now.ends.asked.clone().filter(|_| is_told);
         };
-        let Some(asked) = &now.asked else { return Some(known.clone()) };
+        let Some(asked) = &now.ends.asked else { return Some(known.clone()) };
         let is_same = known.service.namespace == asked.service.namespace
             && known.service.name == asked.service.name
             && known.port == asked.port;
@@ -221,12 +236,12 @@ impl FlowTable {
     ) -> Option<u32> {
         let row = &mut self.rows[slot as usize];
         let was_forwarded = row.flow.scope == Scope::Forwarded;
-        if takes_scope_back(&row.flow.id, &row.flow.ends, &before.ends, batch) {
+        if takes_scope_back(&row.flow, &before, batch) {
             row.take_scope_back(false);
         }
-        row.flow.ends = before.ends;
         row.set(mark::DOUBTFUL, before.doubtful);
         let lines = row.lines_or_end_s;
+        self.set_known(slot, before.ends, before.translation);
         self.account(slot);
         let old = self.rows[slot as usize].flow.clone();
         self.end(slot, EndReason::PeerChanged, output);
@@ -245,7 +260,8 @@ impl FlowTable {
             byte_rate: 0.0,
             packet_rate: 0.0,
             changed_epoch: 0,
-            ends: Ends::default(),
+            ends: Ends::nobody(),
+            translation: None,
             tcp_seen: old.tcp_seen & !tcp_bit::OPENS,
             scope: if was_told { Scope::Unknown } else { old.scope },
             ..old
@@ -296,7 +312,8 @@ impl FlowTable {
     fn rename(&mut self, slot: u32, batch: &mut Batch<'_>) {
         let span = self.span(slot);
         let flow = &self.rows[slot as usize].flow;
-        let held = batch.holds_at(&question(flow, Began::Unknown), span.until_ns);
+        let held = flow.translation.is_none()
+            || batch.holds_at(&question(flow, Began::Unknown), span.until_ns);
         if held && self.is_current(slot, batch) {
             return;
         }
@@ -312,11 +329,7 @@ impl FlowTable {
                 }
                 row.set(mark::NAMED_LATE, true);
             }
-            let flow = &mut row.flow;
-            if flow.changed_epoch != current {
-                flow.changed_epoch = current;
-                (flow.byte_rate, flow.packet_rate) = (0.0, 0.0);
-            }
+            row.change_in(current);
         }
     }
 
@@ -372,8 +385,7 @@ impl FlowTable {
         let row = &mut self.rows[slot as usize];
         row.set(mark::HELD, false);
         row.start_epoch = epoch;
-        let record = self.record(&self.rows[slot as usize].flow);
-        output.told.push(Told::FlowStart(record));
+        output.told.push(Told::FlowStart(self.record(slot)));
     }
 
     /// Who sent first, as far as one packet without a row tells: its flags, or the row that the
@@ -421,7 +433,7 @@ fn awaits_name(row: &Row) -> bool {
         // What has no socket here may be a pod's that is translated.
         End::Node(..) => {
             row.flow.scope == Scope::Unclaimed
-                && row.flow.ends.translation.is_none()
+                && row.flow.translation.is_none()
                 && keys::ifindex(&row.flow.id).is_some()
         }
         End::External(_) | End::Process(_) | End::Service(..) => false,
@@ -430,10 +442,10 @@ fn awaits_name(row: &Row) -> bool {
 
 /// Whether a flow has lost the translation that told its scope. What bears no address of this host
 /// is forwarded without one.
-fn takes_scope_back(id: &FlowId, known: &Ends, now: &Ends, batch: &Batch<'_>) -> bool {
+fn takes_scope_back(known: &FlowRecord, now: &Answer, batch: &Batch<'_>) -> bool {
     known.translation.is_some()
         && now.translation.is_none()
-        && !batch.is_elsewhere(keys::owner(&id.key))
+        && !batch.is_elsewhere(keys::owner(&known.id.key))
 }
 
 /// What there is to ask of a flow.
@@ -452,7 +464,7 @@ pub(super) fn question(flow: &FlowRecord, began: Began) -> Question<'_> {
         membership: flow.membership.as_ref(),
         scope: flow.scope,
         began,
-        translation: flow.ends.translation.as_ref(),
+        translation: flow.translation.as_ref(),
         opened_ns: opens.then_some(flow.first_seen_ns),
     }
 }

@@ -1,6 +1,6 @@
 //! The stage that keeps the table.
 
-use std::sync::PoisonError;
+use std::sync::Arc;
 
 use orb8_common::network::PacketEvent;
 
@@ -32,9 +32,18 @@ impl FlowProcessor {
 }
 
 impl EventProcessor for FlowProcessor {
+    fn spare(&self, events: &mut [EnrichedEvent]) {
+        let table = self.table.read();
+        for enriched in events {
+            if let Event::Count(count) = &enriched.event {
+                enriched.wanted = !table.has_all_of(count);
+            }
+        }
+    }
+
     fn process(&mut self, events: &[EnrichedEvent], output: &mut Output) {
         let table = SharedTable::clone(&self.table);
-        let mut table = table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = table.write();
         for events in events.chunks(PER_LOCK) {
             self.process_some(&mut table, events, output);
         }
@@ -42,7 +51,7 @@ impl EventProcessor for FlowProcessor {
     }
 
     fn finish(&mut self, time_ns: u64, output: &mut Output) {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         table.end_all(time_ns, output);
     }
 }
@@ -92,7 +101,7 @@ fn packet_flow(
 ) -> FlowRecord {
     let id = keys::packet_id(packet);
     if let Some(slot) = table.find(&id) {
-        return table.record(&table.rows[slot as usize].flow);
+        return table.record(slot);
     }
     let seen = tcp_seen(packet.tcp_flags);
     let opens = seen & (tcp_bit::SYN | tcp_bit::SYN_ACK) != 0;
@@ -108,5 +117,5 @@ fn packet_flow(
     let span = Span { since_ns: packet.time_ns, until_ns: packet.time_ns };
     let answer = batch.resolve(&question(&flow, table.began_with(&flow, packet.cgroup_id)), span);
     let scope = if answer.forwarded { Scope::Forwarded } else { flow.scope };
-    FlowRecord { ends: answer.ends, scope, ..flow }
+    FlowRecord { ends: Arc::new(answer.ends), translation: answer.translation, scope, ..flow }
 }

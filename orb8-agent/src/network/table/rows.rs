@@ -3,16 +3,18 @@
 //! Knows nothing of what a row means; slots are checked by their users.
 
 use super::shares;
-use crate::event::{Attribution, Ends, FlowId, FlowRecord, FlowState, Scope, tcp_bit};
+use crate::event::{Attribution, Ends, FlowId, FlowRecord, FlowState, Scope, Volume, tcp_bit};
 
 /// No row.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// One flow. Its rates hold the sums of the drain `changed_epoch` until the record leaves the
+/// One flow. Its rates hold the sums of the drain before `changed_epoch` until the record leaves the
 /// table; `flow_id` 0 marks a free row.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) flow: FlowRecord,
+    /// What the drain `changed_epoch` brought, which may be in progress.
+    pub(super) recent: Volume,
     /// The drain in progress when the flow was told.
     pub(super) start_epoch: u32,
     /// While active, the kernel lines that it holds; then the second (CLOCK_MONOTONIC) of its
@@ -42,13 +44,14 @@ pub(super) mod mark {
     pub(in super::super) const DOUBTFUL: u8 = 16;
 }
 
-const _: () = assert!(size_of::<Row>() <= 208, "with the indexes, a flow takes 228 bytes at most");
+const _: () = assert!(size_of::<Row>() <= 184, "with the indexes, a flow takes 204 bytes at most");
 
 impl Row {
     /// A row that no flow has.
     pub(super) fn free() -> Self {
         Self {
             flow: blank(FlowId { key: orb8_common::network::FlowKey::EMPTY, owner: 0 }),
+            recent: Volume::default(),
             start_epoch: 0,
             lines_or_end_s: 0,
             previous: NONE,
@@ -90,6 +93,27 @@ impl Row {
         }
         self.flow.scope = if is_told_anew { Scope::Unknown } else { Scope::Unclaimed };
         self.generation = 0;
+    }
+
+    /// Notes that the row changes in a drain.
+    pub(super) fn change_in(&mut self, drain: u32) {
+        let flow = &mut self.flow;
+        if flow.changed_epoch == drain {
+            return;
+        }
+        let is_next = flow.changed_epoch.wrapping_add(1) == drain;
+        let before = if is_next { self.recent } else { Volume::default() };
+        (flow.byte_rate, flow.packet_rate) = (before.bytes as f32, before.packets as f32);
+        flow.changed_epoch = drain;
+        self.recent = Volume::default();
+    }
+
+    /// Adds what a drain counted.
+    pub(super) fn add(&mut self, drain: u32, volume: Volume) {
+        self.change_in(drain);
+        self.recent.add(volume);
+        self.flow.packets += volume.packets;
+        self.flow.bytes += volume.bytes;
     }
 
     pub(super) const fn is(&self, mark: u8) -> bool {
@@ -150,7 +174,8 @@ pub fn blank(id: FlowId) -> FlowRecord {
         cookie: 0,
         membership: None,
         interface: None,
-        ends: Ends::default(),
+        ends: Ends::nobody(),
+        translation: None,
         byte_rate: 0.0,
         packet_rate: 0.0,
         changed_epoch: 0,

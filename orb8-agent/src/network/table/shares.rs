@@ -82,6 +82,8 @@ pub(super) const fn is_identified(share: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::event::{End, FlowId};
     use crate::network::table::blank;
@@ -96,7 +98,7 @@ mod tests {
                         let how = How { attribution, reason };
                         let id = FlowId { key: FlowKey { flags, ..FlowKey::EMPTY }, owner: 1 };
                         let mut flow = FlowRecord { scope, ..blank(id) };
-                        flow.ends.owner = End::Process(how);
+                        Arc::make_mut(&mut flow.ends).owner = End::Process(how);
                         let volume = Volume { packets: 1, bytes: 60 };
                         let mut shares = Shares::new();
                         shares.add(share_of(&flow), volume);

@@ -99,9 +99,9 @@ fn any_flow() -> impl Strategy<Value = (FlowRecord, World)> {
                 ..blank(id)
             };
             let how = |which: usize| How::by(Attribution::ALL[which]);
-            record.ends.owner = end(&world, who.0, how(hows.0));
-            record.ends.peer =
-                end(&world, who.1, How { reason: Reason::PodUnknown, ..how(hows.1) });
+            let ends = Arc::make_mut(&mut record.ends);
+            ends.owner = end(&world, who.0, how(hows.0));
+            ends.peer = end(&world, who.1, How { reason: Reason::PodUnknown, ..how(hows.1) });
             if known & 1 != 0 {
                 let path = cgroup_of("shop/web");
                 let cgroup = world.cgroup(7, &path).cgroup().cloned();
@@ -114,7 +114,7 @@ fn any_flow() -> impl Strategy<Value = (FlowRecord, World)> {
             if let (2.., End::Service(_, service)) = (known, &end(&world, 2, How::default())) {
                 let (service, kind) = (Arc::clone(service), ServiceKind::ClusterIp);
                 let verdict = [Verdict::Ok, Verdict::NoEndpoints][usize::from(known & 1)];
-                record.ends.asked = Some(Asked { service, port: 80, kind, verdict });
+                ends.asked = Some(Asked { service, port: 80, kind, verdict });
             }
             (record, world)
         },

@@ -54,7 +54,7 @@ impl Shown {
     /// The Service that was asked for, and who answered.
     pub(super) fn service(&self, flow: &FlowRecord) -> Option<ServiceUse> {
         let asked = flow.ends.asked.as_ref()?;
-        let translation = flow.ends.translation.as_deref();
+        let translation = flow.translation.as_deref();
         let translated = translation.filter(|found| found.rewrites_destination());
         let dialled =
             translated.map_or_else(|| dialled(flow, asked.kind), |it| it.original.dst.ip());

@@ -4,7 +4,9 @@ use orb8_common::network::FlowKey;
 
 use super::*;
 use crate::cgroup::{Answer, Membership, Process};
-use crate::event::{Asked, Attribution, End, EndReason, FlowId, FlowState, How, Reason, Scope};
+use crate::event::{
+    Asked, Attribution, End, EndReason, Ends, FlowId, FlowState, How, Reason, Scope,
+};
 use crate::host::{HostFacts, InterfaceName};
 use crate::k8s::services::{ServiceKind, Verdict};
 use crate::network::table::blank;
@@ -59,7 +61,7 @@ fn through_a_service() -> (World, FlowRecord) {
     record.id.key.flags |= flag::SOCKET_PLANE;
     let by = |attribution| How::by(attribution);
     let pod = membership.cgroup().unwrap().pod().unwrap();
-    record.ends.owner = End::Pod(by(Attribution::Cgroup), Arc::clone(pod));
+    let owner = End::Pod(by(Attribution::Cgroup), Arc::clone(pod));
     let service = match world
         .known
         .who(dialled.ip(), crate::k8s::identity::Span { since_ns: 5, until_ns: 5 })
@@ -67,10 +69,11 @@ fn through_a_service() -> (World, FlowRecord) {
         End::Service(_, service) => service,
         other => panic!("{other:?}"),
     };
-    record.ends.peer = End::Service(by(Attribution::Address), Arc::clone(&service));
+    let peer = End::Service(by(Attribution::Address), Arc::clone(&service));
     let kind = ServiceKind::ClusterIp;
-    record.ends.asked = Some(Asked { service, port: 80, kind, verdict: Verdict::Ok });
-    record.ends.translation = Some(translation);
+    let asked = Some(Asked { service, port: 80, kind, verdict: Verdict::Ok });
+    record.ends = Arc::new(Ends { owner, peer, asked });
+    record.translation = Some(translation);
     record.membership = Some(membership);
     (world, record)
 }
@@ -121,8 +124,9 @@ fn every_fact_of_a_hosts_flow_is_shown() {
         state: FlowState::Ended(EndReason::Fin),
         ..blank(id(6, true))
     };
-    record.ends.owner = End::Process(How::by(Attribution::Cgroup));
-    record.ends.peer = End::External(How::not(Reason::NoKubernetes));
+    let owner = End::Process(How::by(Attribution::Cgroup));
+    let peer = End::External(How::not(Reason::NoKubernetes));
+    record.ends = Arc::new(Ends { owner, peer, asked: None });
     insta::assert_debug_snapshot!(shown().flow(&record));
 }
 

@@ -161,7 +161,7 @@ fn a_start_that_gets_no_name_is_told_with_the_next_drain_and_an_end_never_comes_
     let table = bench.table();
     let changed = table.changed(0, 1, 2).expect("the name is an update");
     assert_eq!(word(&changed.ends.owner), "web cgroup");
-    assert_eq!(table.rates(changed), (0.0, 0.0));
+    assert_eq!(table.snapshot().rates(&table, 0), (0.0, 0.0));
 }
 
 #[test]
@@ -440,7 +440,7 @@ fn a_sweep_stops_where_the_registry_has_its_turn_and_goes_on_until_all_rows_are_
     bench.feed(ids.map(|id| counted(id, 1, SECOND, SECOND)));
     bench.world.pod("shop/web", "n1", "10.244.1.5", 2 * SECOND);
     let table = Arc::clone(&bench.table.processor.table);
-    let mut table = table.write().unwrap();
+    let mut table = table.write();
     let mut resolver = Resolver::new(bench.world.known.clone());
     let mut left = table.begin_close(2 * SECOND);
     let (mut turns, mut renamed) = (0, 0);

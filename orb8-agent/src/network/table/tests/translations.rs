@@ -174,7 +174,7 @@ fn whom_a_mask_hid_is_taken_back_where_it_turns_out_to_be_doubtful_and_stays_so(
 /// Where the connection of a row went, and what the row counted.
 fn backends(bench: &Bench) -> Vec<String> {
     let backend = |flow: &FlowRecord| {
-        let found = flow.ends.translation.as_ref().map(|it| it.reply.src.to_string());
+        let found = flow.translation.as_ref().map(|it| it.reply.src.to_string());
         format!("{} {}", found.unwrap_or_default(), flow.packets)
     };
     bench.rows().iter().map(backend).collect()

@@ -1,0 +1,149 @@
+//! How lines leave: off the index, out of the caches, back to the list of free lines, each step
+//! when no running program can still be at the one before.
+
+use std::sync::atomic::Ordering;
+
+use orb8_common::index::{self, EMPTY_CELL, GROUP_CELLS};
+use orb8_common::network::FlowKey;
+
+use super::LineSource;
+use super::slots::{Slot, State};
+use crate::ebpf::clock::Reference;
+use crate::ebpf::grace::Ticket;
+use crate::event::{Event, FlowId};
+use crate::pipeline::source::BATCH;
+
+/// Lines that take their next step out of use when a grace period has passed.
+pub(super) struct Waiting {
+    ticket: Ticket,
+    /// To be [`State::Emptied`].
+    idle: Vec<u32>,
+    /// To be free.
+    taken: Vec<u32>,
+}
+
+impl LineSource {
+    /// First step out of use: no program finds the line any more.
+    pub(super) fn unlist(&mut self, slot: u32) {
+        if !self.reach_index() {
+            return;
+        }
+        if let Some((_, hash)) = self.identify(slot) {
+            for group in self.groups(hash) {
+                self.replace_cells(group, slot + 1, EMPTY_CELL, GROUP_CELLS);
+            }
+        }
+        self.slots[slot as usize].state = State::Unlisted;
+        self.idle.push(slot);
+    }
+
+    /// Takes the first step back. Where no cell is free, the flow takes another line with its next
+    /// look-up, and this one goes when it is idle.
+    pub(super) fn list_again(&mut self, slot: u32) {
+        self.slots[slot as usize].state = State::Used;
+        if let Some((_, hash)) = self.identify(slot) {
+            for group in self.groups(hash) {
+                if self.replace_cells(group, EMPTY_CELL, slot + 1, 1) > 0 {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn groups(&self, hash: u64) -> [u32; 2] {
+        let mask = self.table.index.count() - 1;
+        [index::first_group(hash, mask), index::second_group(hash, mask)]
+    }
+
+    /// The index is needed from the first line that leaves; any group may then be asked for.
+    fn reach_index(&mut self) -> bool {
+        let groups = self.table.index.count();
+        match self.table.index.reach(groups) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "idle flow lines stay: the index cannot be mapped");
+                false
+            }
+        }
+    }
+
+    /// Puts `new` into at most so many cells of a group that hold `old`; returns how many they were.
+    /// Another line that a program puts there meanwhile stays.
+    fn replace_cells(&self, group: u32, old: u32, new: u32, at_most: usize) -> usize {
+        let cells = (0..GROUP_CELLS).map(|cell| self.table.index.word32(group, cell * 4));
+        cells
+            .filter(|cell| {
+                cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            })
+            .take(at_most)
+            .count()
+    }
+
+    /// All caches were gone through: what they held for lines off the index is in the table.
+    pub(super) fn all_taken(&mut self) {
+        for slot in self.taking.drain(..) {
+            let Slot { state, .. } = &mut self.slots[slot as usize];
+            // Or it is in use again.
+            if *state == State::Emptied {
+                *state = State::Leaving;
+                self.taken.push(slot);
+            }
+        }
+    }
+
+    /// Lets lines take their next step if a grace period has passed since the last one.
+    pub(super) fn step_on(&mut self) {
+        let Some(mut waiting) = self.waiting.take() else { return };
+        if self.grace.failed(waiting.ticket) {
+            // Asked for again at the end of the pass.
+            self.idle.append(&mut waiting.idle);
+            self.taken.append(&mut waiting.taken);
+        } else if self.grace.passed(waiting.ticket) {
+            for slot in &waiting.idle {
+                self.slots[*slot as usize].state = State::Emptied;
+            }
+            self.taking.append(&mut waiting.idle);
+            self.releasing.append(&mut waiting.taken);
+            self.releasing.sort_unstable();
+        } else {
+            self.waiting = Some(waiting);
+        }
+    }
+
+    /// Gives back some of the lines that nobody can hold any more; true when none is left.
+    pub(super) fn release(&mut self, now: &Reference, out: &mut Vec<Event>) -> bool {
+        // From the highest number, so that the lowest ends on top of the list.
+        let keep = self.releasing.len().saturating_sub(BATCH);
+        for slot in self.releasing.split_off(keep).into_iter().rev() {
+            self.give_back(slot, now, out);
+        }
+        self.releasing.is_empty()
+    }
+
+    fn give_back(&mut self, slot: u32, now: &Reference, out: &mut Vec<Event>) {
+        let line = self.table.lines.copy(slot);
+        self.slots[slot as usize].found(line.packets, line.bytes, line.last_seen);
+        self.count(slot, now, out);
+        let id = FlowId { key: FlowKey { tag: 0, ..line.key }, owner: line.owner };
+        self.table.lines.zero(slot);
+        self.table.meta.zero(slot);
+        self.slots[slot as usize] = Slot::default();
+        self.in_use -= 1;
+        out.push(Event::Released(id));
+        if let Err(error) = self.table.free.push(slot, 0) {
+            // Cannot happen: the list has a place for every line.
+            tracing::error!(%error, slot, "a free flow line could not be given back");
+        }
+    }
+
+    /// Lets lines wait for a grace period, if none is under way.
+    pub(super) fn ask_for_grace(&mut self) {
+        if self.waiting.is_some() || self.idle.is_empty() && self.taken.is_empty() {
+            return;
+        }
+        if let Some(ticket) = self.grace.ask() {
+            let (idle, taken) = (std::mem::take(&mut self.idle), std::mem::take(&mut self.taken));
+            self.waiting = Some(Waiting { ticket, idle, taken });
+        }
+    }
+}

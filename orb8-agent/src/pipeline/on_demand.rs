@@ -1,0 +1,251 @@
+//! Drains before their time: whoever needs the counts of now asks, and learns when they are in.
+//!
+//! A source that is read on a timer is wrapped; that it is read earlier once is all that changes.
+//! Nothing here knows what is read.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::event::Event;
+use crate::pipeline::source::{EventSource, SourceError, Wakeup};
+
+/// Requests for a drain, by their number from 1.
+#[derive(Debug)]
+pub struct Drains {
+    asked: AtomicU64,
+    /// Requests up to this one were made before the last complete drain began.
+    served: AtomicU64,
+    wake: OwnedFd,
+}
+
+impl Drains {
+    /// Nothing asked for yet.
+    ///
+    /// # Errors
+    /// The kernel has no descriptor left.
+    pub fn shared() -> io::Result<Arc<Self>> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Self { asked: AtomicU64::new(0), served: AtomicU64::new(0), wake }))
+    }
+
+    /// Asks for a drain that begins after this call; gives the number of the request.
+    pub fn ask(&self) -> u64 {
+        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        // Full means that it is readable already.
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes()).ok();
+        number
+    }
+
+    /// Requests up to this one are served, once the drain that was last told has gone through the
+    /// pipeline.
+    #[must_use]
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Acquire)
+    }
+}
+
+/// A source with a timer and no descriptor of its own, which is also read when somebody asks.
+///
+/// It begins a drain when it is called at or after the time that it says, and ends it with
+/// [`Event::Drained`].
+pub struct OnDemand {
+    inner: Box<dyn EventSource>,
+    drains: Arc<Drains>,
+    /// Set while a drain is under way: when it was last called.
+    under_way: Option<Instant>,
+    /// Requests made before the last drain began.
+    heard: u64,
+}
+
+impl std::fmt::Debug for OnDemand {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("OnDemand").field("inner", &self.inner.name()).finish_non_exhaustive()
+    }
+}
+
+impl OnDemand {
+    /// Lets others ask for drains of a source.
+    #[must_use]
+    pub fn new(inner: Box<dyn EventSource>, drains: Arc<Drains>) -> Self {
+        Self { inner, drains, under_way: None, heard: 0 }
+    }
+
+    /// Whether a drain is to begin, or goes on; if one begins, whose request it serves is noted.
+    fn begins(&mut self, now: Instant, due: Option<Instant>) -> bool {
+        if self.under_way.is_some() {
+            return true;
+        }
+        let asked = self.drains.asked.load(Ordering::Acquire);
+        let begins = asked != self.heard || due.is_some_and(|due| due <= now);
+        if begins {
+            self.heard = asked;
+        }
+        begins
+    }
+}
+
+impl EventSource for OnDemand {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn wakeup(&self) -> Wakeup<'_> {
+        // Called before its time, the source itself would wait for that time in the middle.
+        let due = self.under_way.or_else(|| self.inner.wakeup().due);
+        Wakeup { fd: Some(self.drains.wake.as_fd()), due }
+    }
+
+    fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+        // Empty is an error of its own, and no request is lost: the number is what counts.
+        rustix::io::read(&self.drains.wake, &mut [0; 8]).ok();
+        let due = self.inner.wakeup().due;
+        if !self.begins(now, due) {
+            return Ok(());
+        }
+        self.under_way = Some(now);
+        let before = out.len();
+        let result = self.inner.collect(due.map_or(now, |due| due.max(now)), out);
+        let done = out[before..].iter().any(|event| matches!(event, Event::Drained(_)));
+        if done {
+            self.drains.served.store(self.heard, Ordering::Release);
+        }
+        if result.is_err() {
+            // Asked again, the source begins anew, and so do those who wait.
+            self.heard = self.drains.served();
+        }
+        if done || result.is_err() {
+            self.under_way = None;
+        }
+        result
+    }
+
+    fn finish(&mut self, out: &mut Vec<Event>) -> Result<(), SourceError> {
+        self.heard = self.drains.asked.load(Ordering::Acquire);
+        let result = self.inner.finish(out);
+        if result.is_ok() {
+            self.drains.served.store(self.heard, Ordering::Release);
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Needs three calls for a drain, as lines in parts do.
+    struct Slow {
+        due: Instant,
+        interval: Duration,
+        part: u32,
+        fails: bool,
+    }
+
+    impl EventSource for Slow {
+        fn name(&self) -> &'static str {
+            "slow"
+        }
+
+        fn wakeup(&self) -> Wakeup<'_> {
+            Wakeup { fd: None, due: Some(self.due) }
+        }
+
+        fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+            if now < self.due {
+                return Ok(());
+            }
+            if std::mem::take(&mut self.fails) {
+                self.part = 0;
+                self.due = now + self.interval;
+                let message = "it is a test".to_owned();
+                return Err(SourceError { source_name: "slow", message });
+            }
+            self.part += 1;
+            self.due = now;
+            if self.part == 3 {
+                self.part = 0;
+                self.due = now + self.interval;
+                out.push(Event::Drained(Box::default()));
+            }
+            Ok(())
+        }
+
+        fn finish(&mut self, _out: &mut Vec<Event>) -> Result<(), SourceError> {
+            Ok(())
+        }
+    }
+
+    fn source(now: Instant) -> (OnDemand, Arc<Drains>) {
+        let drains = Drains::shared().unwrap();
+        let interval = Duration::from_secs(1);
+        let slow = Slow { due: now + interval, interval, part: 0, fails: false };
+        (OnDemand::new(Box::new(slow), Arc::clone(&drains)), drains)
+    }
+
+    /// Calls as the runner does until nothing is due; how many drains ended.
+    fn run(source: &mut OnDemand, now: Instant) -> usize {
+        let mut out = Vec::new();
+        loop {
+            source.collect(now, &mut out).unwrap();
+            if source.wakeup().due.is_none_or(|due| due > now) {
+                return out.len();
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_drained_before_its_time_unless_somebody_asks() {
+        let now = Instant::now();
+        let (mut source, drains) = source(now);
+        assert_eq!(run(&mut source, now), 0);
+        let number = drains.ask();
+        assert!(drains.served() < number);
+        assert_eq!(run(&mut source, now), 1);
+        assert_eq!(drains.served(), number);
+        assert_eq!(run(&mut source, now), 0);
+    }
+
+    #[test]
+    fn a_request_in_the_middle_of_a_drain_is_served_by_the_next() {
+        let now = Instant::now();
+        let (mut source, drains) = source(now);
+        let first = drains.ask();
+        let mut out = Vec::new();
+        source.collect(now, &mut out).unwrap();
+        let second = drains.ask();
+        while out.is_empty() {
+            source.collect(now, &mut out).unwrap();
+        }
+        assert_eq!(drains.served(), first, "it began before the second request");
+        assert_eq!(run(&mut source, now), 1);
+        assert_eq!(drains.served(), second);
+    }
+
+    #[test]
+    fn what_is_due_is_drained_without_being_asked_for() {
+        let now = Instant::now();
+        let (mut source, _drains) = source(now);
+        assert_eq!(run(&mut source, now + Duration::from_secs(1)), 1);
+    }
+
+    #[test]
+    fn a_drain_that_failed_serves_nobody_and_is_begun_again() {
+        let now = Instant::now();
+        let drains = Drains::shared().unwrap();
+        let interval = Duration::from_secs(1);
+        let slow = Slow { due: now + interval, interval, part: 0, fails: true };
+        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains));
+        let number = drains.ask();
+        assert!(source.collect(now, &mut Vec::new()).is_err());
+        assert!(drains.served() < number);
+        assert_eq!(run(&mut source, now), 1);
+        assert_eq!(drains.served(), number);
+    }
+}

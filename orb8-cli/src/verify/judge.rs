@@ -1,0 +1,337 @@
+//! Compares: what both sides say of one scope, whether they can be equal, and why not.
+//!
+//! Pure arithmetic over bounds. A difference is what neither the time between readings nor what one
+//! side is known not to see can explain; nothing else is called one.
+
+use orb8_proto::v1::{Count, Interface, Total};
+use serde::Serialize;
+
+use super::counters::{Between, Bounds};
+use super::stack;
+use super::window::{self, Grown, Window};
+
+/// Bytes of an Ethernet header.
+const ETHERNET: u64 = 14;
+/// Bytes of the headers that a segment of a super-packet repeats: IPv4 and UDP.
+pub(super) const LEAST_HEADERS: u64 = 28;
+/// IP and TCP with all options that are common.
+pub(super) const MOST_HEADERS: u64 = 120;
+
+/// Whether two counts agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Within the tolerance.
+    Ok,
+    /// Not within it.
+    Differs,
+    /// They count different things, by what they are; `reason` says which.
+    NotCompared,
+    /// They should be comparable and were not; `reason` says why.
+    Unknown,
+}
+
+/// One comparison. Names are those of the JSON output.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "docs/features/verify.md names each")]
+pub struct Row {
+    /// interface, interfaces, host, pod or cgroup.
+    pub kind: &'static str,
+    /// Which one.
+    pub scope: String,
+    /// As orb8 says it: at a pod's link the pod's.
+    pub direction: &'static str,
+    /// Of this protocol alone; none: of all.
+    pub protocol: Option<&'static str>,
+    /// What the kernel's figures are.
+    pub kernel_counter: String,
+    pub orb8_packets: Option<u64>,
+    pub kernel_packets: Option<u64>,
+    /// What is not known of the difference, to both sides.
+    pub uncertain_packets: Option<u64>,
+    pub difference_packets: Option<i64>,
+    pub orb8_bytes: Option<u64>,
+    pub kernel_bytes: Option<u64>,
+    pub uncertain_bytes: Option<u64>,
+    pub difference_bytes: Option<i64>,
+    /// The greater one of packets and bytes.
+    pub difference_percent: Option<f64>,
+    /// Segments that the kernel counted as parts of super-packets.
+    pub super_packet_segments: u64,
+    pub verdict: Verdict,
+    pub reason: Option<String>,
+}
+
+impl Row {
+    pub(super) fn without(
+        kind: &'static str,
+        scope: &str,
+        verdict: Verdict,
+        reason: String,
+    ) -> Self {
+        Self {
+            kind,
+            scope: scope.to_owned(),
+            direction: "both",
+            protocol: None,
+            kernel_counter: String::new(),
+            orb8_packets: None,
+            kernel_packets: None,
+            uncertain_packets: None,
+            difference_packets: None,
+            orb8_bytes: None,
+            kernel_bytes: None,
+            uncertain_bytes: None,
+            difference_bytes: None,
+            difference_percent: None,
+            super_packet_segments: 0,
+            verdict,
+            reason: Some(reason),
+        }
+    }
+}
+
+/// What is compared with what.
+pub(super) struct Pair<'a> {
+    pub(super) kind: &'static str,
+    pub(super) scope: &'a str,
+    pub(super) direction: &'static str,
+    pub(super) protocol: Option<&'static str>,
+    pub(super) kernel_counter: String,
+    pub(super) ours: Bounds,
+    pub(super) kernel: Bounds,
+    /// Segments that are in super-packets according to the kernel itself.
+    pub(super) segments: u64,
+    pub(super) reason: Option<String>,
+}
+
+/// Compares one pair; `tolerance` is in percent of what the kernel counted.
+pub(super) fn row(pair: Pair<'_>, tolerance: f64) -> Row {
+    let (ours, kernel) = (pair.ours, pair.kernel);
+    let packets = ours.packets.beyond(kernel.packets);
+    let both = ours.bytes.zip(kernel.bytes);
+    let bytes = both.map(|(ours, kernel)| ours.beyond(kernel));
+    let whole = super_packets(packets, bytes);
+    let (packets, bytes) = if whole > 0 { (0, bytes.map(|_| 0)) } else { (packets, bytes) };
+    let percent = [
+        Some(share(packets, kernel.packets)),
+        both.zip(bytes).map(|((_, kernel), bytes)| share(bytes, kernel)),
+    ];
+    let percent = percent.into_iter().flatten().fold(0.0, f64::max);
+    let half = |a: Between, b: Between| (a.width() + b.width()).div_ceil(2);
+    Row {
+        kind: pair.kind,
+        scope: pair.scope.to_owned(),
+        direction: pair.direction,
+        protocol: pair.protocol,
+        kernel_counter: pair.kernel_counter,
+        orb8_packets: Some(ours.packets.middle()),
+        kernel_packets: Some(kernel.packets.middle()),
+        uncertain_packets: Some(half(ours.packets, kernel.packets)),
+        difference_packets: Some(packets),
+        orb8_bytes: both.map(|(ours, _)| ours.middle()),
+        kernel_bytes: both.map(|(_, kernel)| kernel.middle()),
+        uncertain_bytes: both.map(|(ours, kernel)| half(ours, kernel)),
+        difference_bytes: bytes,
+        difference_percent: percent.is_finite().then_some(percent),
+        super_packet_segments: pair.segments + whole,
+        verdict: if percent <= tolerance { Verdict::Ok } else { Verdict::Differs },
+        reason: pair.reason,
+    }
+}
+
+/// A difference in percent of the kernel's count; infinite where the kernel counted nothing.
+fn share(difference: i64, kernel: Between) -> f64 {
+    match (difference, kernel.middle()) {
+        (0, _) => 0.0,
+        (_, 0) => f64::INFINITY,
+        (difference, kernel) => difference.unsigned_abs() as f64 * 100.0 / kernel as f64,
+    }
+}
+
+/// Segments that we have more, if what they have more is headers: the kernel counted super-packets
+/// as one packet with one header.
+fn super_packets(packets: i64, bytes: Option<i64>) -> u64 {
+    let (Ok(packets), Some(Ok(bytes))) = (u64::try_from(packets), bytes.map(u64::try_from)) else {
+        return 0;
+    };
+    let headers = packets.saturating_mul(LEAST_HEADERS)..=packets.saturating_mul(MOST_HEADERS);
+    if packets > 0 && headers.contains(&bytes) { packets } else { 0 }
+}
+
+/// Sums what was counted.
+pub(super) fn sum<'a>(grown: impl IntoIterator<Item = &'a Grown>) -> Bounds {
+    let mut sum = Count::default();
+    for grown in grown {
+        sum.packets += grown.packets;
+        sum.bytes += grown.bytes;
+    }
+    Bounds { packets: Between::exactly(sum.packets), bytes: Some(Between::exactly(sum.bytes)) }
+}
+
+/// It may be more by so much.
+pub(super) fn or_more(bounds: Bounds, by: Count) -> Bounds {
+    Bounds {
+        packets: bounds.packets.or_more(by.packets),
+        bytes: bounds.bytes.map(|bytes| bytes.or_more(by.bytes)),
+    }
+}
+
+/// All comparisons that the window allows.
+#[must_use]
+pub fn rows(window: &Window, tolerance: f64) -> Vec<Row> {
+    let grown = window.grown();
+    let mut rows = interfaces(window, &grown, tolerance);
+    if window.end.totals.capture != "tc" {
+        rows.extend(stack::rows(window, &grown, tolerance));
+    }
+    rows
+}
+
+/// What the agent itself says that totals of interfaces lack.
+fn untold(window: &Window) -> Count {
+    let (rejected, lost) = (window.ledger(window::rejected), window.ledger(window::lost));
+    let unlisted = window.unlisted();
+    Count {
+        packets: rejected.packets + lost.packets + unlisted.packets,
+        bytes: rejected.bytes + lost.bytes + unlisted.bytes,
+    }
+}
+
+fn interfaces(window: &Window, grown: &[Grown], tolerance: f64) -> Vec<Row> {
+    let (attached, others) = window.interfaces();
+    let mut rows = Vec::new();
+    let full = attached.iter().filter(|interface| interface.mode != "supplement");
+    for interface in full {
+        rows.extend(interface_rows(window, interface, grown, tolerance));
+    }
+    let beside: Vec<&Interface> =
+        attached.iter().filter(|found| found.mode == "supplement").copied().collect();
+    for interface in others {
+        let reason = format!("it was not attached over the whole window ({})", interface.state);
+        rows.push(Row::without("interface", &interface.name, Verdict::Unknown, reason));
+    }
+    let lacks_one = window.interfaces().1.iter().any(|found| found.mode == "supplement");
+    if !beside.is_empty() && !lacks_one {
+        rows.push(all_interfaces(window, &beside, grown, tolerance));
+    }
+    rows
+}
+
+fn header_of(interface: &Interface) -> Option<u64> {
+    match &*interface.link {
+        "ethernet" => Some(ETHERNET),
+        "raw" => Some(0),
+        _ => None,
+    }
+}
+
+/// Drivers may or may not count faulty packets among the others.
+fn with_faults(bounds: Bounds, faulty: u64) -> Bounds {
+    /// The largest packet.
+    const MOST: u64 = 65_536;
+    let of = |value: Between, by: u64| value.or_more(by).or_less(by);
+    Bounds {
+        packets: of(bounds.packets, faulty),
+        bytes: bounds.bytes.map(|bytes| of(bytes, faulty.saturating_mul(MOST))),
+    }
+}
+
+fn interface_rows(
+    window: &Window,
+    interface: &Interface,
+    grown: &[Grown],
+    tolerance: f64,
+) -> Vec<Row> {
+    let here = |total: &Total| total.plane == "tc" && total.ifindex == interface.ifindex;
+    let leads_to_pod = interface.chosen_by == "pod_link"
+        || window.end.totals.totals.iter().any(|total| here(total) && total.pod_link);
+    let side = |rx: bool| {
+        let direction = if rx == leads_to_pod { "egress" } else { "ingress" };
+        let counter = format!("{} {}", interface.name, if rx { "rx" } else { "tx" });
+        let Some((kernel, faulty)) = window.device(&interface.name, rx, header_of(interface))
+        else {
+            let reason = format!("the kernel shows no interface {} here", interface.name);
+            return Row::without("interface", &interface.name, Verdict::Unknown, reason);
+        };
+        let ours =
+            sum(grown.iter().filter(|grown| here(&grown.at) && grown.at.direction == direction));
+        let untold = untold(window);
+        let pair = Pair {
+            kind: "interface",
+            scope: &interface.name,
+            direction,
+            protocol: None,
+            kernel_counter: counter,
+            ours: or_more(ours, untold),
+            kernel: with_faults(kernel, faulty),
+            segments: 0,
+            reason: explain(untold.packets, faulty, header_of(interface).is_none()),
+        };
+        row(pair, tolerance)
+    };
+    let rows = vec![side(true), side(false)];
+    // Said once.
+    if rows[0].verdict == Verdict::Unknown { vec![rows[0].clone()] } else { rows }
+}
+
+fn explain(untold: u64, faulty: u64, lacks_bytes: bool) -> Option<String> {
+    let mut parts = Vec::new();
+    if untold > 0 {
+        parts.push(format!(
+            "{untold} packets were rejected or lost, at which interface is not told"
+        ));
+    }
+    if faulty > 0 {
+        parts.push(format!("{faulty} faulty packets may be counted or not"));
+    }
+    if lacks_bytes {
+        parts.push("bytes are not compared: the length of the link header is not known".to_owned());
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// Where sockets are counted, programs at interfaces leave most to that plane, and how much is known
+/// of all interfaces together.
+fn all_interfaces(
+    window: &Window,
+    interfaces: &[&Interface],
+    grown: &[Grown],
+    tolerance: f64,
+) -> Row {
+    let scope = interfaces.iter().map(|found| &*found.name).collect::<Vec<_>>().join(",");
+    let mut kernel = Bounds { bytes: Some(Between::default()), ..Bounds::default() };
+    let mut faults = 0;
+    for interface in interfaces {
+        for rx in [true, false] {
+            let header = header_of(interface);
+            let Some((side, faulty)) = window.device(&interface.name, rx, header) else {
+                let reason = format!("the kernel shows no interface {} here", interface.name);
+                return Row::without("interfaces", &scope, Verdict::Unknown, reason);
+            };
+            kernel.packets = kernel.packets.plus(side.packets);
+            kernel.bytes = kernel.bytes.zip(side.bytes).map(|(sum, more)| sum.plus(more));
+            faults += faulty;
+        }
+    }
+    let left = window.ledger(window::left_to_sockets);
+    let beside = sum(grown.iter().filter(|grown| grown.at.plane == "tc"));
+    let more = |value: Between, by: u64| value.plus(Between::exactly(by));
+    let ours = Bounds {
+        packets: more(beside.packets, left.packets),
+        bytes: beside.bytes.map(|bytes| more(bytes, left.bytes)),
+    };
+    let untold = untold(window);
+    let pair = Pair {
+        kind: "interfaces",
+        scope: &scope,
+        direction: "both",
+        protocol: None,
+        kernel_counter: "rx and tx of all".to_owned(),
+        ours: or_more(ours, untold),
+        kernel: with_faults(kernel, faults),
+        segments: 0,
+        reason: explain(untold.packets, faults, kernel.bytes.is_none()),
+    };
+    row(pair, tolerance)
+}

@@ -1,0 +1,196 @@
+//! Both sides over one window: what the agent's totals and the kernel's counters grew by.
+//!
+//! Each end of the window is read thrice: the kernel, the agent, the kernel again. What the two
+//! readings of the kernel differ by is what the comparison does not know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use orb8_proto::v1::{Count, Interface, PacketLedger, Total, Totals};
+
+use super::counters::{Between, Bounds, Side};
+use super::kernel::{Home, Reading};
+
+/// One end of the window.
+#[derive(Clone, Debug, Default)]
+pub struct End {
+    /// Before the agent was asked.
+    pub before: Reading,
+    /// What the agent said.
+    pub totals: Totals,
+    /// After it had answered.
+    pub after: Reading,
+}
+
+/// The window, and who was where at its end.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    /// Its first end.
+    pub start: End,
+    /// Its last.
+    pub end: End,
+    /// This process's network namespace.
+    pub own: u64,
+    /// Where cgroups that sent or received have their processes, by cgroup id.
+    pub homes: BTreeMap<u64, Home>,
+    /// Addresses of other namespaces.
+    pub addresses: BTreeMap<u64, BTreeSet<IpAddr>>,
+    /// Processes of this namespace have sockets that the agent does not watch.
+    pub outside: bool,
+}
+
+/// What the agent counted at one place within the window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grown {
+    /// Where and what; its own counts are those of the end.
+    pub at: Total,
+    /// Packets.
+    pub packets: u64,
+    /// IP bytes.
+    pub bytes: u64,
+}
+
+impl Window {
+    /// What the agent counted within the window, by place; places where nothing was are left out.
+    #[must_use]
+    pub fn grown(&self) -> Vec<Grown> {
+        let place = |total: &Total| Total { packets: 0, bytes: 0, ..place(total) };
+        let before: Vec<(Total, &Total)> =
+            self.start.totals.totals.iter().map(|total| (place(total), total)).collect();
+        let index: BTreeMap<String, &Total> =
+            before.iter().map(|(place, total)| (format!("{place:?}"), *total)).collect();
+        let grown = |total: &Total| {
+            let known = index.get(&format!("{:?}", place(total)));
+            let (packets, bytes) = known.map_or((0, 0), |known| (known.packets, known.bytes));
+            Grown {
+                at: total.clone(),
+                packets: total.packets.saturating_sub(packets),
+                bytes: total.bytes.saturating_sub(bytes),
+            }
+        };
+        let all = self.end.totals.totals.iter().map(grown);
+        all.filter(|grown| grown.packets > 0 || grown.bytes > 0).collect()
+    }
+
+    /// A protocol counter of a namespace; 0 if the kernel has none of the name, none if the namespace
+    /// was not read.
+    #[must_use]
+    pub fn counter(&self, namespace: u64, name: &str) -> Option<Between> {
+        let read = |reading: &Reading| {
+            let stack = reading.stacks.get(&namespace)?;
+            Some(stack.get(name).copied().unwrap_or(0))
+        };
+        let (start, end) = (&self.start, &self.end);
+        Some(Between::grown(
+            [read(&start.before)?, read(&start.after)?],
+            [read(&end.before)?, read(&end.after)?],
+        ))
+    }
+
+    /// Packets and IP bytes of one direction of an interface, link headers of `header` bytes taken
+    /// off; and how many packets were faulty.
+    #[must_use]
+    pub fn device(&self, name: &str, rx: bool, header: Option<u64>) -> Option<(Bounds, u64)> {
+        let side = |reading: &Reading| {
+            let device = reading.devices.get(name)?;
+            Some(if rx { device.rx } else { device.tx })
+        };
+        let (start, end) = (&self.start, &self.end);
+        let readings =
+            [side(&start.before)?, side(&start.after)?, side(&end.before)?, side(&end.after)?];
+        let grown = |value: &dyn Fn(&Side) -> u64| {
+            let [a, b, c, d] = readings.each_ref().map(value);
+            Between::grown([a, b], [c, d])
+        };
+        let bytes = header.map(|header| {
+            grown(&|side: &Side| side.bytes.saturating_sub(header.saturating_mul(side.packets)))
+        });
+        let packets = grown(&|side: &Side| side.packets);
+        Some((Bounds { packets, bytes }, grown(&|side: &Side| side.faulty).high))
+    }
+
+    /// The interfaces that were attached at both ends of the window; and those that are attached or
+    /// were to be, and were not all the time.
+    #[must_use]
+    pub fn interfaces(&self) -> (Vec<&Interface>, Vec<&Interface>) {
+        let is_attached = |interface: &&Interface| interface.state == "attached";
+        let was_attached = |now: &&Interface| {
+            self.start.totals.interfaces.iter().filter(is_attached).any(|then| {
+                (then.ifindex, &then.name, &then.mode) == (now.ifindex, &now.name, &now.mode)
+            })
+        };
+        let all = self.end.totals.interfaces.iter();
+        all.partition(|interface| is_attached(interface) && was_attached(interface))
+    }
+
+    /// What the ledger says of packets that are in no total: rejected, or lost.
+    #[must_use]
+    pub fn ledger(&self, of: fn(&PacketLedger) -> Count) -> Count {
+        let at = |totals: &Totals| totals.packet_ledger.as_ref().map(of).unwrap_or_default();
+        let (start, end) = (at(&self.start.totals), at(&self.end.totals));
+        Count {
+            packets: end.packets.saturating_sub(start.packets),
+            bytes: end.bytes.saturating_sub(start.bytes),
+        }
+    }
+
+    /// What was counted at places for which the agent had no room.
+    #[must_use]
+    pub fn unlisted(&self) -> Count {
+        let at = |totals: &Totals| totals.unlisted.unwrap_or_default();
+        let (start, end) = (at(&self.start.totals), at(&self.end.totals));
+        Count {
+            packets: end.packets.saturating_sub(start.packets),
+            bytes: end.bytes.saturating_sub(start.bytes),
+        }
+    }
+}
+
+/// What tells places apart; names may become known within the window.
+fn place(total: &Total) -> Total {
+    Total {
+        plane: total.plane.clone(),
+        direction: total.direction.clone(),
+        ip_version: total.ip_version,
+        protocol: total.protocol.clone(),
+        supplement: total.supplement,
+        ifindex: total.ifindex,
+        cgroup_id: total.cgroup_id,
+        filtered: total.filtered.clone(),
+        ..Total::default()
+    }
+}
+
+/// Packets that could not be parsed.
+#[must_use]
+pub fn rejected(ledger: &PacketLedger) -> Count {
+    let mut sum = Count::default();
+    for reason in &ledger.rejected {
+        sum.packets += reason.packets;
+        sum.bytes += reason.bytes;
+    }
+    sum
+}
+
+/// Packets that were lost on the way to the flow table, or passed before programs were attached.
+#[must_use]
+pub fn lost(ledger: &PacketLedger) -> Count {
+    let mut sum = Count::default();
+    for loss in ledger.lost.iter().filter(|loss| loss.stage != "flow_table") {
+        sum.packets += loss.packets;
+        sum.bytes += loss.bytes;
+    }
+    sum
+}
+
+/// Packets that programs at interfaces leave to the socket plane.
+#[must_use]
+pub fn left_to_sockets(ledger: &PacketLedger) -> Count {
+    let mut sum = Count::default();
+    let by_programs = ["counted_at_socket", "later_fragment"];
+    for reason in ledger.filtered.iter().filter(|found| by_programs.contains(&&*found.reason)) {
+        sum.packets += reason.packets;
+        sum.bytes += reason.bytes;
+    }
+    sum
+}
