@@ -3,11 +3,12 @@
 
 mod support;
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use orb8_agent::capture::Planes;
+use orb8_agent::ebpf::kernel::KernelOptions;
 use orb8_agent::ebpf::sys;
 use orb8_testbed::counters;
 use orb8_testbed::flow::{Flow, Traffic, UDP};
@@ -200,11 +201,11 @@ fn receive_on_any_cpu(port: &Port) {
 }
 
 /// Many flows in both directions at the same time; each with how often it sent again.
-fn both_ways_at_once(near: &Port, far: &Port) -> Vec<(Traffic, u64)> {
+fn both_ways_at_once(near: &Port, far: &Port, of_udp: usize) -> Vec<(Traffic, u64)> {
     std::thread::scope(|scope| {
         let mut running = Vec::new();
         for (from, to) in [(near, far), (far, near)] {
-            for len in 10..18 {
+            for len in 10..10 + of_udp {
                 running
                     .push(scope.spawn(move || (traffic::udp(from, to, Family::V4, 400, len), 0)));
             }
@@ -219,43 +220,116 @@ fn both_ways_at_once(near: &Port, far: &Port) -> Vec<(Traffic, u64)> {
     })
 }
 
-/// Both directions of everything at once, so that receiving interrupts sending on each CPU.
+/// A cable both of whose ends are handled on any CPU, with the planes that watch it.
+struct Busy {
+    tree: Cgroup,
+    veth: Veth,
+    watch: Direct,
+    /// UDP flows in each direction at a time.
+    of_udp: usize,
+}
+
+impl Busy {
+    /// With caches of the usual size.
+    fn new(planes: impl FnOnce(&Cgroup) -> Planes) -> Self {
+        Self::with(planes, |_| {}, 8)
+    }
+
+    /// With the smallest caches, and with more flows than they have lines.
+    fn overflowing(planes: impl FnOnce(&Cgroup) -> Planes) -> Self {
+        Self::with(planes, |options| options.memory_budget = 1, 40)
+    }
+
+    fn with(
+        planes: impl FnOnce(&Cgroup) -> Planes,
+        set: impl FnOnce(&mut KernelOptions),
+        of_udp: usize,
+    ) -> Self {
+        let tree = Cgroup::tree();
+        let veth = Veth::addressed(VethOptions { segmentation: true, ..VethOptions::default() });
+        let (near, far) = (&veth.near, &veth.far);
+        traffic::plain_tcp([near, far]);
+        for port in [near, far] {
+            receive_on_any_cpu(port);
+        }
+        let planes = planes(&tree);
+        let interfaces = usize::from(!matches!(planes, Planes::Socket(_)));
+        let mut options = options(if interfaces == 0 { "none" } else { &near.ifname });
+        options.planes = planes;
+        options.ring_bytes = 8 << 20;
+        set(&mut options);
+        let watch = Direct::with(&options, &near.netns, interfaces);
+        Self { tree, veth, watch, of_udp }
+    }
+
+    /// What was sent in three seconds, and how often TCP sent again.
+    fn send(&self) -> (Traffic, u64) {
+        let until = Instant::now() + Duration::from_secs(3);
+        let (mut sent, mut retransmitted) = (Traffic::new(), 0);
+        while Instant::now() < until || sent.is_empty() {
+            let (near, far, of_udp) = (&self.veth.near, &self.veth.far, self.of_udp);
+            for (part, again) in self.tree.enter(|| both_ways_at_once(near, far, of_udp)) {
+                retransmitted += again;
+                for (&flow, total) in part.iter() {
+                    sent.add(flow, total.packets, total.bytes);
+                }
+            }
+        }
+        (sent, retransmitted)
+    }
+
+    /// Both directions of everything at once, so that receiving interrupts sending on each CPU.
+    fn check_at_sockets(mut self) {
+        let ports = [&self.veth.near, &self.veth.far];
+        let before = ports.map(|port| counters::protocols(&port.netns));
+        let (sent, retransmitted) = self.send();
+        let lost = retransmitted > 0;
+        let observed = self.watch.settled(if lost { 1 } else { 2 * sent.total().packets });
+        let after = ports.map(|port| counters::protocols(&port.netns));
+        let grown = |name: &str| -> u64 {
+            after.iter().zip(&before).map(|(after, before)| after[name] - before[name]).sum()
+        };
+        let [out, taken] = [Egress, Ingress].map(|way| observed.at_sockets(self.tree.id(), way));
+        out.assert_equals(&sent, "sent by sockets");
+        let udp = |traffic: &Traffic| traffic.only(|flow| flow.protocol == UDP).total().packets;
+        assert_eq!(udp(&out), grown("Udp.OutDatagrams"), "datagrams sent");
+        assert_eq!(udp(&taken), grown("Udp.InDatagrams"), "datagrams taken");
+        if !lost {
+            taken.assert_equals(&sent, "taken by sockets");
+        }
+        observed.assert_complete();
+    }
+
+    /// The same at the interface, which both CPUs send and receive through at the same time.
+    fn check_at_the_interface(mut self) {
+        let (sent, retransmitted) = self.send();
+        let lost = retransmitted > 0;
+        let observed = self.watch.settled(if lost { 1 } else { sent.total().packets });
+        let near = IpAddr::from(self.veth.near.v4);
+        let [leaving, arriving] =
+            [Egress, Ingress].map(|way| observed.traffic(&self.veth.near.ifname, way));
+        leaving.assert_equals(&sent.only(|flow| flow.src == near), "leaving");
+        if !lost {
+            arriving.assert_equals(&sent.only(|flow| flow.src != near), "arriving");
+        }
+        observed.assert_complete();
+    }
+}
+
 #[test]
 fn nothing_is_lost_where_receiving_interrupts_sending() {
     need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
-    let tree = Cgroup::tree();
-    let veth = Veth::addressed(VethOptions { segmentation: true, ..VethOptions::default() });
-    let (near, far) = (&veth.near, &veth.far);
-    traffic::plain_tcp([near, far]);
-    for port in [near, far] {
-        receive_on_any_cpu(port);
-    }
-    let mut watch = watch(&tree, &near.netns);
-    let before = [near, far].map(|port| counters::protocols(&port.netns));
-    let until = Instant::now() + Duration::from_secs(3);
-    let (mut sent, mut retransmitted) = (Traffic::new(), 0);
-    while Instant::now() < until || sent.is_empty() {
-        for (part, again) in tree.enter(|| both_ways_at_once(near, far)) {
-            retransmitted += again;
-            for (&flow, total) in part.iter() {
-                sent.add(flow, total.packets, total.bytes);
-            }
-        }
-    }
-    let lost = retransmitted > 0;
-    let observed = watch.settled(if lost { 1 } else { 2 * sent.total().packets });
-    let after = [near, far].map(|port| counters::protocols(&port.netns));
-    let grown = |name: &str| -> u64 {
-        after.iter().zip(&before).map(|(after, before)| after[name] - before[name]).sum()
-    };
-    let (out, taken) =
-        (observed.at_sockets(tree.id(), Egress), observed.at_sockets(tree.id(), Ingress));
-    out.assert_equals(&sent, "sent by sockets");
-    let udp = |traffic: &Traffic| traffic.only(|flow| flow.protocol == UDP).total().packets;
-    assert_eq!(udp(&out), grown("Udp.OutDatagrams"), "datagrams sent");
-    assert_eq!(udp(&taken), grown("Udp.InDatagrams"), "datagrams taken");
-    if !lost {
-        taken.assert_equals(&sent, "taken by sockets");
-    }
-    observed.assert_complete();
+    Busy::new(|tree| Planes::Socket(tree.root())).check_at_sockets();
+}
+
+#[test]
+fn nothing_is_lost_at_sockets_where_caches_overflow_while_receiving_interrupts_sending() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    Busy::overflowing(|tree| Planes::Both(tree.root())).check_at_sockets();
+}
+
+#[test]
+fn nothing_is_lost_at_an_interface_where_caches_overflow_while_both_cpus_use_it() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    Busy::overflowing(|_| Planes::Tc).check_at_the_interface();
 }

@@ -27,6 +27,7 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_skb_cgro
 use aya_ebpf::macros::{classifier, map, perf_event};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::{PerfEventContext, TcContext};
+use core::arch::asm;
 use orb8_common::counter;
 use orb8_common::index;
 use orb8_common::network::{FlowKey, flag};
@@ -38,9 +39,19 @@ use crate::ledger::Counters;
 use crate::network::{Packet, count_known, observe};
 
 /// The plane of which a socket's egress is: it is interrupted by anything.
-const HOOK: u32 = SOCKET | EGRESS;
-/// Flows; many more than there are lines in the smallest cache.
-const FLOWS: usize = 256;
+const NESTS: u32 = SOCKET | EGRESS;
+/// A plane that stores without looking, because nobody interrupts it. Here somebody does: what is
+/// then wrong shows that the test sees it.
+const ALONE: u32 = EGRESS;
+/// Flows, in groups of which one has packets at a time, so that flows pause for long enough to be
+/// taken out of use, and begin again while they are.
+const FLOWS: usize = GROUPS * GROUP;
+const GROUPS: usize = 1 << GROUP_BITS;
+const GROUP_BITS: u32 = 3;
+/// Flows of a group: twice as many as there are lines in the smallest cache.
+const GROUP: usize = 128;
+/// How long a group has its turn: 16 ticks of the kernel.
+const TURN_SHIFT: u32 = 4;
 /// IP bytes of what the timer counts, which are none of the packets': 1000 and the flow's number.
 const TIMER_BYTES: u64 = 1000;
 /// Offset of the source port in an Ethernet frame with IPv4.
@@ -74,6 +85,15 @@ mod state {
     pub const OWNER: usize = 6;
 }
 
+/// A flow of the group whose turn it is, the same group on every CPU.
+#[inline(always)]
+fn any_flow(of: *mut u64) -> usize {
+    // SAFETY: a helper that every program may call.
+    let turn = unsafe { bpf_jiffies64() } >> TURN_SHIFT;
+    let group = (turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - GROUP_BITS)) as usize;
+    (group * GROUP + random(of) % GROUP) & (FLOWS - 1)
+}
+
 /// The next random number (Steele and Vigna, a linear congruential generator with a good
 /// multiplier; the high bits count).
 #[inline(always)]
@@ -81,13 +101,36 @@ fn random(of: *mut u64) -> usize {
     // SAFETY: a value in the map that one program alone writes on this CPU.
     unsafe {
         *of = (*of).wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(1);
-        (*of >> 40) as usize % FLOWS
+        (*of >> 40) as usize
+    }
+}
+
+/// What is noted of a flow. Its number is bounded by an instruction, right where it is needed: the
+/// compiler leaves out bounds that it can prove, and kernels up to 6.1 cannot prove them.
+#[inline(always)]
+fn noted_of(noted: *mut u64, flow: usize) -> *mut u64 {
+    let mut flow = flow as u64;
+    // SAFETY: arithmetic; within the value after it.
+    unsafe {
+        asm!("{0} &= {1}", inout(reg) flow, const FLOWS - 1, options(nomem, nostack));
+        noted.add(2 * flow as usize)
     }
 }
 
 /// Counts a UDP packet, each run another flow by its source port.
 #[classifier]
 pub fn nest_outer(ctx: TcContext) -> i32 {
+    outer::<NESTS>(&ctx)
+}
+
+/// The same in a way in which interrupts may not count.
+#[classifier]
+pub fn nest_outer_plain(ctx: TcContext) -> i32 {
+    outer::<ALONE>(&ctx)
+}
+
+#[inline(always)]
+fn outer<const HOOK: u32>(ctx: &TcContext) -> i32 {
     let (Some(state), Some(noted)) = (STATE.get_ptr_mut(0), OUTER.get_ptr_mut(0)) else {
         return TC_ACT_UNSPEC;
     };
@@ -98,14 +141,18 @@ pub fn nest_outer(ctx: TcContext) -> i32 {
     }
     // SAFETY: values in the maps; the offset is within the packet.
     unsafe {
-        let flow = random(state.add(state::OUTER_RANDOM)) & (FLOWS - 1);
-        *((data + SOURCE_PORT) as *mut u16) = flow as u16;
-        *state.add(state::OWNER) = bpf_skb_cgroup_id(ctx.skb.skb);
-        let noted = noted.cast::<u64>().add(2 * flow);
+        let flow = any_flow(state.add(state::OUTER_RANDOM));
+        *((data + SOURCE_PORT) as *mut u16) = (flow as u16).to_be();
+        *state.add(state::OWNER) = if HOOK & SOCKET != 0 {
+            bpf_skb_cgroup_id(ctx.skb.skb)
+        } else {
+            (*ctx.skb.skb).ifindex as u64
+        };
+        let noted = noted_of(noted.cast(), flow);
         *noted += 1;
         *noted.add(1) += (ctx.len() - 14) as u64;
         core::ptr::write_volatile(state.add(state::INSIDE), 1);
-        observe::<{ skb::ETHERNET }, HOOK>(&ctx);
+        observe::<{ skb::ETHERNET }, HOOK>(ctx);
         core::ptr::write_volatile(state.add(state::INSIDE), 0);
     }
     TC_ACT_UNSPEC
@@ -114,6 +161,17 @@ pub fn nest_outer(ctx: TcContext) -> i32 {
 /// Counts a packet of one of the same flows, on top of whatever runs.
 #[perf_event]
 pub fn nest_timer(_ctx: PerfEventContext) -> u32 {
+    timer::<NESTS>()
+}
+
+/// The same on top of [`nest_outer_plain`].
+#[perf_event]
+pub fn nest_timer_plain(_ctx: PerfEventContext) -> u32 {
+    timer::<ALONE>()
+}
+
+#[inline(always)]
+fn timer<const HOOK: u32>() -> u32 {
     let (Some(state), Some(noted), Some(cpu)) =
         (STATE.get_ptr_mut(0), TIMER.get_ptr_mut(0), Cpu::this())
     else {
@@ -124,10 +182,10 @@ pub fn nest_timer(_ctx: PerfEventContext) -> u32 {
     unsafe {
         *state.add(state::RUNS) += 1;
         *state.add(state::NESTED) += core::ptr::read_volatile(state.add(state::INSIDE));
-        let flow = random(state.add(state::TIMER_RANDOM)) & (FLOWS - 1);
+        let flow = any_flow(state.add(state::TIMER_RANDOM));
         let owner = core::ptr::read_volatile(state.add(state::OWNER));
         let bytes = TIMER_BYTES + flow as u64;
-        let key = key_of(flow as u16);
+        let key = key_of::<HOOK>(flow as u16);
         let packet = Packet {
             hash: index::hash(&key, owner, maps::seed()),
             parsed: Parsed { key, ..Parsed::EMPTY },
@@ -136,27 +194,30 @@ pub fn nest_timer(_ctx: PerfEventContext) -> u32 {
             bytes,
             now: bpf_jiffies64() as u32,
         };
+        let noted = noted_of(noted.cast(), flow);
+        // Before it is counted, so that whoever reads counts and then notes finds no less here.
+        core::ptr::write_volatile(noted, core::ptr::read_volatile(noted) + 1);
+        core::ptr::write_volatile(noted.add(1), core::ptr::read_volatile(noted.add(1)) + bytes);
         if !cache::add::<HOOK>(cpu, &packet) && !count_known::<HOOK>(cpu, &packet) {
             *state.add(state::UNKNOWN) += 1;
+            *noted -= 1;
+            *noted.add(1) -= bytes;
             return 0;
         }
         let counters = Counters::<HOOK>::of(cpu);
         counters.add(counter::SEEN_PACKETS, 1);
         counters.add(counter::SEEN_BYTES, bytes);
-        let noted = noted.cast::<u64>().add(2 * flow);
-        *noted += 1;
-        *noted.add(1) += bytes;
     }
     0
 }
 
 /// The flow of a packet of the test: 10.0.0.1 to 10.0.0.2, port 53.
 #[inline(always)]
-fn key_of(port: u16) -> FlowKey {
+fn key_of<const HOOK: u32>(port: u16) -> FlowKey {
     let mut key = FlowKey::EMPTY;
     key.src[3] = u32::from_ne_bytes([10, 0, 0, 1]);
     key.dst[3] = u32::from_ne_bytes([10, 0, 0, 2]);
-    key.src_port = port.to_ne_bytes();
+    key.src_port = port.to_be_bytes();
     key.dst_port = [0, 53];
     key.protocol = 17;
     key.flags = flags_of(HOOK) & !flag::SUPPLEMENT;

@@ -17,8 +17,14 @@ const OUTSIDE: [&str; 2] = ["orb8-probes", "fuzz"];
 const WHOLE: &str = "--workspace";
 
 /// Tests of the kernel side that need neither Kubernetes nor minutes.
-const SMOKE_TESTS: [&str; 5] =
-    ["kernel_exact", "kernel_lifecycle", "kernel_capture", "kernel_socket", "kernel_supplement"];
+const SMOKE_TESTS: [&str; 6] = [
+    "kernel_exact",
+    "kernel_nesting",
+    "kernel_lifecycle",
+    "kernel_capture",
+    "kernel_socket",
+    "kernel_supplement",
+];
 
 /// Tests of the simulated cluster: nodes, pods, Services and an API server, an agent a node.
 const CLUSTER_TESTS: [&str; 12] = [
