@@ -1,9 +1,10 @@
 //! The cache of lines that each CPU has in front of the shared table. `orb8_common::cache` has the
 //! layout of a line's word.
 //!
-//! What runs with bottom halves off is the only one that writes on its CPU between its load and
-//! its store, so it stores. A socket's egress is interrupted by anything that counts, also by
-//! itself, so it swaps only what it has seen. Both go to the same lines: whoever runs on top of
+//! A classifier runs with bottom halves off and is the only one that writes on its CPU between its
+//! load and its store, so it stores. A socket's egress is interrupted by anything that counts, also
+//! by itself, so it swaps only what it has seen; so does ingress, which some protocols (L2TP) filter
+//! from a backlog, in the receiver's context. All go to the same lines: whoever runs on top of
 //! somebody ends before that one goes on.
 
 use orb8_common::cache::{self, CachedLine, FRESH_TICKS, NOT_ADDABLE, WAYS};
@@ -81,7 +82,7 @@ fn store<const HOOK: u32>(line: *mut CachedLine, seen: u64, new: u64) -> bool {
     // SAFETY: a line in the map.
     unsafe {
         let word = &raw mut (*line).word;
-        let nests = HOOK & hook::SOCKET != 0 && HOOK & hook::EGRESS != 0;
+        let nests = HOOK & hook::SOCKET != 0;
         // Where bottom halves are threads that others preempt, nobody is alone.
         if nests || is_realtime() {
             compare_exchange64(word, seen, new) == seen
