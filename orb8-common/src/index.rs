@@ -32,7 +32,8 @@ pub fn hash(key: &FlowKey, owner: u64, seed: u64) -> u64 {
         // The addresses, one in each half: the other words are zero.
         lane(w[1] ^ (w[3] >> 32), w[4], seed)
     } else {
-        let (src, dst) = (lane(w[0], w[1], seed), lane(w[2], w[3], seed.rotate_left(21)));
+        let src = lane_of_address(w[0], w[1], seed);
+        let dst = lane_of_address(w[2], w[3], seed.rotate_left(21));
         src ^ dst.rotate_left(17) ^ w[4]
     };
     let h = (h ^ (h >> 32) ^ owner).wrapping_mul(MULTIPLIERS[2]);
@@ -42,6 +43,18 @@ pub fn hash(key: &FlowKey, owner: u64, seed: u64) -> u64 {
 #[inline(always)]
 fn lane(first: u64, second: u64, seed: u64) -> u64 {
     let h = (first ^ seed).wrapping_mul(MULTIPLIERS[0]);
+    let h = h ^ (h >> 32);
+    (h ^ second).wrapping_mul(MULTIPLIERS[1])
+}
+
+/// As [`lane`] for words that a sender chooses freely: he could undo in the second what a high bit
+/// of the first changes, which a multiplication leaves where it is. So each bit of the first goes
+/// in twice, far from where it stands the second time, and by a factor that is secret.
+#[inline(always)]
+fn lane_of_address(first: u64, second: u64, seed: u64) -> u64 {
+    let (first, factor) = (first ^ seed, seed.rotate_left(11) | 1);
+    let h = first.wrapping_mul(MULTIPLIERS[0]);
+    let h = h.wrapping_add(first.rotate_left(32).wrapping_mul(factor));
     let h = h ^ (h >> 32);
     (h ^ second).wrapping_mul(MULTIPLIERS[1])
 }
@@ -129,6 +142,27 @@ mod tests {
             let groups = groups(lines);
             assert!(groups.is_power_of_two() && groups >= 2);
             assert!(u64::from(groups) * GROUP_CELLS as u64 >= u64::from(lines) * 2);
+        }
+    }
+
+    /// Addresses whose high bits undo each other in a hash that only multiplies: `first` in byte 7,
+    /// `second` in bytes 11 and 15.
+    fn aimed(first: u8, second: u8) -> FlowKey {
+        let bytes = [0x20, 1, 0xd, 0xb8, 0, 0, 0, first, 0, 0, 0, second, 0, 0, 0, second];
+        let word = |at: usize| {
+            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        FlowKey { src: [word(0), word(4), word(8), word(12)], flags: flag::IPV6, ..flow(1) }
+    }
+
+    #[test]
+    fn flows_cannot_be_aimed_at_one_group_without_the_seed() {
+        for seed in [0x1234_5678_9abc_def0, 0xfedc_ba98_7654_3210, 0x0f1e_2d3c_4b5a_6978] {
+            let mut hashes: vec::Vec<u64> =
+                (0..=255).map(|n: u8| hash(&aimed(n & 0xf0, n << 4), 2, seed)).collect();
+            hashes.sort_unstable();
+            hashes.dedup();
+            assert_eq!(hashes.len(), 256, "seed {seed:#x}");
         }
     }
 

@@ -63,6 +63,10 @@ pub fn add<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
             // SAFETY: a line in the map.
             let last = unsafe { core::ptr::read_volatile(&raw const (*line).last_seen) };
             if word & NOT_ADDABLE != 0 || packet.now.wrapping_sub(last) >= FRESH_TICKS {
+                if cache::packets(word) == 0 {
+                    // Left behind; the flow may have another.
+                    continue;
+                }
                 return false;
             }
             if !store::<HOOK>(line, word, word + counts) {
@@ -106,6 +110,18 @@ pub fn place(cpu: Cpu, packet: &Packet, slot: u32) -> bool {
         return false;
     }
     let line = way(set, at);
+    if is_own(line, packet, slot) && seen & NOT_ADDABLE == 0 {
+        // Rested for longer than programs add without looking at the table.
+        let new = seen + cache::counts(packet.packets, packet.bytes);
+        // SAFETY: a line in the map.
+        unsafe {
+            if compare_exchange64(&raw mut (*line).word, seen, new) != seen {
+                return false;
+            }
+            core::ptr::write_volatile(&raw mut (*line).last_seen, packet.now);
+        }
+        return true;
+    }
     // SAFETY: a line in the map; who has put the busy word there is the only one to write it.
     unsafe {
         let word = &raw mut (*line).word;
@@ -138,6 +154,14 @@ pub fn place(cpu: Cpu, packet: &Packet, slot: u32) -> bool {
 /// cost no more than their line in the table.
 const ADMITTED: u64 = 8;
 
+/// Whether a line is the flow's and leads to this line of the table.
+#[inline(always)]
+fn is_own(line: *mut CachedLine, packet: &Packet, slot: u32) -> bool {
+    // SAFETY: a line in the map.
+    let bears = unsafe { core::ptr::read_volatile(&raw const (*line).slot) };
+    bears == slot && is_of(line, packet.key(), packet.owner)
+}
+
 /// The flow's own line, an empty one, or the one that has been silent for longest; with its word. A
 /// busy word if there is none to be had.
 #[inline(always)]
@@ -159,7 +183,8 @@ fn choose(cpu: Cpu, set: *mut CachedLine, packet: &Packet) -> (usize, u64) {
         } else if is_of(line, packet.key(), packet.owner) {
             OWN
         } else {
-            1 + packet.now.wrapping_sub(last) as u64
+            // Who was interrupted may be told of later packets than its own.
+            1 + (packet.now.wrapping_sub(last) as i32).max(0) as u64
         };
         if age > best {
             (best, at, seen) = (age, i, word);

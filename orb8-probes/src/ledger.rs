@@ -5,6 +5,7 @@ use orb8_common::counter::{self, Filtered, Lost, Reject};
 use crate::atomic::add64;
 use crate::cpu::Cpu;
 use crate::hook;
+use crate::maps::is_realtime;
 
 /// This CPU's ledger counters.
 ///
@@ -12,8 +13,8 @@ use crate::hook;
 /// so its adds are single instructions. Classifiers run with bottom halves off, and what runs on
 /// top of them in hard interrupts counts nothing: between their load and their store nobody else
 /// writes on this CPU, and what they interrupt is before or behind its one instruction. So both
-/// kinds of adds may go to one array. A socket's ingress has bottom halves off as well wherever
-/// it was looked at; it does not rely on it.
+/// kinds of adds may go to one array. Where bottom halves are preempted, all are single
+/// instructions.
 #[derive(Clone, Copy)]
 pub struct Counters<const HOOK: u32>(*mut u64);
 
@@ -28,10 +29,28 @@ impl<const HOOK: u32> Counters<HOOK> {
         // SAFETY: every index is a constant below `counter::COUNT`.
         unsafe {
             let counter = self.0.add(at);
-            if HOOK & hook::SOCKET != 0 {
+            if HOOK & hook::SOCKET != 0 || is_realtime() {
                 add64(counter, n);
             } else {
                 *counter += n;
+            }
+        }
+    }
+
+    /// Counts a packet as seen.
+    #[inline(always)]
+    pub fn see(self, packets: u64, bytes: u64) {
+        // Asked once for both.
+        // SAFETY: both counters are in the block.
+        unsafe {
+            let (seen, seen_bytes) =
+                (self.0.add(counter::SEEN_PACKETS), self.0.add(counter::SEEN_BYTES));
+            if HOOK & hook::SOCKET != 0 || is_realtime() {
+                add64(seen, packets);
+                add64(seen_bytes, bytes);
+            } else {
+                *seen += packets;
+                *seen_bytes += bytes;
             }
         }
     }

@@ -95,8 +95,7 @@ pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let Some(cpu) = Cpu::this() else { return };
     let counters = Counters::<HOOK>::of(cpu);
     let frame = frame::<LINK>(ctx);
-    counters.add(counter::SEEN_PACKETS, frame.packets_estimate() as u64);
-    counters.add(counter::SEEN_BYTES, frame.bytes());
+    counters.see(frame.packets_estimate() as u64, frame.bytes());
     let bytes = Linear::of(ctx);
     let mut rest = MaybeUninit::uninit();
     // A super-packet is rare and pays once for many.

@@ -24,12 +24,16 @@ pub struct Reference {
 }
 
 impl Reference {
+    /// The moment as lines are stamped with it.
+    #[must_use]
+    pub fn stamp(&self) -> u32 {
+        u32::try_from(self.pair.jiffies & u64::from(u32::MAX)).unwrap_or(u32::MAX)
+    }
+
     /// Ticks between a line's stamp and this moment; 0 if the stamp is later.
     #[must_use]
     pub fn ticks_since(&self, stamp: u32) -> u32 {
-        let now = self.pair.jiffies & u64::from(u32::MAX);
-        let now = u32::try_from(now).unwrap_or(u32::MAX);
-        let ticks = now.wrapping_sub(stamp);
+        let ticks = self.stamp().wrapping_sub(stamp);
         if ticks > u32::MAX / 2 { 0 } else { ticks }
     }
 

@@ -30,6 +30,17 @@ const fn lines(bytes: usize) -> u32 {
     (bytes / LINE_BYTES) as u32
 }
 
+/// Where the kernel tells which CPUs there can be, as ranges: `0-3` or `0-2,4`.
+pub const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+
+/// One more than the highest number that a CPU can have, from the text of [`POSSIBLE`]. Programs
+/// find their block by the number, and numbers can have gaps.
+#[must_use]
+pub fn highest(possible: &str) -> Option<u32> {
+    let last = possible.trim().rsplit([',', '-']).next()?;
+    last.parse::<u32>().ok()?.checked_add(1)
+}
+
 /// How many sets each of so many CPUs has, that all of them together fit into their part of a
 /// memory budget of so many bytes.
 #[must_use]
@@ -182,6 +193,16 @@ mod tests {
         assert_eq!(of(2), 2 << 20);
         assert_eq!(of(128), 128 << 10);
         assert_eq!(of(256), 64 << 10);
+    }
+
+    #[test]
+    fn there_is_a_block_for_the_highest_number_also_where_numbers_have_gaps() {
+        for (possible, blocks) in [("0\n", 1), ("0-1", 2), ("0-2,4", 5), ("0,2-3,8-255\n", 256)] {
+            assert_eq!(highest(possible), Some(blocks), "{possible}");
+        }
+        for no_number in ["", "\n", "0-", "all", "4294967295"] {
+            assert_eq!(highest(no_number), None, "{no_number}");
+        }
     }
 
     #[test]

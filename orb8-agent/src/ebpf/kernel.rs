@@ -142,7 +142,6 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     if route == AttachRoute::Tcx {
         programs.forget_object();
     }
-    let seed = loaded.table.seed;
     let sources: Vec<Box<dyn EventSource>> = vec![
         Box::new(RingSource::new("ring", loaded.events, options.decode_event, Arc::clone(&side))),
         Box::new(RingSource::new(
@@ -154,8 +153,8 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
         Box::new(LineSource::new(loaded.table, clock, grace, options.times, Arc::clone(&side))),
     ];
     let attach = attach_options(options, route);
-    // The seed of the hash stays a secret: the agent's number is another function of it.
-    let number = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    // Others see it in the names of filters, so it tells nothing of the hash's seed.
+    let number = load::seed()? >> 32;
     let maps = LinkMaps {
         pod_links: loaded.pod_links,
         tunnels: loaded.tunnels,

@@ -16,7 +16,7 @@ mod slots;
 
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use orb8_common::cache::FRESH_TICKS;
@@ -27,6 +27,7 @@ use orb8_common::network::{FlowKey, FlowLine, FlowMeta, tcp_seen};
 use self::leaving::Waiting;
 use self::slots::{Slot, State};
 use super::clock::{Clock, Reference};
+use super::cpus::Cached;
 use super::grace::Grace;
 use super::load::Table;
 use super::side_channel::SideChannel;
@@ -92,8 +93,12 @@ pub struct LineSource {
     pass: Option<Pass>,
     /// [`State::Unlisted`], not yet waiting.
     idle: Vec<u32>,
+    /// Tick of the pass that found the first of [`Self::idle`].
+    idle_since: u32,
     /// [`State::Emptied`]: the caches are being gone through for them.
     taking: Vec<u32>,
+    /// Tick before which they were on the index.
+    taking_since: u32,
     /// [`State::Leaving`], not yet waiting.
     taken: Vec<u32>,
     waiting: Option<Waiting>,
@@ -127,7 +132,9 @@ impl LineSource {
             due: Instant::now() + times.drain_interval,
             pass: None,
             idle: Vec::new(),
+            idle_since: 0,
             taking: Vec::new(),
+            taking_since: 0,
             taken: Vec::new(),
             waiting: None,
             releasing: Vec::new(),
@@ -163,7 +170,7 @@ impl LineSource {
         while pass.cursor < stop.min(self.end_of(pass)) {
             match pass.step {
                 Step::Table => self.read(pass)?,
-                Step::Caches => self.read_cached(pass.cursor, &pass.reference),
+                Step::Caches => self.read_cached(pass.cursor),
                 Step::Tell => self.tell(pass.cursor, &pass.reference, out),
             }
             pass.cursor += 1;
@@ -172,6 +179,8 @@ impl LineSource {
             return Ok(false);
         }
         pass.cursor = 0;
+        // What moves from a cache to the table meanwhile is seen in neither or in the table.
+        fence(Ordering::Acquire);
         match pass.step {
             Step::Table => pass.step = Step::Caches,
             Step::Caches => {
@@ -222,7 +231,7 @@ impl LineSource {
     }
 
     /// Adds what a line of a cache holds to what was found of its flow.
-    fn read_cached(&mut self, number: u32, now: &Reference) {
+    fn read_cached(&mut self, number: u32) {
         let Some(held) = self.table.cpus.read(number) else { return };
         let Some(slot) = self.slots.get_mut(held.slot as usize) else { return };
         if slot.state == State::Free {
@@ -233,15 +242,28 @@ impl LineSource {
         if slot.state != State::Emptied {
             return;
         }
-        if now.ticks_since(held.last_seen) < FRESH_TICKS {
-            // Somebody had found the line just before it was taken off the index.
+        let limit = self.taking_since.wrapping_sub(FRESH_TICKS);
+        if held.last_seen.wrapping_sub(limit).cast_signed() > 0 {
+            // Somebody had found the line just before it was taken off the index, and others may
+            // have added to it without looking there.
             self.list_again(held.slot);
         } else if self.table.cpus.take(number, &held) {
-            let lines = &self.table.lines;
-            let packets = lines.word32(held.slot, offset_of!(FlowLine, packets));
-            let bytes = lines.word64(held.slot, offset_of!(FlowLine, bytes));
-            packets.fetch_add(held.packets(), Ordering::AcqRel);
-            bytes.fetch_add(held.bytes(), Ordering::AcqRel);
+            self.fold(&held);
+        } else {
+            self.list_again(held.slot);
+        }
+    }
+
+    /// Adds what was taken out of a cache to its line in the table.
+    fn fold(&self, held: &Cached) {
+        let lines = &self.table.lines;
+        let word32 = |offset| lines.word32(held.slot, offset);
+        word32(offset_of!(FlowLine, packets)).fetch_add(held.packets(), Ordering::AcqRel);
+        let bytes = lines.word64(held.slot, offset_of!(FlowLine, bytes));
+        bytes.fetch_add(held.bytes(), Ordering::AcqRel);
+        let stamp = word32(offset_of!(FlowLine, last_seen));
+        if held.last_seen.wrapping_sub(stamp.load(Ordering::Relaxed)).cast_signed() > 0 {
+            stamp.store(held.last_seen, Ordering::Relaxed);
         }
     }
 
@@ -255,7 +277,7 @@ impl LineSource {
         let Slot { state, last_seen, .. } = self.slots[number as usize];
         let idle = now.ticks_since(last_seen);
         if state == State::Used && idle >= self.rest(now) && self.has_idled(number, idle, now) {
-            self.unlist(number);
+            self.unlist(number, now);
         }
     }
 

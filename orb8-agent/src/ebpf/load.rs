@@ -335,9 +335,10 @@ struct Cache {
 
 impl Cache {
     fn of_host(memory_budget: u64) -> Result<Self, LoadError> {
-        let cpus =
-            aya::util::nr_cpus().map_err(|(path, source)| LoadError::Cpus { path, source })?;
-        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        let fail = |source| LoadError::Cpus { path: cpus::POSSIBLE, source };
+        let possible = std::fs::read_to_string(cpus::POSSIBLE).map_err(fail)?;
+        let no_number = || fail(std::io::Error::other(format!("no number in {possible:?}")));
+        let cpus = cpus::highest(&possible).ok_or_else(no_number)?;
         let usable = sys::has_compare_exchange();
         let sets = if usable { cpus::sets(cpus, memory_budget) } else { cache::MIN_SETS };
         Ok(Self { cpus, sets, usable })
@@ -364,12 +365,23 @@ impl Cache {
     }
 }
 
-/// Whether bottom halves can be preempted, so that what runs in them is not alone on its CPU.
+/// Whether bottom halves can be preempted, so that what runs in them is not alone on its CPU. The
+/// kernel says so in its version; the file is of kernels with the patches from before 6.12.
 fn is_realtime() -> bool {
-    std::fs::read_to_string("/sys/kernel/realtime").is_ok_and(|text| text.trim() == "1")
+    let file = std::fs::read_to_string("/sys/kernel/realtime");
+    says_realtime(&rustix::system::uname().version().to_string_lossy())
+        || file.is_ok_and(|text| text.trim() == "1")
 }
 
-fn seed() -> Result<u64, LoadError> {
+fn says_realtime(version: &str) -> bool {
+    version.contains("PREEMPT_RT") || version.contains("PREEMPT RT")
+}
+
+/// Eight random bytes.
+///
+/// # Errors
+/// What the kernel says.
+pub fn seed() -> Result<u64, LoadError> {
     let mut bytes = [0u8; 8];
     // SAFETY: the kernel writes 8 bytes.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
@@ -461,4 +473,16 @@ fn ends_of(text: &str) -> String {
         lines.len() - 8,
         tail.join("\n")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::says_realtime;
+
+    #[test]
+    fn a_realtime_kernel_is_known_by_its_version() {
+        assert!(says_realtime("#1 SMP PREEMPT_RT Debian 6.12.9-1 (2025-01-10)"));
+        assert!(says_realtime("#1 SMP PREEMPT RT Fri Nov 4 2016"));
+        assert!(!says_realtime("#1 SMP PREEMPT_DYNAMIC Debian 6.12.9-1 (2025-01-10)"));
+    }
 }

@@ -16,6 +16,8 @@ use crate::pipeline::source::BATCH;
 /// Lines that take their next step out of use when a grace period has passed.
 pub(super) struct Waiting {
     ticket: Ticket,
+    /// Tick of the pass that found the first of those that are idle.
+    since: u32,
     /// To be [`State::Emptied`].
     idle: Vec<u32>,
     /// To be free.
@@ -24,17 +26,23 @@ pub(super) struct Waiting {
 
 impl LineSource {
     /// First step out of use: no program finds the line any more.
-    pub(super) fn unlist(&mut self, slot: u32) {
+    pub(super) fn unlist(&mut self, slot: u32, now: &Reference) {
         if !self.reach_index() {
             return;
         }
-        if let Some((_, hash)) = self.identify(slot) {
-            for group in self.groups(hash) {
-                self.replace_cells(group, slot + 1, EMPTY_CELL, GROUP_CELLS);
-            }
+        self.clear_cells(slot);
+        if self.idle.is_empty() {
+            self.idle_since = now.stamp();
         }
         self.slots[slot as usize].state = State::Unlisted;
         self.idle.push(slot);
+    }
+
+    /// Empties the cells that lead to a line; returns how many there were.
+    fn clear_cells(&self, slot: u32) -> usize {
+        let Some((_, hash)) = self.identify(slot) else { return 0 };
+        let groups = self.groups(hash).into_iter();
+        groups.map(|group| self.replace_cells(group, slot + 1, EMPTY_CELL, GROUP_CELLS)).sum()
     }
 
     /// Takes the first step back. Where no cell is free, the flow takes another line with its next
@@ -97,17 +105,32 @@ impl LineSource {
         if self.grace.failed(waiting.ticket) {
             // Asked for again at the end of the pass.
             self.idle.append(&mut waiting.idle);
+            self.idle_since = waiting.since;
             self.taken.append(&mut waiting.taken);
         } else if self.grace.passed(waiting.ticket) {
-            for slot in &waiting.idle {
-                self.slots[*slot as usize].state = State::Emptied;
+            self.taking_since = waiting.since;
+            for slot in waiting.idle {
+                self.empty(slot, waiting.since);
             }
-            self.taking.append(&mut waiting.idle);
             self.releasing.append(&mut waiting.taken);
             self.releasing.sort_unstable();
         } else {
             self.waiting = Some(waiting);
         }
+    }
+
+    /// Lets the caches be emptied for a line, if no program can find it any more. One that was
+    /// stopped between counting its first packet and leading others to it has done so meanwhile.
+    fn empty(&mut self, slot: u32, since: u32) {
+        if self.clear_cells(slot) == 0 {
+            self.slots[slot as usize].state = State::Emptied;
+            self.taking.push(slot);
+            return;
+        }
+        if self.idle.is_empty() {
+            self.idle_since = since;
+        }
+        self.idle.push(slot);
     }
 
     /// Gives back some of the lines that nobody can hold any more; true when none is left.
@@ -143,7 +166,7 @@ impl LineSource {
         }
         if let Some(ticket) = self.grace.ask() {
             let (idle, taken) = (std::mem::take(&mut self.idle), std::mem::take(&mut self.taken));
-            self.waiting = Some(Waiting { ticket, idle, taken });
+            self.waiting = Some(Waiting { ticket, since: self.idle_since, idle, taken });
         }
     }
 }

@@ -34,6 +34,12 @@ pub(super) enum State {
     Leaving,
 }
 
+/// Packets that may be on their way from the caches to a line at once: what a cached line holds, on
+/// 512 CPUs. Anything else that seems to be less than before is a counter that has wrapped.
+const PACKETS_ON_THE_WAY: u32 = 512 << 17;
+/// The same in bytes.
+const BYTES_ON_THE_WAY: u64 = 512 << 31;
+
 /// What is new on a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct More {
@@ -61,9 +67,17 @@ impl Slot {
     /// What was found beyond what was told; it is told now. Counts that were on their way from a
     /// cache to the line when both were read are found in the next drain, so a total never falls.
     pub(super) fn tell(&mut self) -> Option<More> {
-        let packets = self.packets.wrapping_sub(self.told_packets).cast_signed().max(0);
-        let bytes = self.bytes.wrapping_sub(self.told_bytes).cast_signed().max(0);
-        let more = More { packets: packets.cast_unsigned(), bytes: bytes.cast_unsigned() };
+        let (packets, bytes) = (self.packets, self.bytes);
+        let more = More {
+            packets: match self.told_packets.wrapping_sub(packets) {
+                0..=PACKETS_ON_THE_WAY => 0,
+                _ => packets.wrapping_sub(self.told_packets),
+            },
+            bytes: match self.told_bytes.wrapping_sub(bytes) {
+                0..=BYTES_ON_THE_WAY => 0,
+                _ => bytes.wrapping_sub(self.told_bytes),
+            },
+        };
         self.told_packets = self.told_packets.wrapping_add(more.packets);
         self.told_bytes = self.told_bytes.wrapping_add(more.bytes);
         (more.packets != 0 || more.bytes != 0).then_some(more)
@@ -86,6 +100,16 @@ mod tests {
         assert_eq!(slot.tell(), None);
         slot.found(15, 1500, 7);
         assert_eq!(slot.tell(), Some(More { packets: 1, bytes: 100 }));
+    }
+
+    #[test]
+    fn more_than_half_of_what_a_counter_holds_is_told_after_a_long_stall() {
+        let mut slot = Slot::default();
+        slot.found(3_000_000_000, 200_000_000_000, 0);
+        let more = More { packets: 3_000_000_000, bytes: 200_000_000_000 };
+        assert_eq!(slot.tell(), Some(more));
+        slot.found(100, 200_000_000_100, 0);
+        assert_eq!(slot.tell(), Some(More { packets: 1_294_967_396, bytes: 100 }));
     }
 
     #[test]
