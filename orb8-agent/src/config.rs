@@ -63,7 +63,8 @@ pub struct Settings {
         value_parser = ring_buffer_size)]
     pub ring_buffer_size: u32,
 
-    /// Bytes that the agent may take as a whole, its maps in the kernel included: 32MiB to 4095MiB.
+    /// Bytes meant for the agent and its maps: 32MiB to 4095MiB. The lines of the CPUs take at most a
+    /// sixth; the flow table is sized by the most flows.
     #[arg(long, env = "ORB8_MEMORY_BUDGET", default_value = "96MiB", value_name = "BYTES",
         value_parser = memory_budget)]
     pub memory_budget: u32,
