@@ -1,45 +1,16 @@
 //! A steady drain allocates nothing for a row, and a query beside it sees the totals of one drain.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use counting::allocations;
 use orb8_agent::clock::Clock;
 use orb8_agent::export::feed::Queries;
 use orb8_agent::testing::{Drains, ManualClock};
 use orb8_proto::v1::QueryFlowsRequest;
-
-/// Counts what the thread that asks allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATED.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations(work: impl FnOnce()) -> usize {
-    let before = ALLOCATED.with(Cell::get);
-    work();
-    ALLOCATED.with(Cell::get) - before
-}
 
 const A_CALL: u32 = 2048;
 

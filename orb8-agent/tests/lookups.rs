@@ -1,45 +1,16 @@
 //! Looking up what the kernel told allocates nothing: it happens for every flow at every drain.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use counting::allocations;
 use orb8_agent::cgroup::{Cgroup, Cgroups, no_pods};
 use orb8_agent::conntrack::{Translation, Translations, Tuple};
 use orb8_agent::event::Scope;
 use orb8_agent::k8s::identity::{Began, Question, Resolver, Span};
 use orb8_agent::testing::{World, cgroup_of};
-
-/// Counts what the thread that asks allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATED.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations(work: impl FnOnce()) -> usize {
-    let before = ALLOCATED.with(Cell::get);
-    work();
-    ALLOCATED.with(Cell::get) - before
-}
 
 #[test]
 fn finding_a_cgroup_allocates_nothing() {

@@ -168,13 +168,7 @@ fn table(
     let cells: Vec<Vec<Cell>> = talks.iter().map(row).collect();
     let mut table =
         Table::new(columns.iter().map(|column| heading(column)).collect(), terminal.out_color);
-    table.fit(&cells);
-    if !global.no_headers {
-        table.header(&mut terminal.out)?;
-    }
-    for row in &cells {
-        table.row(&mut terminal.out, row)?;
-    }
+    table.write(&mut terminal.out, &cells, !global.no_headers)?;
     terminal.out.flush()?;
     let mut legend = Legend::default();
     for talk in talks {

@@ -224,13 +224,7 @@ fn print_table(
     let cells: Vec<_> =
         answer.flows.iter().map(|flow| Line::flow(flow).cells(&columns, &look)).collect();
     let mut table = Table::new(columns::headings(&columns), terminal.out_color);
-    table.fit(&cells);
-    if !global.no_headers {
-        table.header(&mut terminal.out)?;
-    }
-    for row in &cells {
-        table.row(&mut terminal.out, row)?;
-    }
+    table.write(&mut terminal.out, &cells, !global.no_headers)?;
     let mut legend = Legend::default();
     for flow in &answer.flows {
         legend.add(Line::flow(flow).marks(&columns));

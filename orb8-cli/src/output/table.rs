@@ -71,12 +71,29 @@ impl Table {
     }
 
     /// Widens the columns for these rows.
-    pub fn fit(&mut self, rows: &[Vec<Cell>]) {
+    fn fit(&mut self, rows: &[Vec<Cell>]) {
         for row in rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.text.width());
             }
         }
+    }
+
+    /// Writes all rows, with columns as wide as the widest of them, below the header if it is wanted.
+    ///
+    /// # Errors
+    /// If the stream cannot be written to.
+    pub fn write(
+        &mut self,
+        out: &mut dyn Write,
+        rows: &[Vec<Cell>],
+        header: bool,
+    ) -> io::Result<()> {
+        self.fit(rows);
+        if header {
+            self.header(out)?;
+        }
+        rows.iter().try_for_each(|row| self.row(out, row))
     }
 
     /// Writes the header line.

@@ -120,12 +120,6 @@ fn columns(
         .iter()
         .map(|row| global.fields.iter().map(|field| cell(row, field)).collect())
         .collect();
-    table.fit(&cells);
-    if !global.no_headers {
-        table.header(&mut terminal.out)?;
-    }
-    for row in &cells {
-        table.row(&mut terminal.out, row)?;
-    }
+    table.write(&mut terminal.out, &cells, !global.no_headers)?;
     Ok(())
 }

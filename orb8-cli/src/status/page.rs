@@ -54,11 +54,7 @@ struct Page<'a, 'b> {
 impl Page<'_, '_> {
     fn list(&mut self, rows: &[Vec<Cell>]) -> Result<(), CliError> {
         let mut table = Table::new(left(&["", ""]), self.terminal.out_color);
-        table.fit(rows);
-        for row in rows {
-            table.row(&mut self.terminal.out, row)?;
-        }
-        Ok(())
+        Ok(table.write(&mut self.terminal.out, rows, false)?)
     }
 
     fn title(&mut self, title: &[Cell]) -> Result<(), CliError> {
@@ -88,12 +84,7 @@ impl Page<'_, '_> {
     ) -> Result<(), CliError> {
         self.title(title)?;
         let mut table = Table::new(headings, self.terminal.out_color).indented("  ");
-        table.fit(rows);
-        table.header(&mut self.terminal.out)?;
-        for row in rows {
-            table.row(&mut self.terminal.out, row)?;
-        }
-        Ok(())
+        Ok(table.write(&mut self.terminal.out, rows, true)?)
     }
 
     fn checks(&mut self, checks: &[Check], wide: bool) -> Result<(), CliError> {

@@ -104,13 +104,7 @@ fn table(
     let headings = TITLES.map(|(title, right)| Heading { title: title.to_owned(), right });
     let mut table = Table::new(headings.into(), terminal.out_color);
     let cells: Vec<Vec<Cell>> = report.rows.iter().map(cells).collect();
-    table.fit(&cells);
-    if !global.no_headers {
-        table.header(&mut terminal.out)?;
-    }
-    for row in &cells {
-        table.row(&mut terminal.out, row)?;
-    }
+    table.write(&mut terminal.out, &cells, !global.no_headers)?;
     Ok(())
 }
 
