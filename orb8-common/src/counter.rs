@@ -26,6 +26,9 @@ pub const REJECTED: usize = 8;
 pub const LOST: usize = 32;
 /// First packet-and-bytes pair of what is left out in the kernel; see [`Filtered`].
 pub const FILTERED: usize = 40;
+/// Lifecycle events that were left to the next drain, which finds their flows: not produced, and not
+/// lost.
+pub const EVENTS_DEFERRED: usize = 47;
 /// Number of counters.
 pub const COUNT: usize = 48;
 
@@ -115,5 +118,6 @@ impl Filtered {
 const _: () = {
     assert!(REJECTED + 2 * Reject::ALL.len() <= LOST);
     assert!(LOST + 2 * Lost::ALL.len() <= FILTERED);
-    assert!(FILTERED + 2 * Filtered::ALL.len() <= COUNT);
+    assert!(FILTERED + 2 * Filtered::ALL.len() <= EVENTS_DEFERRED);
+    assert!(EVENTS_DEFERRED < COUNT);
 };

@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
 use orb8_common::cache::CpuBlock;
 use orb8_common::index::Group;
-use orb8_common::network::{ClockPair, FlowLine, FlowMeta, PacketFilter};
+use orb8_common::network::{ClockPair, FlowLine, FlowMeta, PacketFilter, Sparing};
 
 /// User space may map the array (kernel 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -48,9 +48,14 @@ pub static PACKETS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map]
 pub static PACKET_FILTER: Array<PacketFilter> = Array::with_max_entries(1, 0);
 
-/// What the watchers of packets did not get: seen, passed on, over the rate, ring full.
+/// What became of the packets of the view, see `orb8_common::network::packet_counter`. Programs add,
+/// user space reads.
 #[map]
 pub static PACKET_COUNTERS: PerCpuArray<[u64; 8]> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is told less of while the agent is over a budget. User space writes, programs read.
+#[map]
+pub static SPARING: Array<Sparing> = Array::with_max_entries(1, 0);
 
 /// Both clocks, read at one moment by the `orb8_clock` program.
 #[map]

@@ -109,7 +109,10 @@ fn receive_starts(bed: &Bed, count: usize) -> anyhow::Result<Histogram<u64>> {
 fn events(report: &mut Report) -> anyhow::Result<Vec<Row>> {
     const RATE: u32 = 100_000;
     let flows = RATE * if report.quick { 2 } else { 6 };
-    let bed = Bed::quiet(&[("ORB8_MAX_FLOWS", "1000000".to_owned())])?;
+    let bed = Bed::quiet(&[
+        ("ORB8_MAX_FLOWS", "1000000".to_owned()),
+        ("ORB8_MEMORY_BUDGET", "1024MiB".to_owned()),
+    ])?;
     let (socket, frames) = (bed.sender(), frames(&bed, flows));
     let before = bed.status()?.event_ledger.unwrap_or_default();
     let stop = AtomicBool::new(false);

@@ -101,6 +101,8 @@ pub struct Loaded {
     pub packet_filter: Array<MapData, PodBytes<{ size_of::<PacketFilter>() }>>,
     /// Counters of the packet view.
     pub packet_counters: PerCpuArray<MapData, [u64; 8]>,
+    /// What programs tell less of.
+    pub sparing: SparingMap,
     /// Both clocks, as the program `orb8_clock` reads them.
     pub clock: Array<MapData, [u64; 2]>,
     /// Whether the programs at sockets read the owner without calling for it.
@@ -117,6 +119,9 @@ pub type Tunnels = Array<MapData, [u16; TUNNEL_PORTS]>;
 
 /// One value: 1 while the programs at interfaces may leave packets to the socket plane.
 pub type SocketSwitch = Array<MapData, u32>;
+
+/// One value: the two words of `orb8_common::network::Sparing`.
+pub type SparingMap = Array<MapData, [u32; 2]>;
 
 /// Plain bytes as a map value.
 #[derive(Clone, Copy, Debug)]
@@ -188,6 +193,14 @@ impl Programs {
     pub fn duplicate(&self, name: &str) -> Result<OwnedFd, LoadError> {
         let fail = |message: String| LoadError::Program { name: name.to_owned(), message };
         self.fd(name).try_clone_to_owned().map_err(|e| fail(e.to_string()))
+    }
+
+    /// Other descriptors of all programs.
+    ///
+    /// # Errors
+    /// If no more descriptors can be had.
+    pub fn duplicates(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.loaded.values().map(|program| program.fd.try_clone()).collect()
     }
 
     /// The kernel's id of a program.
@@ -271,6 +284,7 @@ fn load_with(
     let packets = typed("PACKETS", take("PACKETS")?)?;
     let packet_filter = typed("PACKET_FILTER", take("PACKET_FILTER")?)?;
     let packet_counters = typed("PACKET_COUNTERS", take("PACKET_COUNTERS")?)?;
+    let sparing = typed("SPARING", take("SPARING")?)?;
     let clock = typed("CLOCK", take("CLOCK")?)?;
     fill_free_list(&mut table.free, options.max_flows)?;
     Ok(Loaded {
@@ -283,6 +297,7 @@ fn load_with(
         packets,
         packet_filter,
         packet_counters,
+        sparing,
         clock,
         reads_owner: walk.is_on(),
         map_bytes,

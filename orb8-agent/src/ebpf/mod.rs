@@ -17,6 +17,7 @@ pub mod lines;
 pub mod load;
 pub mod mapping;
 pub mod memory;
+pub mod meter;
 pub mod netlink;
 pub mod object;
 mod owner_walk;

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 /// `bpf(2)` commands (include/uapi/linux/bpf.h).
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
@@ -160,7 +161,6 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
 /// EPERM without CAP_SYS_ADMIN, ENOENT if it has gone.
 pub fn program_name(id: u32) -> io::Result<String> {
     const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
     /// Offset and size of `name` in `struct bpf_prog_info`.
     const NAME: std::ops::Range<usize> = 64..80;
     let mut by_id = [id, 0, 0];
@@ -179,6 +179,42 @@ pub fn program_name(id: u32) -> io::Result<String> {
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     let name = info[NAME].split(|b| *b == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// Nanoseconds that a program has run while the kernel kept statistics (kernel 5.1).
+///
+/// # Errors
+/// What the kernel says; none is expected for a program of our own.
+pub fn program_run_ns(program: BorrowedFd<'_>) -> io::Result<u64> {
+    /// Where `run_time_ns` is in `struct bpf_prog_info`.
+    const RUN_TIME: std::ops::Range<usize> = 192..200;
+    let mut info = [0u8; 200];
+    #[repr(C)]
+    struct GetInfo {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let fd = program.as_raw_fd().unsigned_abs();
+    let mut attr = GetInfo { fd, len: 200, info: info.as_mut_ptr() as u64 };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let mut ns = [0; 8];
+    ns.copy_from_slice(&info[RUN_TIME]);
+    Ok(u64::from_ne_bytes(ns))
+}
+
+/// Makes the kernel keep run-time statistics of all programs until the descriptor is closed
+/// (kernel 5.8).
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN.
+pub fn enable_statistics() -> io::Result<OwnedFd> {
+    const BPF_ENABLE_STATS: libc::c_int = 32;
+    const BPF_STATS_RUN_TIME: u32 = 0;
+    let mut attr = [BPF_STATS_RUN_TIME];
+    let fd = bpf(BPF_ENABLE_STATS, &mut attr)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Ids of the programs on a tcx hook, in the order in which they run.

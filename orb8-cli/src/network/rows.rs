@@ -170,6 +170,10 @@ pub fn packet(packet: &PacketEvent) -> NetworkFlow {
         tcp: (!packet.tcp_flags.is_empty())
             .then(|| TcpInfo { flags: packet.tcp_flags.clone(), state: String::new() }),
         icmp: packet.icmp,
+        state: match packet.sample_weight {
+            0 | 1 => String::new(),
+            weight => format!("1 of {weight}"),
+        },
         ..NetworkFlow::default()
     }
 }

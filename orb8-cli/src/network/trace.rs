@@ -32,7 +32,7 @@ use crate::output::{Format, csv, fields, json, yaml};
 use crate::terminal::Terminal;
 
 /// Keys that events have besides those of flows.
-const EVENT_LEAVES: [&str; 3] = ["type", "time_ns", "tcp_flags"];
+const EVENT_LEAVES: [&str; 4] = ["type", "time_ns", "tcp_flags", "sample_weight"];
 /// Columns that only tables of events have.
 const EVENT_COLUMNS: [&str; 2] = ["time", "event"];
 
@@ -382,7 +382,7 @@ impl<'a> Printer<'a> {
             columns.retain(|column| !matches!(*column, "age" | "last"));
             columns.splice(0..0, EVENT_COLUMNS);
             csv.splice(0..0, EVENT_LEAVES[..2].iter().map(ToString::to_string));
-            csv.push(EVENT_LEAVES[2].to_owned());
+            csv.extend(EVENT_LEAVES[2..].iter().map(ToString::to_string));
         }
         let mut table = Table::new(columns::headings(&columns), color);
         table.reserve(
