@@ -309,3 +309,6 @@ impl EventSource for GovernorSource {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
