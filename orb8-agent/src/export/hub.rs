@@ -264,7 +264,8 @@ impl Subscriber {
                     self.send(told);
                 } else {
                     bump(&self.counters.filtered, 1);
-                    bump(&self.counters.over_rate, packets);
+                    let stands_for = u64::from(record.packet.weight.max(1));
+                    bump(&self.counters.over_rate, packets * stands_for);
                 }
             }
             Told::FlowStart(_) | Told::FlowEnd(_) | Told::Notice(_) | Told::Loss(_) => {

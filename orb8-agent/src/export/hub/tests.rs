@@ -52,7 +52,12 @@ fn start(flow_id: u64) -> Told {
 }
 
 fn packet(time_ns: u64, packets: u32) -> Told {
-    let packet = orb8_common::network::PacketEvent { time_ns, packets, ..Default::default() };
+    sampled(time_ns, packets, 1)
+}
+
+fn sampled(time_ns: u64, packets: u32, weight: u16) -> Told {
+    let packet =
+        orb8_common::network::PacketEvent { time_ns, packets, weight, ..Default::default() };
     Told::Packet(Box::new(PacketRecord { packet, flow: blank(udp(1)) }))
 }
 
@@ -150,8 +155,11 @@ async fn packets_go_only_to_who_asked_and_only_at_its_rate() {
     let mut plain = subscribe(&hub, 16, None);
     let mut watching = subscribe(&hub, 16, Some(2));
     let second = SECOND_NS;
-    hub.exporter().export(&[packet(1, 1), packet(2, 1), packet(3, 4), packet(second + 1, 1)]);
-    assert_eq!(take(&mut watching).await, ["packet_view rate_limit 0e 4p", "1", "2", "1000000001"]);
+    hub.exporter().export(&[packet(1, 1), packet(2, 1), sampled(3, 4, 5), packet(second + 1, 1)]);
+    assert_eq!(
+        take(&mut watching).await,
+        ["packet_view rate_limit 0e 20p", "1", "2", "1000000001"]
+    );
     assert!(take(&mut plain).await.is_empty());
     assert_eq!(books(&hub), (0, 0, 0, 0, 0));
     let summary = &hub.summaries()[1];
