@@ -13,6 +13,7 @@
 //! | [`parse`] | the header parser | |
 //! | [`record`] | ring records read back | |
 //! | [`sample`] | which packets are told while packets are sampled | |
+//! | [`setting`] | constants that the loader fills in | |
 //!
 //! Rules: `no_std`, fixed-width fields, no `bool`, no hidden padding; sizes and offsets are
 //! asserted beside each type. Numbers are in the CPU's byte order unless a field says otherwise.
@@ -28,3 +29,4 @@ pub mod network;
 pub mod parse;
 pub mod record;
 pub mod sample;
+pub mod setting;
