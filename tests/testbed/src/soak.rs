@@ -40,7 +40,7 @@ use figures::{Figures, MIB, Memory, Offered, Pace, Recovery, SubscriberAccount};
 /// The agent's default budget, `ORB8_MEMORY_BUDGET`.
 const MEMORY_LIMIT: u64 = 96 * MIB;
 /// The longest that an agent may take to be normal again; its flows end after two seconds.
-const RECOVERY_LIMIT: Duration = Duration::from_secs(15);
+const RECOVERY_LIMIT: Duration = Duration::from_secs(20);
 /// How long is waited for it all the same, to tell how long it took.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a scenario takes besides its load: an agent that starts, recovers and stops.
@@ -211,13 +211,14 @@ impl Turn<'_> {
         bed: Bed,
         load: impl FnOnce(&Bed) -> anyhow::Result<Load>,
     ) -> anyhow::Result<Figures> {
-        let ((mut load, from, to, recovered), watched) = watch::watch(&bed, || {
-            let begun = Instant::now();
-            let load = load(&bed)?;
-            let (from, to) = (load.from.unwrap_or(begun), Instant::now());
-            let recovered = bed.recovery(PATIENCE)?;
-            Ok((load, from, to, recovered))
-        })?;
+        let ((mut load, from, to, recovered), watched) =
+            watch::watch(&bed, self.options.release, || {
+                let begun = Instant::now();
+                let load = load(&bed)?;
+                let (from, to) = (load.from.unwrap_or(begun), Instant::now());
+                let recovered = bed.recovery(PATIENCE)?;
+                Ok((load, from, to, recovered))
+            })?;
         let (account, events, mut subscribers) = bed.rest()?;
         let total = bed.carried();
         load.faults.extend(bed.stop());

@@ -8,8 +8,8 @@ use anyhow::{Context as _, ensure};
 use orb8_proto::v1::condition::{Field, Side};
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
 use orb8_proto::v1::{
-    AgentStatus, Condition, FlowFilter, GetStatusRequest, GetTotalsRequest, PacketLedger,
-    PortRange, Ports, QueryFlowsRequest, QueryFlowsResponse, Strings,
+    AgentStatus, Condition, FlowFilter, GetStatusRequest, GetTotalsRequest, Loss, NetworkFlow,
+    PacketLedger, QueryFlowsRequest, QueryFlowsResponse, Strings,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -33,6 +33,10 @@ const LINK_HEADER: u64 = 14;
 const CANARY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 1);
 /// Packets of each flow of the canary's.
 const CANARY_PACKETS: u16 = 3;
+/// Source port of the first.
+const CANARY_PORT: u16 = 10_000;
+/// Time from one to the next.
+const NEXT_CANARY: Duration = Duration::from_millis(400);
 
 /// An agent, and the link that it watches.
 #[derive(Debug)]
@@ -127,51 +131,49 @@ impl Bed {
         Total { packets, bytes: (rx_bytes + tx_bytes).saturating_sub(packets * LINK_HEADER) }
     }
 
-    /// How long it takes until a flow that begins is counted to the packet and the answer is complete;
-    /// `None` if that does not come within some time.
+    /// How long it takes until a flow that begins is counted to the packet, and an answer over the time
+    /// since then is complete; `None` if that does not come within some time.
     pub(super) fn recovery(&self, patience: Duration) -> anyhow::Result<Option<Duration>> {
         let mut flood = Flood::open(&self.link.far, &self.link.near);
         let start = Instant::now();
-        for number in 0.. {
-            if self.canary(&mut flood, number)? {
-                return Ok(Some(start.elapsed()));
-            }
-            if start.elapsed() > patience {
-                return Ok(None);
+        let mut begun = Vec::new();
+        while start.elapsed() < patience {
+            let sport = CANARY_PORT + u16::try_from(begun.len())?;
+            begun.push((u32::from(sport), i64::try_from(jiff::Timestamp::now().as_nanosecond())?));
+            let packet = Small { src: CANARY, sport, dport: 7, syn: false };
+            flood.send(std::iter::repeat_n(packet, CANARY_PACKETS.into()));
+            let next = Instant::now() + NEXT_CANARY;
+            while Instant::now() < next {
+                if self.has_canary(&begun)? {
+                    return Ok(Some(start.elapsed()));
+                }
+                std::thread::sleep(PAUSE);
             }
         }
         Ok(None)
     }
 
-    /// Begins a flow; whether it is in an answer soon, whole, and nothing was lost since it began.
-    fn canary(&self, flood: &mut Flood, number: u16) -> anyhow::Result<bool> {
-        let begun = jiff::Timestamp::now().as_nanosecond();
-        let packet = Small { src: CANARY, sport: 10_000 + number, dport: 7, syn: false };
-        let sent = flood.send(std::iter::repeat_n(packet, CANARY_PACKETS.into()));
-        let ports = PortRange { first: packet.sport.into(), last: packet.sport.into() };
-        let fields = [
-            Field::Ip(Strings { values: vec![CANARY.to_string()] }),
-            Field::Port(Ports { ranges: vec![ports] }),
-        ];
-        let condition =
-            |field| Condition { side: Side::Source.into(), negate: false, field: Some(field) };
-        let request = QueryFlowsRequest {
-            limit: 2,
-            start_time_ns: i64::try_from(begun)?,
-            filter: Some(FlowFilter { all: fields.map(condition).into() }),
+    /// Whether one of these flows, by port and time of its beginning, is in an answer, whole, and nothing
+    /// was lost since it began.
+    fn has_canary(&self, begun: &[(u32, i64)]) -> anyhow::Result<bool> {
+        let condition = Condition {
+            side: Side::Source.into(),
+            negate: false,
+            field: Some(Field::Ip(Strings { values: vec![CANARY.to_string()] })),
+        };
+        let request = |start_time_ns| QueryFlowsRequest {
+            limit: 1_000,
+            start_time_ns,
+            filter: Some(FlowFilter { all: vec![condition.clone()] }),
             ..Default::default()
         };
-        // Two drains and a bit, on a slow machine.
-        let patience = Instant::now() + Duration::from_secs(3);
-        while Instant::now() < patience {
-            let answer = self.query(request.clone())?;
-            let whole = answer.flows.iter().map(|flow| flow.packets).sum::<u64>() == sent.packets;
-            if whole && answer.nodes.iter().all(|node| node.complete) {
-                return Ok(true);
-            }
-            std::thread::sleep(PAUSE);
-        }
-        Ok(false)
+        let whole = |flow: &&NetworkFlow| flow.packets == u64::from(CANARY_PACKETS);
+        let flows = self.query(request(0))?.flows;
+        let Some(last) = flows.iter().filter(whole).map(|flow| flow.src_port).max() else {
+            return Ok(false);
+        };
+        let since = begun.iter().find(|(port, _)| *port == last).context("a canary of ours")?.1;
+        Ok(self.query(request(since))?.nodes.iter().all(|node| node.complete))
     }
 
     /// Both ledgers once all that was carried has arrived in them, or will not; every line is read
@@ -239,13 +241,19 @@ fn account(ledger: &PacketLedger) -> Account {
     }
 }
 
+/// Events for which the kernel's ring had no room.
+pub(super) fn of_ring(lost: &[Loss]) -> u64 {
+    lost.iter().filter(|loss| loss.stage == "ring").map(|loss| loss.events).sum()
+}
+
 fn events(status: &AgentStatus) -> EventAccount {
     let ledger = status.event_ledger.clone().unwrap_or_default();
     EventAccount {
         produced: ledger.produced,
         processed: ledger.processed,
         rejected: ledger.rejected,
-        lost: ledger.lost.iter().map(|loss| loss.events).sum(),
+        // What a subscriber lost is in its own account.
+        lost: of_ring(&ledger.lost),
         state: ledger.state,
     }
 }

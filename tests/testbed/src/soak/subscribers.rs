@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use orb8_proto::v1::{StreamEventsRequest, event, flow_event};
 
-use super::bed::{Bed, connect, options, runtime, wait};
+use super::bed::{Bed, connect, of_ring, options, runtime, wait};
 use super::figures::{Figures, SubscriberAccount};
 use super::{Load, Turn};
 use crate::flood::{BATCH, Flood, Small};
@@ -16,7 +16,9 @@ use crate::link::{Veth, VethOptions};
 /// Subscribers that never read; with the one that does, as many as there may be.
 const STALLED: usize = 63;
 /// Flows that begin in a second.
-const RATE: f64 = 6_000.0;
+const RATE: f64 = 3_000.0;
+/// Time between two updates of a flow for the one that reads: they would be another load.
+const NO_UPDATES_MS: u32 = 3_600_000;
 /// How long events may take to a subscriber that reads.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Time between two looks.
@@ -108,7 +110,7 @@ fn told_all(
     let end = Instant::now() + PATIENCE;
     loop {
         let ledger = bed.status()?.event_ledger.context("an event ledger")?;
-        let in_ring: u64 = ledger.lost.iter().map(|loss| loss.events).sum();
+        let in_ring = of_ring(&ledger.lost);
         let told = reader.starts.load(Ordering::Relaxed);
         if told + in_ring >= flows {
             return Ok(0);
@@ -140,7 +142,9 @@ fn at_rest(bed: &Bed) -> anyhow::Result<Vec<SubscriberAccount>> {
 fn read(reader: &Reader) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let mut client = connect().await?;
-        let mut stream = client.stream_events(StreamEventsRequest::default()).await?.into_inner();
+        let request =
+            StreamEventsRequest { update_interval_ms: NO_UPDATES_MS, ..Default::default() };
+        let mut stream = client.stream_events(request).await?.into_inner();
         while !reader.over.load(Ordering::Relaxed) {
             let next = tokio::time::timeout(PAUSE, stream.message());
             let Ok(event) = next.await else { continue };

@@ -71,14 +71,17 @@ impl Watched {
     }
 }
 
-/// Does `work` and looks at the agent until it is done.
+/// Does `work` and looks at the agent until it is done. Of the memory of an agent that is not built for
+/// users, pages of files do not count: it has ten times as much code, and its maps are counted as maps.
 pub(super) fn watch<T>(
     bed: &Bed,
+    with_files: bool,
     work: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<(T, Watched)> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let looking = scope.spawn(|| bed.link.near.netns.enter(|| look(bed.pid(), &stop)));
+        let looking =
+            scope.spawn(|| bed.link.near.netns.enter(|| look(bed.pid(), with_files, &stop)));
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         stop.store(true, Ordering::Relaxed);
         let watched = looking.join().map_err(|_told| anyhow::anyhow!("the watcher panicked"))?;
@@ -89,7 +92,7 @@ pub(super) fn watch<T>(
     })
 }
 
-fn look(pid: u32, stop: &AtomicBool) -> anyhow::Result<Watched> {
+fn look(pid: u32, with_files: bool, stop: &AtomicBool) -> anyhow::Result<Watched> {
     runtime()?.block_on(async {
         let mut client = connect().await?;
         let mut watched = Watched::default();
@@ -98,7 +101,7 @@ fn look(pid: u32, stop: &AtomicBool) -> anyhow::Result<Watched> {
             maps = ask(&mut client, &mut watched).await.unwrap_or(maps);
             let due = watched.memory.last().is_none_or(|(at, _)| at.elapsed() >= MEMORY_EVERY);
             if due {
-                let bytes = resident(pid)? + mapped(pid)?.max(maps);
+                let bytes = resident(pid, with_files)? + mapped(pid)?.max(maps);
                 watched.memory.push((Instant::now(), bytes));
             }
             tokio::time::sleep(PAUSE).await;
@@ -142,10 +145,13 @@ fn own_wait() -> Duration {
     Duration::from_nanos(waited.unwrap_or(0))
 }
 
-fn resident(pid: u32) -> anyhow::Result<u64> {
+fn resident(pid: u32, with_files: bool) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+    let bytes = |name: &str| -> anyhow::Result<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("a field")?;
+        Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+    };
+    if with_files { bytes("VmRSS:") } else { Ok(bytes("RssAnon:")? + bytes("RssShmem:")?) }
 }
 
 /// Bytes of the maps that it has descriptors of.
@@ -195,7 +201,8 @@ mod tests {
 
     #[test]
     fn own_waiting_and_own_memory_can_be_read() {
-        assert!(resident(std::process::id()).expect("our own") > 1 << 20);
+        let own = |with_files| resident(std::process::id(), with_files).expect("our own");
+        assert!(own(true) > own(false) && own(false) > 10_000);
         assert_eq!(mapped(std::process::id()).expect("our own"), 0);
         let before = own_wait();
         std::thread::yield_now();
