@@ -74,7 +74,18 @@ pub(super) fn wait(
 
 /// A way to the agent of the namespace that the calling thread is in.
 pub(super) async fn connect() -> anyhow::Result<Client> {
-    let channel = Endpoint::from_shared(format!("http://{LISTEN}"))?.connect().await?;
+    connect_by(Endpoint::from_shared(format!("http://{LISTEN}"))?).await
+}
+
+/// The same, with no more than HTTP/2's own 64 KiB on their way to somebody who does not read; the
+/// client's default is 2 MiB.
+pub(super) async fn connect_narrowly() -> anyhow::Result<Client> {
+    let endpoint = Endpoint::from_shared(format!("http://{LISTEN}"))?;
+    connect_by(endpoint.initial_stream_window_size(65_535)).await
+}
+
+async fn connect_by(endpoint: Endpoint) -> anyhow::Result<Client> {
+    let channel = endpoint.connect().await?;
     Ok(OrbitAgentServiceClient::new(channel).max_decoding_message_size(usize::MAX))
 }
 

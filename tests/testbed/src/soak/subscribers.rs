@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use orb8_proto::v1::{StreamEventsRequest, event, flow_event};
 
-use super::bed::{Bed, connect, of_ring, options, runtime, wait};
+use super::bed::{Bed, connect, connect_narrowly, of_ring, options, runtime, wait};
 use super::figures::{Figures, SubscriberAccount};
 use super::{Load, Turn};
 use crate::flood::{BATCH, Flood, Small};
@@ -179,7 +179,7 @@ fn stall(count: usize, until: &Receiver<()>) -> anyhow::Result<()> {
     let streams = runtime.block_on(async {
         let mut streams = Vec::new();
         for _ in 0..count {
-            let mut client = connect().await?;
+            let mut client = connect_narrowly().await?;
             let request = StreamEventsRequest::default();
             streams.push(client.stream_events(request).await?.into_inner());
         }
