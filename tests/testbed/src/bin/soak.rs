@@ -124,5 +124,5 @@ fn own_folder() -> anyhow::Result<PathBuf> {
 
 fn target() -> anyhow::Result<PathBuf> {
     let folder = own_folder()?;
-    Ok(folder.parent().map(Path::to_owned).context("the folder of builds")?)
+    folder.parent().map(Path::to_owned).context("the folder of builds")
 }

@@ -67,7 +67,7 @@ fn load(bed: &Bed, time: Duration) -> anyhow::Result<Load> {
     let over = AtomicBool::new(false);
     let (opened, failed) = std::thread::scope(|scope| {
         for listener in &listeners {
-            scope.spawn(|| while accept(listener) || !over.load(Ordering::Relaxed) {});
+            scope.spawn(|| accept_until(listener, &over));
         }
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
@@ -105,9 +105,14 @@ fn listen(at: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Takes and closes a connection; false if none came for a while.
-fn accept(listener: &OwnedFd) -> bool {
-    rustix::net::accept(listener).is_ok()
+/// Takes and closes connections until it is over and none has come for a while.
+fn accept_until(listener: &OwnedFd, over: &AtomicBool) {
+    loop {
+        let came = rustix::net::accept(listener).is_ok();
+        if !came && over.load(Ordering::Relaxed) {
+            return;
+        }
+    }
 }
 
 /// Opens connections and closes them, at a client's share of the rate; how many, and what failed.

@@ -125,32 +125,39 @@ pub(super) mod tests {
     use super::*;
     use crate::soak::figures::{Lost, Offered, SubscriberAccount};
 
-    /// Figures in which everything is as promised.
-    pub(in crate::soak) fn kept() -> Figures {
-        let total = |packets: u64| Total { packets, bytes: packets * 46 };
+    fn total(packets: u64) -> Total {
+        Total { packets, bytes: packets * 46 }
+    }
+
+    fn account() -> Account {
         let lost = |stage: &str, reason: &str, packets| Lost {
             stage: stage.to_owned(),
             reason: reason.to_owned(),
             total: total(packets),
         };
+        Account {
+            seen: total(1_000_000),
+            reported: total(400_000),
+            filtered: total(1_000),
+            rejected: total(9_000),
+            lost: vec![
+                lost("flow_table", "evicted", 90_000),
+                lost("hook", "flow_table_full", 500_000),
+                lost("unattached", "before_attach", 7),
+            ],
+            in_flight: Total::default(),
+            state: "balanced".to_owned(),
+            moved: None,
+        }
+    }
+
+    /// Figures in which everything is as promised.
+    pub(in crate::soak) fn kept() -> Figures {
         Figures {
             name: "unique_flows".to_owned(),
             seconds: 66.0,
             offered: Offered { total: total(1_000_000), flows: Some(1_000_000), connections: None },
-            account: Account {
-                seen: total(1_000_000),
-                reported: total(400_000),
-                filtered: total(1_000),
-                rejected: total(9_000),
-                lost: vec![
-                    lost("flow_table", "evicted", 90_000),
-                    lost("hook", "flow_table_full", 500_000),
-                    lost("unattached", "before_attach", 7),
-                ],
-                in_flight: Total::default(),
-                state: "balanced".to_owned(),
-                moved: None,
-            },
+            account: account(),
             events: EventAccount {
                 produced: 500_000,
                 processed: 499_000,

@@ -45,6 +45,10 @@ fn load(bed: &Bed, time: Duration) -> anyhow::Result<Load> {
     let mut only = CpuSet::new();
     only.set(first);
     confine(bed.pid(), &only)?;
+    // Who sends is not to be starved, if there is another CPU.
+    let mut others = own;
+    others.unset(first);
+    sched_setaffinity(None, if others.count() > 0 { &others } else { &own })?;
     let greedy: Vec<Greedy> = (0..GREEDY)
         .map(|_| {
             let mut command = bed.link.far.netns.command("sh");
@@ -67,6 +71,7 @@ fn load(bed: &Bed, time: Duration) -> anyhow::Result<Load> {
         number += batch;
     }
     drop(greedy);
+    sched_setaffinity(None, &own)?;
     // All CPUs are the agent's again.
     confine(bed.pid(), &own)?;
     Ok(Load { flows: Some(FLOWS.into()), ..Load::default() })

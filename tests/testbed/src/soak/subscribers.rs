@@ -23,6 +23,8 @@ const SHORT_QUEUE: usize = 2_048;
 const RATE: f64 = 3_000.0;
 /// Time between two updates of a flow for the one that reads: they would be another load.
 const NO_UPDATES_MS: u32 = 3_600_000;
+/// Flows that begin before: more than what 64 KiB and a few buffers hold.
+const FILLING: u32 = 1_024;
 /// How long events may take to a subscriber that reads.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Time between two looks.
@@ -74,8 +76,11 @@ fn under_load(bed: &Bed, stalled: usize, time: Duration, reader: &Reader) -> any
     if stalled == STALLED && has_room(bed)? {
         faults.push(format!("there was room for more than {} subscribers", STALLED + 1));
     }
+    // What lies between the agent and those who do not read is filled first.
+    let filling = send(bed, 0, Duration::ZERO, FILLING);
+    wait("the first flows to be told", || Ok(reader.starts.load(Ordering::Relaxed) >= filling))?;
     let from = Instant::now();
-    let flows = send(bed, time);
+    let flows = filling + send(bed, FILLING, time, 0);
     let lost = told_all(bed, flows, reader, &mut faults)?;
     let subscribers = at_rest(bed)?;
     let of_reader = subscribers.iter().filter(|one| one.lost == 0).count();
@@ -98,16 +103,17 @@ fn has_room(bed: &Bed) -> anyhow::Result<bool> {
     })
 }
 
-/// Begins flows at the rate; how many.
-fn send(bed: &Bed, time: Duration) -> u64 {
+/// Begins flows at the rate, from one number on, for so long and at least so many; how many.
+fn send(bed: &Bed, first: u32, time: Duration, least: u32) -> u64 {
     let mut flood = Flood::open(&bed.link.far, &bed.link.near);
     let batch = u32::try_from(BATCH).unwrap_or(u32::MAX);
     let (mut number, mut sent) = (0, 0);
     let start = Instant::now();
-    while start.elapsed() < time {
+    while start.elapsed() < time || number < least {
         let due = start + Duration::from_secs_f64(f64::from(number) / RATE);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        sent += flood.send((number..number + batch).map(Small::unique)).packets;
+        let flows = first + number..first + number + batch;
+        sent += flood.send(flows.map(Small::unique)).packets;
         number += batch;
     }
     sent
