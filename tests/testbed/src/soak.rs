@@ -39,14 +39,14 @@ use figures::{Figures, MIB, Memory, Offered, Pace, Recovery, SubscriberAccount};
 
 /// The agent's default budget, `ORB8_MEMORY_BUDGET`.
 const MEMORY_LIMIT: u64 = 96 * MIB;
-/// The longest that an agent may take to be normal again; its flows end after two to six seconds.
+/// The longest that an agent may take to be normal again; its flows end after two to four seconds.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 /// How long is waited for it all the same, to tell how long it took.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a scenario takes besides its load: an agent that starts, recovers and stops.
 const BESIDES: Duration = Duration::from_secs(8);
 /// The load in the short form.
-const QUICK_LOAD: Duration = Duration::from_millis(2_500);
+const QUICK_LOAD: Duration = Duration::from_secs(2);
 
 /// What is to be run, and on which agent.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ fn an_agent_that_keeps_its_promises_passes() {
     let figures = &run.figures[0];
     assert_eq!(figures["pass"], true, "{figures:#}");
     assert_eq!(figures["offered"], figures["seen"]);
-    assert!(figures["offered"]["packets"].as_u64() > Some(100_000), "{figures:#}");
+    assert!(figures["offered"]["packets"].as_u64() > Some(10_000), "{figures:#}");
     assert_eq!(run.figures.as_array().map(Vec::len), Some(1), "only what was asked for");
 }
 

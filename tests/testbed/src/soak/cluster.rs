@@ -79,7 +79,7 @@ pub(super) fn steady(turn: &Turn<'_>) -> anyhow::Result<Figures> {
         api.put(pod(number, 0).object(Stage::Running));
     }
     // A machine that stands still for a moment must not end the flows.
-    let bed = Bed::start(link, &options.env("ORB8_FLOW_TIMEOUT_SECS", 6))?;
+    let bed = Bed::start(link, &options.env("ORB8_FLOW_TIMEOUT_SECS", 4))?;
     wait_pods(&bed, PODS)?;
     let mut figures = turn.overload(bed, |bed| {
         let mut flood = Flood::open(&bed.link.far, &bed.link.near);
