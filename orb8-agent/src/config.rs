@@ -56,7 +56,8 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_query_limit: u32,
 
-    /// Events that wait for one subscriber; what does not fit is that subscriber's own loss.
+    /// Events that wait for one subscriber; what does not fit is that subscriber's own loss. Of more
+    /// than 16 subscribers each has less room.
     #[arg(long, env = "ORB8_BROADCAST_CHANNEL_SIZE", default_value_t = 8192, value_name = "EVENTS",
         value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub broadcast_channel_size: u32,
