@@ -1,18 +1,24 @@
 //! Drains before their time: whoever needs the counts of now asks, and learns when they are in.
 //!
-//! A source that is read on a timer is wrapped; that it is read earlier once is all that changes.
-//! Nothing here knows what is read.
+//! A source that is read on a timer is wrapped; that it is read earlier, and its timer runs from then
+//! on, is all that changes. Those who ask in quick succession share a drain: what drains tell is the
+//! rates of whole intervals. Nothing here knows what is read.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::event::Event;
 use crate::pipeline::source::{EventSource, SourceError, Wakeup};
+
+/// No drain is begun for those who ask sooner after the last one began: whoever judges by drains
+/// would take a few milliseconds for an interval, and a loop of requests would leave the pipeline's
+/// thread nothing else to do.
+pub const SPACING: Duration = Duration::from_millis(200);
 
 /// Requests for a drain, by their number from 1.
 #[derive(Debug)]
@@ -33,7 +39,8 @@ impl Drains {
         Ok(Arc::new(Self { asked: AtomicU64::new(0), served: AtomicU64::new(0), wake }))
     }
 
-    /// Asks for a drain that begins after this call; gives the number of the request.
+    /// Asks for a drain that begins after this call, at most [`SPACING`] later than it could; gives
+    /// the number of the request.
     pub fn ask(&self) -> u64 {
         let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         // Full means that it is readable already.
@@ -56,8 +63,9 @@ impl Drains {
 pub struct OnDemand {
     inner: Box<dyn EventSource>,
     drains: Arc<Drains>,
-    /// Set while a drain is under way: when it was last called.
-    under_way: Option<Instant>,
+    /// When the last drain began.
+    began: Option<Instant>,
+    under_way: bool,
     /// Requests made before the last drain began.
     heard: u64,
 }
@@ -72,20 +80,33 @@ impl OnDemand {
     /// Lets others ask for drains of a source.
     #[must_use]
     pub fn new(inner: Box<dyn EventSource>, drains: Arc<Drains>) -> Self {
-        Self { inner, drains, under_way: None, heard: 0 }
+        Self { inner, drains, began: None, under_way: false, heard: 0 }
+    }
+
+    fn asked(&self) -> u64 {
+        self.drains.asked.load(Ordering::Acquire)
+    }
+
+    /// When the next drain may begin for those who ask; none: at once.
+    fn turn(&self) -> Option<Instant> {
+        self.began.map(|began| began + SPACING)
     }
 
     /// Whether a drain is to begin, or goes on; if one begins, whose request it serves is noted.
-    fn begins(&mut self, now: Instant, due: Option<Instant>) -> bool {
-        if self.under_way.is_some() {
+    fn begins(&mut self, now: Instant) -> bool {
+        if self.under_way {
             return true;
         }
-        let asked = self.drains.asked.load(Ordering::Acquire);
-        let begins = asked != self.heard || due.is_some_and(|due| due <= now);
-        if begins {
-            self.heard = asked;
+        let asked = self.asked();
+        let serves = asked != self.heard && self.turn().is_none_or(|turn| turn <= now);
+        if serves {
+            self.inner.hurry(now);
         }
-        begins
+        self.under_way = serves || self.inner.wakeup().due.is_some_and(|due| due <= now);
+        if self.under_way {
+            (self.began, self.heard) = (Some(now), asked);
+        }
+        self.under_way
     }
 }
 
@@ -95,21 +116,25 @@ impl EventSource for OnDemand {
     }
 
     fn wakeup(&self) -> Wakeup<'_> {
-        // Called before its time, the source itself would wait for that time in the middle.
-        let due = self.under_way.or_else(|| self.inner.wakeup().due);
+        // The descriptor told of a request that waits for its turn, and tells nothing more.
+        let waits = !self.under_way && self.asked() != self.heard;
+        let turn = self.turn().filter(|_| waits);
+        let due = self.inner.wakeup().due.into_iter().chain(turn).min();
         Wakeup { fd: Some(self.drains.wake.as_fd()), due }
+    }
+
+    fn hurry(&mut self, now: Instant) {
+        self.inner.hurry(now);
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         // Empty is an error of its own, and no request is lost: the number is what counts.
         rustix::io::read(&self.drains.wake, &mut [0; 8]).ok();
-        let due = self.inner.wakeup().due;
-        if !self.begins(now, due) {
+        if !self.begins(now) {
             return Ok(());
         }
-        self.under_way = Some(now);
         let before = out.len();
-        let result = self.inner.collect(due.map_or(now, |due| due.max(now)), out);
+        let result = self.inner.collect(now, out);
         let done = out[before..].iter().any(|event| matches!(event, Event::Drained(_)));
         if done {
             self.drains.served.store(self.heard, Ordering::Release);
@@ -118,14 +143,12 @@ impl EventSource for OnDemand {
             // Asked again, the source begins anew, and so do those who wait.
             self.heard = self.drains.served();
         }
-        if done || result.is_err() {
-            self.under_way = None;
-        }
+        self.under_way = !done && result.is_ok();
         result
     }
 
     fn finish(&mut self, out: &mut Vec<Event>) -> Result<(), SourceError> {
-        self.heard = self.drains.asked.load(Ordering::Acquire);
+        self.heard = self.asked();
         let result = self.inner.finish(out);
         if result.is_ok() {
             self.drains.served.store(self.heard, Ordering::Release);
@@ -155,6 +178,10 @@ mod tests {
 
         fn wakeup(&self) -> Wakeup<'_> {
             Wakeup { fd: None, due: Some(self.due) }
+        }
+
+        fn hurry(&mut self, now: Instant) {
+            self.due = self.due.min(now);
         }
 
         fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
@@ -224,7 +251,7 @@ mod tests {
             source.collect(now, &mut out).unwrap();
         }
         assert_eq!(drains.served(), first, "it began before the second request");
-        assert_eq!(run(&mut source, now), 1);
+        assert_eq!(run(&mut source, now + SPACING), 1);
         assert_eq!(drains.served(), second);
     }
 
@@ -245,7 +272,36 @@ mod tests {
         let number = drains.ask();
         assert!(source.collect(now, &mut Vec::new()).is_err());
         assert!(drains.served() < number);
-        assert_eq!(run(&mut source, now), 1);
+        assert_eq!(run(&mut source, now + SPACING), 1);
         assert_eq!(drains.served(), number);
+    }
+
+    #[test]
+    fn the_timer_runs_from_the_last_drain_whoever_asked_for_it() {
+        let begin = Instant::now();
+        let (mut source, drains) = source(begin);
+        for round in 0..5 {
+            let now = begin + round * SPACING;
+            drains.ask();
+            assert_eq!(run(&mut source, now), 1);
+            assert_eq!(source.wakeup().due, Some(now + Duration::from_secs(1)), "{round}");
+        }
+    }
+
+    #[test]
+    fn those_who_ask_in_quick_succession_share_a_drain_and_a_loop_of_them_leaves_a_pause() {
+        let now = Instant::now();
+        let (mut source, drains) = source(now);
+        drains.ask();
+        assert_eq!(run(&mut source, now), 1);
+        let numbers = [(); 5].map(|()| {
+            let number = drains.ask();
+            assert_eq!(run(&mut source, now + SPACING / 2), 0);
+            number
+        });
+        assert!(drains.served() < numbers[0]);
+        assert_eq!(source.wakeup().due, Some(now + SPACING), "nobody has to ask again");
+        assert_eq!(run(&mut source, now + SPACING), 1);
+        assert_eq!(drains.served(), numbers[4]);
     }
 }

@@ -27,6 +27,10 @@ pub trait EventSource: Send {
     /// When to call [`Self::collect`] next. Asked before every wait.
     fn wakeup(&self) -> Wakeup<'_>;
 
+    /// Somebody needs what there is now: a source on a timer is due at once, and its next time is as
+    /// far from that as from any other. Others have told what there is.
+    fn hurry(&mut self, _now: Instant) {}
+
     /// Appends what has happened to `out`, without waiting.
     ///
     /// At most about [`BATCH`] events a call: a source that has more says so with a `due` that is
