@@ -144,16 +144,21 @@ fn tcp_that_a_node_forwards_is_not_taken_for_its_own() {
     assert!(reason.contains("without a socket may have been forwarded"), "{row:#?}");
 }
 
-/// Whether a process's namespace holds a connection to this port for which no socket is left.
-fn waits_alone(actor: &Actor, port: u16) -> bool {
-    const TIME_WAIT: &str = "06";
-    let table = fs::read_to_string(format!("/proc/{}/net/tcp", actor.pid())).expect("a process");
+/// States of a connection for which no socket is left, as `/proc/net/tcp` writes them.
+const FIN_WAIT2: &str = "05";
+const TIME_WAIT: &str = "06";
+
+/// Waits until the connection to a port is in this state in a process's namespace.
+fn wait_state(actor: &Actor, port: u16, state: &str) {
+    let path = format!("/proc/{}/net/tcp", actor.pid());
     let is_meant = |line: &str| {
         let mut words = line.split_ascii_whitespace().skip(2);
         let to = words.next().is_some_and(|to| to.ends_with(&format!(":{port:04X}")));
-        to && words.next() == Some(TIME_WAIT)
+        to && words.next() == Some(state)
     };
-    table.lines().any(is_meant)
+    wait_until(Duration::from_secs(60), "the connection to come to its state", || {
+        fs::read_to_string(&path).expect("a process").lines().any(is_meant)
+    });
 }
 
 #[test]
@@ -170,9 +175,10 @@ fn the_last_packets_of_a_connection_that_is_closed_early_are_no_difference() {
     let (mut server, _) = listener.accept().expect("a connection");
     client.write_all(&[0; 1000]).expect("all bytes leave");
     drop(client);
+    wait_state(&a.app, 8083, FIN_WAIT2);
     assert_eq!(server.read_to_end(&mut Vec::new()).expect("bytes arrive"), 1000);
     drop(server);
-    wait_until(Duration::from_secs(60), "the connection to end", || waits_alone(&a.app, 8083));
+    wait_state(&a.app, 8083, TIME_WAIT);
     let done = verify.finish();
     scene.mention(&[first.client]);
     for direction in ["ingress", "egress"] {
