@@ -58,8 +58,8 @@ impl Drains {
 
 /// A source with a timer and no descriptor of its own, which is also read when somebody asks.
 ///
-/// It begins a drain when it is called at or after the time that it says, and ends it with
-/// [`Event::Drained`].
+/// A drain ends with [`Event::Drained`]; until then the source is due at once. It may also be due for
+/// something else than a drain, which serves nobody.
 pub struct OnDemand {
     inner: Box<dyn EventSource>,
     drains: Arc<Drains>,
@@ -92,21 +92,18 @@ impl OnDemand {
         self.began.map(|began| began + SPACING)
     }
 
-    /// Whether a drain is to begin, or goes on; if one begins, whose request it serves is noted.
-    fn begins(&mut self, now: Instant) -> bool {
-        if self.under_way {
-            return true;
-        }
-        let asked = self.asked();
-        let serves = asked != self.heard && self.turn().is_none_or(|turn| turn <= now);
+    /// Has the source begin a drain if somebody asked for one and it is their turn.
+    fn hear(&mut self, asked: u64, now: Instant) -> bool {
+        let serves =
+            !self.under_way && asked != self.heard && self.turn().is_none_or(|turn| turn <= now);
         if serves {
             self.inner.hurry(now);
         }
-        self.under_way = serves || self.inner.wakeup().due.is_some_and(|due| due <= now);
-        if self.under_way {
-            (self.began, self.heard) = (Some(now), asked);
-        }
-        self.under_way
+        serves
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.inner.wakeup().due.is_some_and(|due| due <= now)
     }
 }
 
@@ -130,12 +127,20 @@ impl EventSource for OnDemand {
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         // Empty is an error of its own, and no request is lost: the number is what counts.
         rustix::io::read(&self.drains.wake, &mut [0; 8]).ok();
-        if !self.begins(now) {
+        // Before the source is called: later ones may have come when it had begun.
+        let asked = self.asked();
+        if !self.hear(asked, now) && !self.is_due(now) {
             return Ok(());
         }
         let before = out.len();
         let result = self.inner.collect(now, out);
         let done = out[before..].iter().any(|event| matches!(event, Event::Drained(_)));
+        let goes_on = result.is_ok() && !done && self.is_due(now);
+        let drains = done || goes_on || result.is_err();
+        if drains && !self.under_way {
+            (self.began, self.heard) = (Some(now), asked);
+        }
+        self.under_way = goes_on;
         if done {
             self.drains.served.store(self.heard, Ordering::Release);
         }
@@ -143,7 +148,6 @@ impl EventSource for OnDemand {
             // Asked again, the source begins anew, and so do those who wait.
             self.heard = self.drains.served();
         }
-        self.under_way = !done && result.is_ok();
         result
     }
 
@@ -169,6 +173,8 @@ mod tests {
         interval: Duration,
         part: u32,
         fails: bool,
+        /// When something else is due.
+        looks: Option<Instant>,
     }
 
     impl EventSource for Slow {
@@ -177,7 +183,7 @@ mod tests {
         }
 
         fn wakeup(&self) -> Wakeup<'_> {
-            Wakeup { fd: None, due: Some(self.due) }
+            Wakeup { fd: None, due: self.looks.into_iter().chain([self.due]).min() }
         }
 
         fn hurry(&mut self, now: Instant) {
@@ -185,6 +191,7 @@ mod tests {
         }
 
         fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+            self.looks = self.looks.filter(|looks| *looks > now);
             if now < self.due {
                 return Ok(());
             }
@@ -212,7 +219,7 @@ mod tests {
     fn source(now: Instant) -> (OnDemand, Arc<Drains>) {
         let drains = Drains::shared().unwrap();
         let interval = Duration::from_secs(1);
-        let slow = Slow { due: now + interval, interval, part: 0, fails: false };
+        let slow = Slow { due: now + interval, interval, part: 0, fails: false, looks: None };
         (OnDemand::new(Box::new(slow), Arc::clone(&drains)), drains)
     }
 
@@ -267,7 +274,7 @@ mod tests {
         let now = Instant::now();
         let drains = Drains::shared().unwrap();
         let interval = Duration::from_secs(1);
-        let slow = Slow { due: now + interval, interval, part: 0, fails: true };
+        let slow = Slow { due: now + interval, interval, part: 0, fails: true, looks: None };
         let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains));
         let number = drains.ask();
         assert!(source.collect(now, &mut Vec::new()).is_err());
@@ -303,5 +310,19 @@ mod tests {
         assert_eq!(source.wakeup().due, Some(now + SPACING), "nobody has to ask again");
         assert_eq!(run(&mut source, now + SPACING), 1);
         assert_eq!(drains.served(), numbers[4]);
+    }
+
+    #[test]
+    fn what_the_source_does_besides_draining_serves_nobody_and_keeps_nobody_waiting() {
+        let begin = Instant::now();
+        let drains = Drains::shared().unwrap();
+        let (interval, looks) = (Duration::from_secs(1), Some(begin + SPACING / 4));
+        let slow = Slow { due: begin + interval, interval, part: 0, fails: false, looks };
+        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains));
+        let now = begin + SPACING / 2;
+        assert_eq!(run(&mut source, now), 0);
+        let number = drains.ask();
+        assert_eq!(run(&mut source, now), 1);
+        assert_eq!(drains.served(), number);
     }
 }
