@@ -21,9 +21,17 @@ const FIRST_PORT: u16 = 20_000;
 
 /// All rows of this file.
 pub(crate) fn run(report: &mut Report) {
-    report.measure(&["agent_idle_cpu", "memory_idle"], idle);
-    report.measure(&["latency_p99_ms"], latency);
-    report.measure(&["events_in_per_s", "events_out_per_s"], events);
+    let names = ["agent_idle_cpu", "memory_idle", "memory_idle_rss", "memory_idle_maps"];
+    report.measure(&names, idle);
+    report.measure(&["latency_p99_ms", "latency_p50_ms"], latency);
+    let names = [
+        "events_in_per_s",
+        "events_in_lost",
+        "events_out_per_s",
+        "events_out_lost",
+        "events_unexplained",
+    ];
+    report.measure(&names, events);
 }
 
 fn frames(bed: &Bed, flows: u32) -> Vec<Vec<u8>> {

@@ -154,7 +154,7 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     ];
     let attach = attach_options(options, route);
     // Others see it in the names of filters, so it tells nothing of the hash's seed.
-    let number = load::seed()? >> 32;
+    let number = load::secret()? >> 32;
     let maps = LinkMaps {
         pod_links: loaded.pod_links,
         tunnels: loaded.tunnels,
@@ -183,7 +183,7 @@ fn tell_what_lacks(table: &Table, reads_owner: bool, planes: &Planes, side: &Sid
     let tell = |code, message: &str| {
         side.notify(Notice { severity: Severity::Info, code, message: message.to_owned() });
     };
-    if table.cpus.count() == 0 {
+    if !table.cpus.has_caches() {
         tell(
             "no_line_cache",
             "programs cannot compare and exchange here, which kernels from 5.12 on let them: all \

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod clsact;
 pub mod cpus;
 pub mod datapath;
+pub mod exchange;
 pub mod grace;
 pub mod hook;
 pub mod kernel;
