@@ -17,6 +17,7 @@ use crate::datapath::{Datapath, Start};
 use crate::ebpf;
 use crate::ebpf::clsact::{self, Removed};
 use crate::ebpf::datapath::Decoders;
+use crate::ebpf::lines::LINES;
 use crate::ebpf::netlink::{Netlink, NetlinkError};
 use crate::export::grpc::{self, ServeError, Service};
 use crate::export::hub::Hub;
@@ -50,8 +51,6 @@ use kernel::{Kernel, start_kernel};
 use known::{Keepers, Running};
 use listen::listen;
 
-/// The source that reads the flow lines.
-const LINES: &str = "lines";
 /// Interfaces are attached and the Kubernetes API is listed by then, most often.
 const STARTING: Duration = Duration::from_secs(10);
 
@@ -284,6 +283,7 @@ impl Shared {
                 boot_id: place::boot_id(&settings.proc_root),
                 network_namespace: place::network_namespace(&settings.proc_root),
             }),
+            places_for_totals: grpc::places_for_totals(),
             page: Arc::new(board),
             hub: Arc::clone(&self.hub),
             datapath,

@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use crate::cgroup;
 use crate::clock::Clock;
 use crate::conntrack;
-use crate::datapath::{AttachState, Datapath, InterfaceStatus, PacketViewCounts};
+use crate::datapath::{
+    AttachState, Datapath, InterfaceStatus, PacketViewCounts, SocketPlaneStatus,
+};
 use crate::event::{Notice, Told};
 use crate::export::feed::StatusPage;
 use crate::export::hub::{Hub, SubscriberSummary};
@@ -154,11 +156,11 @@ impl Status {
         u32::try_from(found.count()).unwrap_or(u32::MAX)
     }
 
-    /// The state of the programs at sockets; none where nothing is counted there.
+    /// The programs at sockets; none where nothing is counted there.
     #[must_use]
-    pub fn socket_plane(&self) -> Option<AttachState> {
+    pub fn socket_plane(&self) -> Option<SocketPlaneStatus> {
         let datapath = held(&self.datapath).clone();
-        Some(datapath?.socket_plane()?.state)
+        datapath?.socket_plane()
     }
 
     fn map_bytes(&self) -> u64 {
@@ -177,7 +179,7 @@ impl Status {
             return;
         }
         let interfaces = self.interfaces();
-        let socket_plane = held(&self.datapath).as_ref().and_then(|found| found.socket_plane());
+        let socket_plane = self.socket_plane();
         let attached = interfaces.iter().any(|found| found.state == AttachState::Attached)
             || socket_plane.as_ref().is_some_and(|found| found.state == AttachState::Attached);
         let is_attaching = interfaces.iter().any(|found| found.state == AttachState::Attaching)

@@ -16,7 +16,7 @@ use orb8_agent::testing::{ManualClock, Script, ScriptedDatapath, count, flow, st
 use orb8_common::counter;
 use orb8_common::network::PacketEvent;
 use orb8_proto::v1::{
-    Condition, FlowFilter, GetStatusRequest, PortRange, Ports, QueryFlowsRequest,
+    Condition, FlowFilter, GetStatusRequest, GetTotalsRequest, PortRange, Ports, QueryFlowsRequest,
     StreamEventsRequest, Strings, condition,
 };
 use tonic::Code;
@@ -424,4 +424,34 @@ async fn places_for_subscribers_are_bounded() {
     drop(streams);
     agent.wait_for_status("free places", |status| status.subscribers.is_empty()).await;
     agent.stop().await;
+}
+
+#[test]
+fn those_who_wait_for_totals_leave_threads_to_all_others() {
+    const THREADS: usize = 3;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(THREADS)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        // It has no flow lines that could be read, so those who ask for totals wait long.
+        let agent = TestAgent::start().await;
+        let mut client = agent.client().await;
+        let asking: Vec<_> = (0..2 * THREADS)
+            .map(|_| {
+                let mut client = client.clone();
+                tokio::spawn(async move { client.get_totals(GetTotalsRequest::default()).await })
+            })
+            .collect();
+        let status = tokio::time::timeout(DEADLINE / 4, client.get_status(GetStatusRequest {}));
+        status.await.expect("status answers").unwrap();
+        let refused = asking.into_iter().map(|asked| async { asked.await.unwrap().unwrap_err() });
+        for error in futures_util::future::join_all(refused.skip(2)).await {
+            assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+            assert!(error.message().contains("ask again"), "{error}");
+        }
+    });
+    // The others wait on.
+    runtime.shutdown_background();
 }

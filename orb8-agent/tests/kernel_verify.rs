@@ -6,7 +6,7 @@ mod verify_support;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use orb8_agent::agent::{Agent, Parts};
 use orb8_agent::capture::{Planes, View};
@@ -16,6 +16,9 @@ use orb8_agent::datapath::{
     AttachState, Datapath, InterfaceStatus, PacketWatch, Start, StartError, Started,
 };
 use orb8_agent::ebpf::kernel::{self, Kernel, KernelOptions};
+use orb8_agent::ebpf::lines::LINES;
+use orb8_agent::event::Event;
+use orb8_agent::host::HostFacts;
 use orb8_agent::network::decode;
 use orb8_common::network::PacketFilter;
 use orb8_testbed::cgroup::Tree;
@@ -121,6 +124,28 @@ fn the_host_agrees_with_its_protocol_counters_and_the_agents_own_traffic_is_in_t
         assert_eq!(row.verdict(), "ok", "{row:#?}");
         assert!(row.number("uncertain_packets") < least, "{row:#?}");
     }
+}
+
+#[test]
+fn a_reading_before_its_time_does_not_put_the_next_off() {
+    need!(@check NEEDS);
+    let netns = Netns::new("hurry");
+    let options = direct::options("none");
+    let started = netns.enter(|| kernel::start(&options, HostFacts::shared()));
+    let mut started = started.expect("the kernel side starts");
+    let lines = started.sources.iter_mut().find(|source| source.name() == LINES);
+    let lines = lines.expect("the lines are a source");
+    let begin = Instant::now();
+    for round in 0..5 {
+        let now = begin + round * Duration::from_millis(10);
+        lines.hurry(now);
+        let mut events = Vec::new();
+        while !events.iter().any(|event| matches!(event, Event::Drained(_))) {
+            lines.collect(now, &mut events).expect("the lines can be read");
+        }
+        assert_eq!(lines.wakeup().due, Some(now + options.times.drain_interval), "{round}");
+    }
+    assert!(started.kernel.stop(Instant::now() + DEADLINE), "the programs end in time");
 }
 
 /// The kernel side of an agent that forgets datagrams of one size.

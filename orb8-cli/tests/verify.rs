@@ -1,10 +1,15 @@
 //! What `orb8 verify` makes of two readings, and how it is printed.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod support;
+
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
 use insta::assert_snapshot;
 use orb8_cli::args::{Cli, GlobalArgs};
+use orb8_cli::error::Exit;
 use orb8_cli::terminal::Terminal;
 use orb8_cli::verify::counters::{Device, Side, Stack};
 use orb8_cli::verify::judge::{Row, Verdict};
@@ -12,7 +17,11 @@ use orb8_cli::verify::kernel::{Home, Reading};
 use orb8_cli::verify::page::{self, Report};
 use orb8_cli::verify::report;
 use orb8_cli::verify::window::{End, Window};
-use orb8_proto::v1::{Count, Interface, Loss, PacketLedger, ReasonCount, Total, Totals};
+use orb8_proto::v1::{
+    Count, Interface, Loss, PacketLedger, ReasonCount, SocketPlane, Total, Totals,
+};
+use support::fake_agent::{FakeAgent, Script};
+use support::{Run, orb8, orb8_until};
 
 const HOST: u64 = 1;
 const POD: u64 = 2;
@@ -58,6 +67,17 @@ fn device(rx: [u64; 2], tx: [u64; 2]) -> Device {
     Device { rx: side(rx), tx: side(tx) }
 }
 
+fn plane(state: &str, reason: &str) -> SocketPlane {
+    SocketPlane { state: state.to_owned(), reason: reason.to_owned() }
+}
+
+/// The kernel counts this too, up to the end of the window.
+fn also(window: &mut Window, namespace: u64, counters: &[(&str, u64)]) {
+    for reading in [&mut window.end.before, &mut window.end.after] {
+        reading.stacks.get_mut(&namespace).unwrap().extend(stack(counters));
+    }
+}
+
 fn stack(counters: &[(&str, u64)]) -> Stack {
     counters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()
 }
@@ -92,7 +112,7 @@ fn at_interfaces(come: [u64; 2], gone: [u64; 2]) -> Window {
         at_interface(2, "egress", gone[0], gone[1]),
     ];
     let start = totals(vec![at_interface(2, "ingress", 7, 700)]);
-    let last = Totals { time_ns: 10_000_000_000, ..totals(counted) };
+    let last = Totals { monotonic_ns: 10_000_000_000, ..totals(counted) };
     Window {
         start: end(reading(device([1000, 90_000], [500, 50_000])), start),
         end: end(reading(device([1100, 100_000], [550, 54_000])), last),
@@ -137,6 +157,23 @@ fn headers_of_segments_are_no_difference_and_whole_packets_are_one() {
 }
 
 #[test]
+fn headers_of_segments_are_told_where_the_readings_leave_whole_packets_open() {
+    // Four packets of 1500 bytes came after the agent had answered, or before.
+    let with_slack = |come| {
+        let mut window = at_interfaces(come, [50, 4000]);
+        window.end.after.devices.insert("eth0".to_owned(), device([1104, 106_000], [550, 54_000]));
+        window
+    };
+    for passed in [0, 4] {
+        let come = [100 + passed + 30, 10_000 + 1500 * passed + 30 * 52];
+        check(&with_slack(come), 0.0, &[Verdict::Ok, Verdict::Ok]);
+    }
+    // More than headers, whoever came when.
+    let doubled = with_slack([134, 16_000 + 30 * 1500]);
+    check(&doubled, 0.0, &[Verdict::Differs, Verdict::Ok]);
+}
+
+#[test]
 fn what_the_kernel_counted_between_its_readings_is_no_difference() {
     let mut window = at_interfaces([103, 10_900], [50, 4000]);
     check(&window, 0.0, &[Verdict::Differs, Verdict::Ok]);
@@ -165,6 +202,39 @@ fn interfaces_that_were_not_attached_all_the_time_are_unknown() {
     check(&window, 0.0, &[Verdict::Unknown]);
 }
 
+#[test]
+fn an_interface_that_goes_within_the_window_takes_its_counters_with_it() {
+    let goes = || {
+        let mut window = at_sockets([20, 2000], [30, 3000]);
+        let mut gone = interface("veth2", 4, "supplement");
+        window.start.totals.interfaces.push(gone.clone());
+        gone.name = "veth3".to_owned();
+        (window, gone)
+    };
+    let kinds = |window: &Window| -> Vec<(&str, String, Verdict)> {
+        let rows = report(window, 0.0).rows.into_iter();
+        let rows = rows.filter(|row| row.kind.starts_with("interface"));
+        rows.map(|row| (row.kind, row.scope, row.verdict)).collect()
+    };
+    let (mut window, _) = goes();
+    window.end.totals.packet_ledger.as_mut().unwrap().filtered[0].packets += 9;
+    assert_eq!(kinds(&window), [("interface", "veth2".to_owned(), Verdict::Unknown)]);
+    // Its index and name are another's by now.
+    let (mut window, other) = goes();
+    window.end.totals.interfaces.push(other);
+    let unknown = ["veth3", "veth2"].map(|name| ("interface", name.to_owned(), Verdict::Unknown));
+    assert_eq!(kinds(&window), unknown);
+    // It came within the window too, and only its totals tell.
+    let mut window = at_sockets([20, 2000], [30, 3000]);
+    let passed = Total { supplement: true, ..at_interface(5, "ingress", 4, 400) };
+    window.end.totals.totals.push(passed);
+    assert_eq!(kinds(&window), [("interfaces", "veth1".to_owned(), Verdict::Unknown)]);
+    let full = at_interfaces([100, 10_000], [50, 4000]);
+    let mut window = full.clone();
+    window.end.totals.interfaces.clear();
+    assert_eq!(kinds(&window), [("interface", "eth0".to_owned(), Verdict::Unknown)]);
+}
+
 const BEFORE: [(&str, u64); 4] = [
     ("Ip.InReceives", 10),
     ("IpExt.InOctets", 900),
@@ -179,6 +249,7 @@ fn at_sockets(taken: [u64; 2], sent: [u64; 2]) -> Window {
         session: 1,
         capture: "both".to_owned(),
         interfaces: vec![interface("veth1", 3, "supplement")],
+        socket_plane: Some(plane("attached", "")),
         packet_ledger: Some(PacketLedger {
             filtered: vec![ReasonCount {
                 reason: "counted_at_socket".to_owned(),
@@ -206,7 +277,7 @@ fn at_sockets(taken: [u64; 2], sent: [u64; 2]) -> Window {
         ("IpExt.OutOctets", 3000),
         ("Tcp.OutSegs", 30),
     ];
-    let last = Totals { time_ns: 1_500_000_000, ..totals(counted, 50) };
+    let last = Totals { monotonic_ns: 1_500_000_000, ..totals(counted, 50) };
     Window {
         start: end(reading(device([0, 0], [0, 0]), &BEFORE), totals(Vec::new(), 0)),
         end: end(reading(device([30, 3000], [20, 2000]), &after), last),
@@ -234,21 +305,119 @@ fn a_pod_is_compared_with_its_own_namespace() {
     check(&at_sockets([20, 2000], [29, 2900]), [Ok, Differs, Differs]);
     // A refused datagram has no socket that takes it.
     let mut refused = at_sockets([19, 1900], [30, 3000]);
-    for reading in [&mut refused.end.before, &mut refused.end.after] {
-        reading.stacks.get_mut(&POD).unwrap().insert("Udp.NoPorts".to_owned(), 1);
-    }
+    also(&mut refused, POD, &[("Udp.NoPorts", 1)]);
     check(&refused, [Ok, Ok, Ok]);
 }
 
 #[test]
 fn a_namespace_that_forwards_is_compared_by_tcp_alone() {
     let mut window = at_sockets([20, 2000], [30, 3000]);
-    for reading in [&mut window.end.before, &mut window.end.after] {
-        reading.stacks.get_mut(&POD).unwrap().insert("Ip.ForwDatagrams".to_owned(), 9);
-    }
+    also(&mut window, POD, &[("Ip.ForwDatagrams", 9)]);
     let report = report(&window, 0.0);
     let found: Vec<_> = of_pod(&report).iter().map(|row| (row.protocol, row.verdict)).collect();
     assert_eq!(found, [(None, Verdict::NotCompared), (Some("tcp"), Verdict::Ok)]);
+}
+
+#[test]
+fn tcp_that_passes_a_host_without_a_socket_may_be_forwarded() {
+    let passing = |forwarded| {
+        let mut window = at_sockets([20, 2000], [30, 3000]);
+        let uplink = Total { supplement: true, ..at_interface(2, "egress", 40, 4000) };
+        window.start.totals.interfaces.push(interface("eth0", 2, "supplement"));
+        window.end.totals.interfaces.push(interface("eth0", 2, "supplement"));
+        window.end.totals.totals.push(uplink);
+        window.end.totals.totals.push(at_cgroup(88, "egress", 6, 600));
+        window.homes.insert(88, Home::In(HOST));
+        let counters = [("Tcp.OutSegs", 6), ("Ip.OutRequests", 6), ("IpExt.OutOctets", 600)];
+        also(&mut window, HOST, &counters);
+        also(&mut window, HOST, &[("Ip.ForwDatagrams", forwarded)]);
+        window
+    };
+    let tcp = |window: &Window| {
+        let rows = report(window, 0.0).rows;
+        rows.into_iter().find(|row| row.kind == "host" && row.protocol == Some("tcp")).unwrap()
+    };
+    let row = tcp(&passing(40));
+    assert_eq!((row.verdict, row.kernel_packets), (Verdict::Ok, Some(6)), "{row:#?}");
+    let reason = row.reason.unwrap();
+    assert_eq!(reason, "40 packets without a socket may have been forwarded");
+    assert_eq!(tcp(&passing(0)).verdict, Verdict::Differs, "it is the host's own then");
+    // What the host's sockets lack is found nevertheless, unless what passed can be it.
+    let mut lacks = passing(40);
+    also(&mut lacks, HOST, &[("Tcp.OutSegs", 60)]);
+    assert_eq!(tcp(&lacks).verdict, Verdict::Differs);
+}
+
+#[test]
+fn what_the_kernel_says_for_connections_that_were_closed_early_has_no_socket() {
+    let of = |window: &Window| -> Vec<Verdict> {
+        of_pod(&report(window, 0.0)).iter().map(|row| row.verdict).collect()
+    };
+    // Of one connection the peer's FIN and the last ACK, which the kernel takes and sends alone.
+    let with = |opened: &str, open| {
+        let mut window = at_sockets([19, 1948], [29, 2948]);
+        also(&mut window, POD, &[(opened, 1), ("Tcp.CurrEstab", open)]);
+        window
+    };
+    for opened in ["Tcp.ActiveOpens", "Tcp.PassiveOpens"] {
+        assert_eq!(of(&with(opened, 0)), [Verdict::Ok; 3], "{opened}");
+        assert_eq!(of(&with(opened, 1)), [Verdict::Differs; 3], "{opened}: it is still open");
+    }
+    let mut before = with("Tcp.ActiveOpens", 1);
+    for reading in [&mut before.start.before, &mut before.start.after] {
+        reading.stacks.get_mut(&POD).unwrap().insert("Tcp.CurrEstab".to_owned(), 1);
+    }
+    assert_eq!(of(&before), [Verdict::Ok; 3], "one from before the window was closed");
+    // They have no data.
+    let mut data = at_sockets([19, 1000], [29, 2948]);
+    also(&mut data, POD, &[("Tcp.ActiveOpens", 1)]);
+    assert_eq!(of(&data), [Verdict::Differs, Verdict::Ok, Verdict::Ok]);
+    // What the kernel counted is shown as it is.
+    let window = with("Tcp.ActiveOpens", 0);
+    let report = report(&window, 0.0);
+    let row = of_pod(&report)[0];
+    assert_eq!((row.orb8_packets, row.kernel_packets), (Some(19), Some(20)));
+    assert_eq!((row.uncertain_packets, row.difference_packets), (Some(1), Some(0)));
+}
+
+#[test]
+fn what_was_lost_may_be_what_a_pod_lacks() {
+    let mut window = at_sockets([18, 1800], [30, 3000]);
+    assert_eq!(of_pod(&report(&window, 0.0))[0].verdict, Verdict::Differs);
+    let ledger = window.end.totals.packet_ledger.as_mut().unwrap();
+    let loss =
+        |stage: &str| Loss { stage: stage.to_owned(), packets: 2, bytes: 200, ..Loss::default() };
+    // That is in the totals.
+    ledger.lost = vec![loss("flow_table")];
+    assert_eq!(of_pod(&report(&window, 0.0))[0].verdict, Verdict::Differs);
+    window.end.totals.packet_ledger.as_mut().unwrap().lost.push(loss("hook"));
+    let report = report(&window, 0.0);
+    let row = of_pod(&report)[0];
+    assert_eq!(row.verdict, Verdict::Ok);
+    assert_eq!(row.reason.as_deref(), Some("2 packets were lost, whose is not told"));
+    assert_eq!(report.lost_packets, 4);
+}
+
+#[test]
+fn sockets_are_not_compared_where_programs_were_not_there_all_the_time() {
+    let of = |start: Option<SocketPlane>, end: Option<SocketPlane>| {
+        let mut window = at_sockets([0, 0], [0, 0]);
+        (window.start.totals.socket_plane, window.end.totals.socket_plane) = (start, end);
+        let rows = report(&window, 0.0).rows.into_iter();
+        let rows = rows.filter(|row| row.kind != "interfaces");
+        rows.map(|row| (row.kind, row.verdict, row.reason.unwrap_or_default())).collect::<Vec<_>>()
+    };
+    let attached = || Some(plane("attached", ""));
+    let refused = || Some(plane("failed", "operation not permitted"));
+    let told = "the programs at sockets were not attached over the whole window (failed: operation \
+                not permitted)";
+    let expected = [("host", Verdict::Unknown, told.to_owned())];
+    assert_eq!(of(refused(), attached()), expected);
+    assert_eq!(of(attached(), refused()), expected);
+    let untold = of(attached(), None);
+    assert_eq!((untold.len(), untold[0].1), (1, Verdict::Unknown));
+    assert!(untold[0].2.ends_with("(the agent does not say)"), "{untold:?}");
+    assert!(of(attached(), attached()).len() > 1);
 }
 
 #[test]
@@ -312,5 +481,88 @@ fn every_format_of_a_comparison() {
     assert_snapshot!("verify_both_table", printed(&both, &[]));
     for format in ["json", "jsonl", "yaml", "csv"] {
         assert_snapshot!(format!("verify_{format}"), printed(&differs, &["-o", format]));
+    }
+}
+
+/// A `/proc` of a machine on which nothing passes.
+struct Quiet(PathBuf);
+
+impl Quiet {
+    fn new(name: &str) -> Self {
+        let root = std::env::temp_dir().join(format!("orb8-quiet-{name}-{}", std::process::id()));
+        fs::create_dir_all(root.join("self/net")).unwrap();
+        let line = "eth0: 100 2 0 0 0 0 0 0 100 2 0 0 0 0 0 0\n";
+        fs::write(root.join("self/net/dev"), line).unwrap();
+        Self(root)
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// Verifies an agent that answers this, until the window is open if it ever is.
+fn verified(name: &str, words: &[&str], script: Script, opens: bool) -> Run {
+    let quiet = Quiet::new(name);
+    let proc = ["verify", "--duration", "10m", "--proc", quiet.0.to_str().unwrap()];
+    let words: Vec<&str> = proc.iter().chain(words).copied().collect();
+    let agent = FakeAgent::start(script);
+    if opens { orb8_until(&words, &[&agent], "counting for") } else { orb8(&words, &[&agent], b"") }
+}
+
+fn quiet_totals(session: u64, ledger_state: &str) -> Totals {
+    Totals {
+        session,
+        node_name: "n1".to_owned(),
+        capture: "tc".to_owned(),
+        interfaces: vec![interface("eth0", 2, "full")],
+        packet_ledger: Some(PacketLedger { state: ledger_state.to_owned(), ..ledger() }),
+        ..Totals::default()
+    }
+}
+
+#[test]
+fn a_ledger_that_does_not_add_up_is_no_success() {
+    for (state, words, exit) in [
+        ("balanced", &[][..], Exit::Done),
+        ("unbalanced", &[], Exit::Partial),
+        ("unbalanced", &["--allow-partial"], Exit::Done),
+    ] {
+        let script = Script { totals: Ok(quiet_totals(1, state)), ..Script::default() };
+        let run = verified("ledger", words, script, true);
+        assert_eq!(run.exit, exit, "{state}: {}", run.page());
+        assert_eq!(run.err.contains("does not add up"), state == "unbalanced", "{}", run.err);
+    }
+}
+
+#[test]
+fn a_window_without_a_comparison_is_a_document_that_says_why() {
+    let nothing = Totals {
+        node_name: "n1".to_owned(),
+        health_message: "no capability".to_owned(),
+        ..Totals::default()
+    };
+    let idle = Script { totals: Ok(nothing), ..Script::default() };
+    let anew = Script {
+        first_totals: vec![quiet_totals(1, "balanced"), quiet_totals(1, "balanced")],
+        totals: Ok(quiet_totals(2, "balanced")),
+        ..Script::default()
+    };
+    for (name, script, opens, said) in [
+        ("idle", idle, false, "nothing is counted: no capability"),
+        ("anew", anew, true, "the agent was started anew within the window, verify again"),
+    ] {
+        let run = verified(name, &["-o", "json"], script.clone(), opens);
+        assert_eq!(run.exit, Exit::Partial, "{}", run.page());
+        let document: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+        let found = ["node_name", "verdict", "reason"].map(|key| document[key].as_str().unwrap());
+        assert_eq!(found, ["n1", "unknown", said]);
+        assert_eq!(document["rows"].as_array().map(Vec::len), Some(0));
+        assert!(run.err.contains(said), "{}", run.err);
+        let csv = verified(name, &["-o", "csv"], script.clone(), opens).out;
+        assert!(csv.starts_with("kind,scope,") && csv.lines().count() == 1, "{csv}");
+        assert_eq!(verified(name, &[], script, opens).out, "");
     }
 }

@@ -34,6 +34,8 @@ use super::side_channel::SideChannel;
 use crate::event::{Counters, DrainReport, Event, FlowCount, FlowFacts, FlowId, Notice, Severity};
 use crate::pipeline::source::{EventSource, SourceError, Wakeup};
 
+/// The source that reads the flow lines, by its name.
+pub const LINES: &str = "lines";
 /// Lines looked at in one call, so that the ring is served in between.
 const LINES_A_CALL: u32 = 2048;
 /// Lines of the caches looked at in one call: most hold nothing or only add to a sum.
@@ -382,16 +384,27 @@ fn facts(meta: &FlowMeta) -> FlowFacts {
 }
 
 fn failed(error: &dyn std::fmt::Display) -> SourceError {
-    SourceError { source_name: "lines", message: error.to_string() }
+    SourceError { source_name: LINES, message: error.to_string() }
 }
 
 impl EventSource for LineSource {
     fn name(&self) -> &'static str {
-        "lines"
+        LINES
     }
 
     fn wakeup(&self) -> Wakeup<'_> {
         Wakeup { fd: None, due: Some(self.due.min(self.look_due)) }
+    }
+
+    fn hurry(&mut self, now: Instant) {
+        self.due = self.due.min(now);
+    }
+
+    fn pace(&mut self, interval: Duration) {
+        if self.pass.is_none() {
+            self.due = self.due + interval - self.times.drain_interval;
+        }
+        self.times.drain_interval = interval;
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {

@@ -15,7 +15,7 @@ use orb8_proto::v1::{
     StreamEventsRequest, Totals,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -34,6 +34,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Streams and calls of one connection at a time.
 const STREAMS_PER_CONNECTION: u32 = 128;
 
+/// Requests for totals at a time. Each waits for the kernel side to be read, and has a thread that
+/// queries and status need too.
+const TOTALS_AT_ONCE: usize = 2;
+
 /// What the service is made of.
 #[derive(Clone)]
 pub struct Service {
@@ -45,12 +49,20 @@ pub struct Service {
     pub page: Arc<dyn StatusPage>,
     /// Tells totals.
     pub totals: Arc<dyn TotalsPage>,
+    /// See [`places_for_totals`].
+    pub places_for_totals: Arc<Semaphore>,
     /// Feeds the subscriptions.
     pub hub: Arc<Hub>,
     /// Opens packet views; none while the kernel side does not run.
     pub datapath: Option<Arc<dyn Datapath>>,
     /// Events that a subscriber's queue holds.
     pub queue: usize,
+}
+
+/// Places for those who ask for totals at the same time, all taken by nobody.
+#[must_use]
+pub fn places_for_totals() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(TOTALS_AT_ONCE))
 }
 
 impl std::fmt::Debug for Service {
@@ -124,7 +136,17 @@ impl OrbitAgentService for Service {
     ) -> Result<Response<Totals>, Status> {
         let page = Arc::clone(&self.totals);
         let request = request.into_inner();
-        let totals = blocking(move || page.totals(&request)).await?;
+        let Ok(place) = Arc::clone(&self.places_for_totals).try_acquire_owned() else {
+            return Err(Status::resource_exhausted(format!(
+                "totals are being read for {TOTALS_AT_ONCE} others, ask again in a moment"
+            )));
+        };
+        let work = move || {
+            // As long as the thread is taken, whether anybody still waits for the answer or not.
+            let _place = place;
+            page.totals(&request)
+        };
+        let totals = blocking(work).await?;
         totals.map(Response::new).map_err(|late| Status::deadline_exceeded(late.to_string()))
     }
 }

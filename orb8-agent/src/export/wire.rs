@@ -3,7 +3,9 @@
 use orb8_proto::v1;
 
 use crate::clock;
-use crate::datapath::{AttachRoute, AttachState, ChosenBy, CountMode, InterfaceStatus, LinkKind};
+use crate::datapath::{
+    AttachRoute, AttachState, ChosenBy, CountMode, InterfaceStatus, LinkKind, SocketPlaneStatus,
+};
 use crate::event::{LossRecord, Notice, Severity, Volume};
 use crate::export::hub::SubscriberSummary;
 use crate::pipeline::ledger::{Balance, EventSummary, PacketSummary};
@@ -106,6 +108,12 @@ pub const fn attach_state(state: AttachState) -> &'static str {
         AttachState::Attaching => "attaching",
         AttachState::Failed => "failed",
     }
+}
+
+/// The programs at sockets.
+pub(crate) fn socket_plane(status: &SocketPlaneStatus) -> v1::SocketPlane {
+    let state = attach_state(status.state).to_owned();
+    v1::SocketPlane { state, reason: status.reason.clone() }
 }
 
 /// An interface.

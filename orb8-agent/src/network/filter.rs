@@ -92,7 +92,8 @@ impl SelfTraffic {
 /// though they may be counted on the same host.
 #[derive(Debug, Default)]
 struct Conversations {
-    /// When the agent's socket was seen the last time, CLOCK_MONOTONIC nanoseconds.
+    /// When the agent's socket was seen the last time, CLOCK_MONOTONIC nanoseconds. All keys are of
+    /// conversations that the agent began; others are looked up and never come in.
     seen_ns: HashMap<FlowKey, u64, OwnHasher>,
 }
 

@@ -367,7 +367,7 @@ impl Queries for NetworkQueries {
                 socket_plane: self
                     .status
                     .socket_plane()
-                    .map_or("", shared_wire::attach_state)
+                    .map_or("", |plane| shared_wire::attach_state(plane.state))
                     .to_owned(),
                 of_other_scopes: found.of_other_scopes,
                 held_since_ns: clock::to_unix(found.held_since_ns, unix_offset_ns),

@@ -2,10 +2,12 @@
 //! itself counts.
 //!
 //! Kept only while somebody asks for them: otherwise an event costs one load. The pipeline's thread
-//! adds; a request waits for a drain that begins after it and takes what there is when that drain has
-//! gone through. What is left out of the flows is in the totals too, with the reason.
+//! adds and takes the snapshots; a request waits for a drain that begins after it and gets what there
+//! was when that drain had gone through. What is left out of the flows is in the totals too, with the
+//! reason.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 use orb8_common::network::flag;
 
 use crate::event::{Event, FlowCount, Told, Volume};
+use crate::host::OwnHasher;
 use crate::pipeline::exporter::EventExporter;
 use crate::pipeline::filter::{EventFilter, Verdict};
 use crate::pipeline::ledger::PacketSummary;
@@ -44,32 +47,55 @@ pub struct Place {
     pub left_out: &'static str,
 }
 
-/// A running total; the pipeline's thread alone writes.
-#[derive(Debug, Default)]
-struct Sum {
-    packets: AtomicU64,
-    bytes: AtomicU64,
+impl Place {
+    fn of(count: &FlowCount, left_out: &'static str) -> Self {
+        let (key, owner) = (&count.id.key, count.id.owner);
+        Self { owner, flags: key.flags & FLAGS, protocol: key.protocol, left_out }
+    }
 }
 
-impl Sum {
-    fn add(&self, volume: Volume) {
-        let add = |to: &AtomicU64, n: u64| {
-            to.store(to.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-        };
-        add(&self.packets, volume.packets);
-        add(&self.bytes, volume.bytes);
+/// Running totals, in the order in which their places were first seen.
+#[derive(Debug, Default)]
+struct Sums {
+    listed: Vec<(Place, Volume)>,
+    /// Where a place is in the list.
+    index: HashMap<Place, usize, OwnHasher>,
+    /// What was counted at places for which there was no room.
+    unlisted: Volume,
+    /// Where the last count was added: lines of one owner often follow each other.
+    last: usize,
+}
+
+impl Sums {
+    fn add(&mut self, place: Place, volume: Volume) {
+        if self.listed.get(self.last).is_none_or(|(last, _)| *last != place) {
+            let Some(at) = self.find(place) else {
+                self.unlisted.add(volume);
+                return;
+            };
+            self.last = at;
+        }
+        self.listed[self.last].1.add(volume);
     }
 
-    fn volume(&self) -> Volume {
-        let of = |from: &AtomicU64| from.load(Ordering::Relaxed);
-        Volume { packets: of(&self.packets), bytes: of(&self.bytes) }
+    /// Where a place is in the list, which it joins if there is room.
+    fn find(&mut self, place: Place) -> Option<usize> {
+        if let Some(at) = self.index.get(&place) {
+            return Some(*at);
+        }
+        let at = self.listed.len();
+        (at < PLACES).then(|| {
+            self.listed.push((place, Volume::default()));
+            self.index.insert(place, at);
+            at
+        })
     }
 }
 
 /// What there was when a drain had gone through the pipeline.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Of one session, totals only grow.
+    /// Of one session, totals only grow. No other session has its number, not even another process's.
     pub session: u64,
     /// CLOCK_MONOTONIC nanoseconds of the drain.
     pub time_ns: u64,
@@ -93,6 +119,8 @@ pub struct Totals {
     ledger: SharedLedger,
     /// 0 while nobody asks.
     session: AtomicU64,
+    /// Waited for by nobody but those who begin a session.
+    sums: Mutex<Sums>,
     state: Mutex<State>,
     /// Told with every snapshot.
     taken: Condvar,
@@ -100,11 +128,8 @@ pub struct Totals {
 
 #[derive(Debug, Default)]
 struct State {
-    sessions: u64,
     /// The session ends when nothing is asked after this time, CLOCK_MONOTONIC nanoseconds.
     until_ns: u64,
-    listed: Vec<(Place, Arc<Sum>)>,
-    unlisted: Arc<Sum>,
     /// Requests up to this one have their snapshot.
     served: u64,
     latest: u64,
@@ -119,6 +144,7 @@ impl Totals {
             drains,
             ledger,
             session: AtomicU64::new(0),
+            sums: Mutex::default(),
             state: Mutex::default(),
             taken: Condvar::new(),
         })
@@ -134,6 +160,10 @@ impl Totals {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn sums(&self) -> MutexGuard<'_, Sums> {
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What was counted up to now; begins a session if there is none, and keeps it until `until_ns`
     /// (CLOCK_MONOTONIC nanoseconds) at least. Waits for the kernel side to be read.
     ///
@@ -143,10 +173,8 @@ impl Totals {
         let mut state = self.state();
         state.until_ns = state.until_ns.max(until_ns);
         if self.session.load(Ordering::Relaxed) == 0 {
-            state.sessions += 1;
-            state.listed.clear();
-            state.unlisted = Arc::default();
-            self.session.store(state.sessions, Ordering::Release);
+            *self.sums() = Sums::default();
+            self.session.store(number_of_session(), Ordering::Release);
         }
         // After the session began, so that its first snapshot is of a drain that it counted whole.
         let number = self.drains.ask();
@@ -155,20 +183,6 @@ impl Totals {
         let waited = self.taken.wait_timeout_while(state, PATIENCE, waits);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.snapshot.clone().filter(|_| state.served >= number).ok_or(Late)
-    }
-
-    /// A place's sum, listed if there is room; none if the session is another by now.
-    fn list(&self, session: u64, place: Place) -> Option<Arc<Sum>> {
-        let mut state = self.state();
-        if self.session.load(Ordering::Relaxed) != session {
-            return None;
-        }
-        if state.listed.len() >= PLACES {
-            return Some(Arc::clone(&state.unlisted));
-        }
-        let sum = Arc::<Sum>::default();
-        state.listed.push((place, Arc::clone(&sum)));
-        Some(sum)
     }
 
     /// A drain has gone through the pipeline.
@@ -180,30 +194,32 @@ impl Totals {
         let served = self.drains.served();
         let mut state = self.state();
         if served > state.served {
-            state.snapshot = Some(Arc::new(Snapshot {
-                session,
-                time_ns,
-                totals: state.listed.iter().map(|(at, sum)| (*at, sum.volume())).collect(),
-                unlisted: state.unlisted.volume(),
-                ledger: lock(&self.ledger).packets(),
-            }));
+            let (totals, unlisted) = {
+                let sums = self.sums();
+                (sums.listed.clone(), sums.unlisted)
+            };
+            let ledger = lock(&self.ledger).packets();
+            state.snapshot =
+                Some(Arc::new(Snapshot { session, time_ns, totals, unlisted, ledger }));
             state.served = served;
             self.taken.notify_all();
         } else if state.latest <= state.served && state.until_ns < time_ns {
             self.session.store(0, Ordering::Release);
-            (state.listed, state.snapshot) = (Vec::new(), None);
+            state.snapshot = None;
+            *self.sums() = Sums::default();
         }
     }
+}
+
+/// Random, since who compares two answers must not take another process's for this one's.
+fn number_of_session() -> u64 {
+    RandomState::new().hash_one(0).max(1)
 }
 
 /// Adds what passes to the totals, with the verdict of the filters that it holds.
 pub struct CountTotals {
     filters: Vec<Box<dyn EventFilter>>,
     totals: Arc<Totals>,
-    session: u64,
-    known: HashMap<Place, Arc<Sum>>,
-    /// The place of the last count: lines of one owner often follow each other.
-    last: Option<(Place, Arc<Sum>)>,
 }
 
 impl std::fmt::Debug for CountTotals {
@@ -215,8 +231,8 @@ impl std::fmt::Debug for CountTotals {
 impl CountTotals {
     /// Decides as all of these do.
     #[must_use]
-    pub fn around(filters: Vec<Box<dyn EventFilter>>, totals: Arc<Totals>) -> Self {
-        Self { filters, totals, session: 0, known: HashMap::new(), last: None }
+    pub const fn around(filters: Vec<Box<dyn EventFilter>>, totals: Arc<Totals>) -> Self {
+        Self { filters, totals }
     }
 
     fn judge(&mut self, event: &Event) -> Verdict {
@@ -224,48 +240,20 @@ impl CountTotals {
         let mut dropped = verdicts.filter(|verdict| *verdict != Verdict::Keep);
         dropped.next().unwrap_or(Verdict::Keep)
     }
-
-    fn add(&mut self, count: &FlowCount, left_out: &'static str) {
-        let key = &count.id.key;
-        let (owner, flags) = (count.id.owner, key.flags & FLAGS);
-        let place = Place { owner, flags, protocol: key.protocol, left_out };
-        let volume = Volume { packets: count.packets, bytes: count.bytes };
-        if let Some((last, sum)) = &self.last
-            && *last == place
-        {
-            sum.add(volume);
-            return;
-        }
-        let sum = match self.known.get(&place) {
-            Some(sum) => Arc::clone(sum),
-            None => {
-                let Some(sum) = self.totals.list(self.session, place) else { return };
-                if self.known.len() < PLACES {
-                    self.known.insert(place, Arc::clone(&sum));
-                }
-                sum
-            }
-        };
-        sum.add(volume);
-        self.last = Some((place, sum));
-    }
 }
 
 impl EventFilter for CountTotals {
     fn filter(&mut self, event: &Event) -> Verdict {
         let verdict = self.judge(event);
-        let session = self.totals.session.load(Ordering::Acquire);
-        if session != self.session {
-            self.session = session;
-            self.known = HashMap::new();
-            self.last = None;
-        }
-        if let (Event::Count(count), true) = (event, session != 0) {
+        if self.totals.session.load(Ordering::Acquire) != 0
+            && let Event::Count(count) = event
+        {
             let left_out = match verdict {
                 Verdict::Keep => "",
                 Verdict::Drop(reason) => reason,
             };
-            self.add(count, left_out);
+            let volume = Volume { packets: count.packets, bytes: count.bytes };
+            self.totals.sums().add(Place::of(count, left_out), volume);
         }
         verdict
     }

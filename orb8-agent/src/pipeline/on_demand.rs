@@ -1,8 +1,9 @@
 //! Drains before their time, and less often: whoever needs the counts of now asks, and learns when they
 //! are in; while the agent spares, more time passes between those that nobody asks for.
 //!
-//! A source that is read on a timer is wrapped; when it is read is all that changes.
-//! Nothing here knows what is read.
+//! A source that is read on a timer is wrapped; when it is read, and that its timer runs from then on, is
+//! all that changes. Those who ask in quick succession share a drain: what drains tell is the
+//! rates of whole intervals. Nothing here knows what is read.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,8 +16,13 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::event::Event;
 use crate::pipeline::source::{EventSource, SourceError, Wakeup};
 
+/// No drain is begun for those who ask sooner after the last one began: whoever judges by drains
+/// would take a few milliseconds for an interval, and a loop of requests would leave the pipeline's
+/// thread nothing else to do.
+pub const SPACING: Duration = Duration::from_millis(200);
+
 /// However much is spared, no more time passes between two drains unless it was set: the kernel's totals
-/// wrap, and what is read must not have done so twice (`orb8_common::counter::apart`).
+/// wrap, and what is read must not have done so twice.
 const MOST: Duration = Duration::from_secs(20);
 
 /// Requests for a drain, by their number from 1, and how many intervals pass between drains.
@@ -41,8 +47,8 @@ impl Drains {
         Ok(Arc::new(Self { asked: AtomicU64::new(0), served: AtomicU64::new(0), intervals, wake }))
     }
 
-    /// Lets so many intervals pass between drains that nobody asks for; also takes effect on the wait
-    /// that goes on, if the pipeline's thread calls.
+    /// Lets so many intervals pass between drains that nobody asks for, from the next time on that the
+    /// source is called.
     pub fn stretch(&self, intervals: u32) {
         self.intervals.store(intervals.max(1), Ordering::Relaxed);
     }
@@ -54,7 +60,8 @@ impl Drains {
         interval.saturating_mul(intervals).min(MOST).max(interval)
     }
 
-    /// Asks for a drain that begins after this call; gives the number of the request.
+    /// Asks for a drain that begins after this call, at most [`SPACING`] later than it could; gives
+    /// the number of the request.
     pub fn ask(&self) -> u64 {
         let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         // Full means that it is readable already.
@@ -72,15 +79,16 @@ impl Drains {
 
 /// A source with a timer and no descriptor of its own, which is also read when somebody asks.
 ///
-/// It begins a drain when it is called at or after the time that it says, and ends it with
-/// [`Event::Drained`].
+/// A drain ends with [`Event::Drained`]; until then the source is due at once. It may also be due for
+/// something else than a drain, which serves nobody.
 pub struct OnDemand {
     inner: Box<dyn EventSource>,
     drains: Arc<Drains>,
-    /// Between two drains of the source itself.
+    /// Between two drains, where nothing is spared.
     interval: Duration,
-    /// Set while a drain is under way: when it was last called.
-    under_way: Option<Instant>,
+    /// When the last drain began.
+    began: Option<Instant>,
+    under_way: bool,
     /// Requests made before the last drain began.
     heard: u64,
 }
@@ -95,26 +103,30 @@ impl OnDemand {
     /// Lets others ask for drains of a source.
     #[must_use]
     pub fn new(inner: Box<dyn EventSource>, drains: Arc<Drains>, interval: Duration) -> Self {
-        Self { inner, drains, interval, under_way: None, heard: 0 }
+        Self { inner, drains, interval, began: None, under_way: false, heard: 0 }
     }
 
-    /// When the source is to be read if nobody asks.
-    fn due(&self) -> Option<Instant> {
-        let longer = self.drains.stretched(self.interval) - self.interval;
-        self.inner.wakeup().due.map(|due| due + longer)
+    fn asked(&self) -> u64 {
+        self.drains.asked.load(Ordering::Acquire)
     }
 
-    /// Whether a drain is to begin, or goes on; if one begins, whose request it serves is noted.
-    fn begins(&mut self, now: Instant) -> bool {
-        if self.under_way.is_some() {
-            return true;
+    /// When the next drain may begin for those who ask; none: at once.
+    fn turn(&self) -> Option<Instant> {
+        self.began.map(|began| began + SPACING)
+    }
+
+    /// Has the source begin a drain if somebody asked for one and it is their turn.
+    fn hear(&mut self, asked: u64, now: Instant) -> bool {
+        let serves =
+            !self.under_way && asked != self.heard && self.turn().is_none_or(|turn| turn <= now);
+        if serves {
+            self.inner.hurry(now);
         }
-        let asked = self.drains.asked.load(Ordering::Acquire);
-        let begins = asked != self.heard || self.due().is_some_and(|due| due <= now);
-        if begins {
-            self.heard = asked;
-        }
-        begins
+        serves
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.inner.wakeup().due.is_some_and(|due| due <= now)
     }
 }
 
@@ -124,22 +136,35 @@ impl EventSource for OnDemand {
     }
 
     fn wakeup(&self) -> Wakeup<'_> {
-        // Called before its time, the source itself would wait for that time in the middle.
-        let due = self.under_way.or_else(|| self.due());
+        // The descriptor told of a request that waits for its turn, and tells nothing more.
+        let waits = !self.under_way && self.asked() != self.heard;
+        let turn = self.turn().filter(|_| waits);
+        let due = self.inner.wakeup().due.into_iter().chain(turn).min();
         Wakeup { fd: Some(self.drains.wake.as_fd()), due }
+    }
+
+    fn hurry(&mut self, now: Instant) {
+        self.inner.hurry(now);
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         // Empty is an error of its own, and no request is lost: the number is what counts.
         rustix::io::read(&self.drains.wake, &mut [0; 8]).ok();
-        if !self.begins(now) {
+        self.inner.pace(self.drains.stretched(self.interval));
+        // Before the source is called: later ones may have come when it had begun.
+        let asked = self.asked();
+        if !self.hear(asked, now) && !self.is_due(now) {
             return Ok(());
         }
-        let due = self.inner.wakeup().due;
-        self.under_way = Some(now);
         let before = out.len();
-        let result = self.inner.collect(due.map_or(now, |due| due.max(now)), out);
+        let result = self.inner.collect(now, out);
         let done = out[before..].iter().any(|event| matches!(event, Event::Drained(_)));
+        let goes_on = result.is_ok() && !done && self.is_due(now);
+        let drains = done || goes_on || result.is_err();
+        if drains && !self.under_way {
+            (self.began, self.heard) = (Some(now), asked);
+        }
+        self.under_way = goes_on;
         if done {
             self.drains.served.store(self.heard, Ordering::Release);
         }
@@ -147,14 +172,11 @@ impl EventSource for OnDemand {
             // Asked again, the source begins anew, and so do those who wait.
             self.heard = self.drains.served();
         }
-        if done || result.is_err() {
-            self.under_way = None;
-        }
         result
     }
 
     fn finish(&mut self, out: &mut Vec<Event>) -> Result<(), SourceError> {
-        self.heard = self.drains.asked.load(Ordering::Acquire);
+        self.heard = self.asked();
         let result = self.inner.finish(out);
         if result.is_ok() {
             self.drains.served.store(self.heard, Ordering::Release);
@@ -173,6 +195,8 @@ mod tests {
         interval: Duration,
         part: u32,
         fails: bool,
+        /// When something else is due.
+        looks: Option<Instant>,
     }
 
     impl EventSource for Slow {
@@ -181,10 +205,22 @@ mod tests {
         }
 
         fn wakeup(&self) -> Wakeup<'_> {
-            Wakeup { fd: None, due: Some(self.due) }
+            Wakeup { fd: None, due: self.looks.into_iter().chain([self.due]).min() }
+        }
+
+        fn hurry(&mut self, now: Instant) {
+            self.due = self.due.min(now);
+        }
+
+        fn pace(&mut self, interval: Duration) {
+            if self.part == 0 {
+                self.due = self.due + interval - self.interval;
+            }
+            self.interval = interval;
         }
 
         fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+            self.looks = self.looks.filter(|looks| *looks > now);
             if now < self.due {
                 return Ok(());
             }
@@ -212,7 +248,7 @@ mod tests {
     fn source(now: Instant) -> (OnDemand, Arc<Drains>) {
         let drains = Drains::shared().unwrap();
         let interval = Duration::from_secs(1);
-        let slow = Slow { due: now + interval, interval, part: 0, fails: false };
+        let slow = Slow { due: now + interval, interval, part: 0, fails: false, looks: None };
         (OnDemand::new(Box::new(slow), Arc::clone(&drains), interval), drains)
     }
 
@@ -251,7 +287,7 @@ mod tests {
             source.collect(now, &mut out).unwrap();
         }
         assert_eq!(drains.served(), first, "it began before the second request");
-        assert_eq!(run(&mut source, now), 1);
+        assert_eq!(run(&mut source, now + SPACING), 1);
         assert_eq!(drains.served(), second);
     }
 
@@ -291,11 +327,54 @@ mod tests {
         let now = Instant::now();
         let drains = Drains::shared().unwrap();
         let interval = Duration::from_secs(1);
-        let slow = Slow { due: now + interval, interval, part: 0, fails: true };
+        let slow = Slow { due: now + interval, interval, part: 0, fails: true, looks: None };
         let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains), interval);
         let number = drains.ask();
         assert!(source.collect(now, &mut Vec::new()).is_err());
         assert!(drains.served() < number);
+        assert_eq!(run(&mut source, now + SPACING), 1);
+        assert_eq!(drains.served(), number);
+    }
+
+    #[test]
+    fn the_timer_runs_from_the_last_drain_whoever_asked_for_it() {
+        let begin = Instant::now();
+        let (mut source, drains) = source(begin);
+        for round in 0..5 {
+            let now = begin + round * SPACING;
+            drains.ask();
+            assert_eq!(run(&mut source, now), 1);
+            assert_eq!(source.wakeup().due, Some(now + Duration::from_secs(1)), "{round}");
+        }
+    }
+
+    #[test]
+    fn those_who_ask_in_quick_succession_share_a_drain_and_a_loop_of_them_leaves_a_pause() {
+        let now = Instant::now();
+        let (mut source, drains) = source(now);
+        drains.ask();
+        assert_eq!(run(&mut source, now), 1);
+        let numbers = [(); 5].map(|()| {
+            let number = drains.ask();
+            assert_eq!(run(&mut source, now + SPACING / 2), 0);
+            number
+        });
+        assert!(drains.served() < numbers[0]);
+        assert_eq!(source.wakeup().due, Some(now + SPACING), "nobody has to ask again");
+        assert_eq!(run(&mut source, now + SPACING), 1);
+        assert_eq!(drains.served(), numbers[4]);
+    }
+
+    #[test]
+    fn what_the_source_does_besides_draining_serves_nobody_and_keeps_nobody_waiting() {
+        let begin = Instant::now();
+        let drains = Drains::shared().unwrap();
+        let (interval, looks) = (Duration::from_secs(1), Some(begin + SPACING / 4));
+        let slow = Slow { due: begin + interval, interval, part: 0, fails: false, looks };
+        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains), interval);
+        let now = begin + SPACING / 2;
+        assert_eq!(run(&mut source, now), 0);
+        let number = drains.ask();
         assert_eq!(run(&mut source, now), 1);
         assert_eq!(drains.served(), number);
     }

@@ -1,7 +1,7 @@
 //! Where events come from.
 
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::event::Event;
 
@@ -26,6 +26,14 @@ pub trait EventSource: Send {
 
     /// When to call [`Self::collect`] next. Asked before every wait.
     fn wakeup(&self) -> Wakeup<'_>;
+
+    /// Somebody needs what there is now: a source on a timer is due at once, and its next time is as
+    /// far from that as from any other. Others have told what there is.
+    fn hurry(&mut self, _now: Instant) {}
+
+    /// Lets a source on a timer take so much time between two of its times, the one it waits for
+    /// included. Others have no such time.
+    fn pace(&mut self, _interval: Duration) {}
 
     /// Appends what has happened to `out`, without waiting.
     ///

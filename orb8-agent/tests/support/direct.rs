@@ -11,7 +11,7 @@ use orb8_agent::capture::Planes;
 use orb8_agent::datapath::AttachState;
 use orb8_agent::ebpf::chain::ChainPolicy;
 use orb8_agent::ebpf::kernel::{self, Kernel, KernelOptions};
-use orb8_agent::ebpf::lines::LineTimes;
+use orb8_agent::ebpf::lines::{LINES, LineTimes};
 use orb8_agent::event::{
     Counters, DrainReport, Event, FlowCount, FlowFacts, FlowId, FlowSignal, Notice, SignalKind,
 };
@@ -173,7 +173,7 @@ impl Direct {
         let mut events = Vec::new();
         for source in &mut self.sources {
             // The lines are read in parts, up to a report; a ring has no end.
-            let lines = source.name() == "lines";
+            let lines = source.name() == LINES;
             loop {
                 source.collect(self.now, &mut events).expect("a source that can be read");
                 let through = events.iter().any(|event| matches!(event, Event::Drained(_)));

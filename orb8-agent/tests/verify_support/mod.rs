@@ -110,12 +110,17 @@ pub struct Row(Value);
 impl Row {
     #[track_caller]
     pub fn verdict(&self) -> String {
-        self.0["verdict"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
+        self.text("verdict")
     }
 
     #[track_caller]
     pub fn number(&self, key: &str) -> u64 {
         self.0[key].as_u64().unwrap_or_else(|| panic!("no {key}: {self:?}"))
+    }
+
+    #[track_caller]
+    pub fn text(&self, key: &str) -> String {
+        self.0[key].as_str().unwrap_or_else(|| panic!("no {key}: {self:?}")).to_owned()
     }
 
     #[track_caller]

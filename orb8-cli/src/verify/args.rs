@@ -15,11 +15,12 @@ Examples:
   orb8 verify -o json | jq '.rows[] | select(.verdict == \"differs\")'
 
 Run it on the agent's node, in its network namespace, as root (or who may look at all
-processes). DIFFERENCE is what neither the time between readings, shown as (±n), nor segments of
-super-packets explain.
+processes); in a container with the node's process ids (hostPID). DIFFERENCE is what neither the
+time between readings, shown as (±n), nor segments of super-packets explain.
 
 Exits with 0 if all that was compared agrees, with 1 if something differs by more than the
-tolerance, with 3 if something that should have been compared was not or something was lost.";
+tolerance, with 3 if something that should have been compared was not, something was lost, or
+the agent's own ledger does not add up.";
 
 /// `orb8 verify`.
 #[derive(Debug, Args)]

@@ -100,6 +100,8 @@ pub(super) struct Pair<'a> {
     pub(super) kernel_counter: String,
     pub(super) ours: Bounds,
     pub(super) kernel: Bounds,
+    /// What may be on the kernel's side alone, by what it is.
+    pub(super) alone: Count,
     /// Segments that are in super-packets according to the kernel itself.
     pub(super) segments: u64,
     pub(super) reason: Option<String>,
@@ -108,17 +110,20 @@ pub(super) struct Pair<'a> {
 /// Compares one pair; `tolerance` is in percent of what the kernel counted.
 pub(super) fn row(pair: Pair<'_>, tolerance: f64) -> Row {
     let (ours, kernel) = (pair.ours, pair.kernel);
-    let packets = ours.packets.beyond(kernel.packets);
+    // As if it had been counted, for the comparison.
+    let whole = or_more(ours, pair.alone);
+    let packets = whole.packets.beyond(kernel.packets);
     let both = ours.bytes.zip(kernel.bytes);
-    let bytes = both.map(|(ours, kernel)| ours.beyond(kernel));
-    let whole = super_packets(packets, bytes);
-    let (packets, bytes) = if whole > 0 { (0, bytes.map(|_| 0)) } else { (packets, bytes) };
+    let bytes = whole.bytes.zip(kernel.bytes).map(|(ours, kernel)| ours.beyond(kernel));
+    let differs = packets != 0 || bytes.is_some_and(|bytes| bytes != 0);
+    let segments = if differs { super_packets(whole, kernel) } else { 0 };
+    let (packets, bytes) = if segments > 0 { (0, bytes.map(|_| 0)) } else { (packets, bytes) };
     let percent = [
         Some(share(packets, kernel.packets)),
         both.zip(bytes).map(|((_, kernel), bytes)| share(bytes, kernel)),
     ];
     let percent = percent.into_iter().flatten().fold(0.0, f64::max);
-    let half = |a: Between, b: Between| (a.width() + b.width()).div_ceil(2);
+    let half = |a: Between, b: Between, alone: u64| (a.width() + b.width() + alone).div_ceil(2);
     Row {
         kind: pair.kind,
         scope: pair.scope.to_owned(),
@@ -127,14 +132,14 @@ pub(super) fn row(pair: Pair<'_>, tolerance: f64) -> Row {
         kernel_counter: pair.kernel_counter,
         orb8_packets: Some(ours.packets.middle()),
         kernel_packets: Some(kernel.packets.middle()),
-        uncertain_packets: Some(half(ours.packets, kernel.packets)),
+        uncertain_packets: Some(half(ours.packets, kernel.packets, pair.alone.packets)),
         difference_packets: Some(packets),
         orb8_bytes: both.map(|(ours, _)| ours.middle()),
         kernel_bytes: both.map(|(_, kernel)| kernel.middle()),
-        uncertain_bytes: both.map(|(ours, kernel)| half(ours, kernel)),
+        uncertain_bytes: both.map(|(ours, kernel)| half(ours, kernel, pair.alone.bytes)),
         difference_bytes: bytes,
         difference_percent: percent.is_finite().then_some(percent),
-        super_packet_segments: pair.segments + whole,
+        super_packet_segments: pair.segments + segments,
         verdict: if percent <= tolerance { Verdict::Ok } else { Verdict::Differs },
         reason: pair.reason,
     }
@@ -149,24 +154,38 @@ fn share(difference: i64, kernel: Between) -> f64 {
     }
 }
 
-/// Segments that we have more, if what they have more is headers: the kernel counted super-packets
-/// as one packet with one header.
-fn super_packets(packets: i64, bytes: Option<i64>) -> u64 {
-    let (Ok(packets), Some(Ok(bytes))) = (u64::try_from(packets), bytes.map(u64::try_from)) else {
+/// Segments that we have more, if what we have more can be their headers: the kernel counted
+/// super-packets as one packet with one header. 0 if it cannot.
+fn super_packets(ours: Bounds, kernel: Bounds) -> u64 {
+    let Some((our_bytes, kernel_bytes)) = ours.bytes.zip(kernel.bytes) else { return 0 };
+    // The least and the most that we can have more.
+    let more = |ours: Between, kernel: Between| {
+        Some((ours.low.saturating_sub(kernel.high), ours.high.checked_sub(kernel.low)?))
+    };
+    let Some((packets, bytes)) =
+        more(ours.packets, kernel.packets).zip(more(our_bytes, kernel_bytes))
+    else {
         return 0;
     };
-    let headers = packets.saturating_mul(LEAST_HEADERS)..=packets.saturating_mul(MOST_HEADERS);
-    if packets > 0 && headers.contains(&bytes) { packets } else { 0 }
+    let least = packets.0.max(bytes.0.div_ceil(MOST_HEADERS)).max(1);
+    let most = packets.1.min(bytes.1 / LEAST_HEADERS);
+    if least <= most { Between { low: least, high: most }.middle() } else { 0 }
 }
 
 /// Sums what was counted.
-pub(super) fn sum<'a>(grown: impl IntoIterator<Item = &'a Grown>) -> Bounds {
+pub(super) fn count<'a>(grown: impl IntoIterator<Item = &'a Grown>) -> Count {
     let mut sum = Count::default();
     for grown in grown {
         sum.packets += grown.packets;
         sum.bytes += grown.bytes;
     }
-    Bounds { packets: Between::exactly(sum.packets), bytes: Some(Between::exactly(sum.bytes)) }
+    sum
+}
+
+/// The same, as it is known exactly.
+pub(super) fn sum<'a>(grown: impl IntoIterator<Item = &'a Grown>) -> Bounds {
+    let Count { packets, bytes } = count(grown);
+    Bounds { packets: Between::exactly(packets), bytes: Some(Between::exactly(bytes)) }
 }
 
 /// It may be more by so much.
@@ -182,15 +201,21 @@ pub(super) fn or_more(bounds: Bounds, by: Count) -> Bounds {
 pub fn rows(window: &Window, tolerance: f64) -> Vec<Row> {
     let grown = window.grown();
     let mut rows = interfaces(window, &grown, tolerance);
-    if window.end.totals.capture != "tc" {
-        rows.extend(stack::rows(window, &grown, tolerance));
+    match window.lacks_sockets() {
+        _ if window.end.totals.capture == "tc" => {}
+        None => rows.extend(stack::rows(window, &grown, tolerance)),
+        Some(why) => {
+            let reason =
+                format!("the programs at sockets were not attached over the whole window ({why})");
+            rows.push(Row::without("host", "host", Verdict::Unknown, reason));
+        }
     }
     rows
 }
 
 /// What the agent itself says that totals of interfaces lack.
 fn untold(window: &Window) -> Count {
-    let (rejected, lost) = (window.ledger(window::rejected), window.ledger(window::lost));
+    let (rejected, lost) = (window.ledger(window::rejected), window.ledger(window::untold));
     let unlisted = window.unlisted();
     Count {
         packets: rejected.packets + lost.packets + unlisted.packets,
@@ -200,22 +225,39 @@ fn untold(window: &Window) -> Count {
 
 fn interfaces(window: &Window, grown: &[Grown], tolerance: f64) -> Vec<Row> {
     let (attached, others) = window.interfaces();
+    let gone = window.gone();
+    let (beside, full): (Vec<&Interface>, Vec<&Interface>) =
+        attached.into_iter().partition(|interface| is_beside(interface));
     let mut rows = Vec::new();
-    let full = attached.iter().filter(|interface| interface.mode != "supplement");
     for interface in full {
         rows.extend(interface_rows(window, interface, grown, tolerance));
     }
-    let beside: Vec<&Interface> =
-        attached.iter().filter(|found| found.mode == "supplement").copied().collect();
-    for interface in others {
-        let reason = format!("it was not attached over the whole window ({})", interface.state);
+    let mut unknown = |interface: &Interface, reason| {
         rows.push(Row::without("interface", &interface.name, Verdict::Unknown, reason));
+    };
+    for interface in &others {
+        let state = &interface.state;
+        unknown(interface, format!("it was not attached over the whole window ({state})"));
     }
-    let lacks_one = window.interfaces().1.iter().any(|found| found.mode == "supplement");
+    for interface in &gone {
+        unknown(interface, "it went away within the window, and its counters with it".to_owned());
+    }
+    let lacks_one = others.iter().chain(&gone).any(|interface| is_beside(interface));
     if !beside.is_empty() && !lacks_one {
         rows.push(all_interfaces(window, &beside, grown, tolerance));
     }
     rows
+}
+
+/// Whether what sockets see is left out there.
+fn is_beside(interface: &Interface) -> bool {
+    interface.mode == "supplement"
+}
+
+/// A place at none of these interfaces: one that came and went within the window.
+fn elsewhere<'a>(interfaces: &[&Interface], grown: &'a [Grown]) -> Option<&'a Grown> {
+    let is_here = |grown: &Grown| interfaces.iter().any(|found| found.ifindex == grown.at.ifindex);
+    grown.iter().find(|grown| grown.at.plane == "tc" && !is_here(grown))
 }
 
 fn header_of(interface: &Interface) -> Option<u64> {
@@ -265,6 +307,7 @@ fn interface_rows(
             kernel_counter: counter,
             ours: or_more(ours, untold),
             kernel: with_faults(kernel, faulty),
+            alone: Count::default(),
             segments: 0,
             reason: explain(untold.packets, faulty, header_of(interface).is_none()),
         };
@@ -300,6 +343,13 @@ fn all_interfaces(
     tolerance: f64,
 ) -> Row {
     let scope = interfaces.iter().map(|found| &*found.name).collect::<Vec<_>>().join(",");
+    if let Some(grown) = elsewhere(interfaces, grown) {
+        let Total { interface, ifindex, .. } = &grown.at;
+        let reason = format!(
+            "{interface} (ifindex {ifindex}) came and went within the window, and its counters with it"
+        );
+        return Row::without("interfaces", &scope, Verdict::Unknown, reason);
+    }
     let mut kernel = Bounds { bytes: Some(Between::default()), ..Bounds::default() };
     let mut faults = 0;
     for interface in interfaces {
@@ -330,6 +380,7 @@ fn all_interfaces(
         kernel_counter: "rx and tx of all".to_owned(),
         ours: or_more(ours, untold),
         kernel: with_faults(kernel, faults),
+        alone: Count::default(),
         segments: 0,
         reason: explain(untold.packets, faults, kernel.bytes.is_none()),
     };

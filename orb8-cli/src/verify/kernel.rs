@@ -89,21 +89,36 @@ impl Proc {
         Ok(found)
     }
 
-    /// Reads all counters once.
+    /// Reads all counters once: those of interfaces, which most passes, next to what comes after.
     ///
     /// # Errors
     /// The interfaces cannot be read.
-    pub fn read(&self, own: u64, namespaces: &Namespaces) -> io::Result<Reading> {
-        let devices = counters::devices(&fs::read_to_string(self.file("self/net/dev"))?);
-        let mut stacks = BTreeMap::new();
-        for (namespace, processes) in namespaces {
+    pub fn read_before(&self, own: u64, namespaces: &Namespaces) -> io::Result<Reading> {
+        let stacks = self.stacks(own, namespaces);
+        Ok(Reading { devices: self.devices()?, stacks })
+    }
+
+    /// The same next to what came before.
+    ///
+    /// # Errors
+    /// The interfaces cannot be read.
+    pub fn read_after(&self, own: u64, namespaces: &Namespaces) -> io::Result<Reading> {
+        let devices = self.devices()?;
+        Ok(Reading { devices, stacks: self.stacks(own, namespaces) })
+    }
+
+    fn devices(&self) -> io::Result<BTreeMap<String, Device>> {
+        Ok(counters::devices(&fs::read_to_string(self.file("self/net/dev"))?))
+    }
+
+    fn stacks(&self, own: u64, namespaces: &Namespaces) -> BTreeMap<u64, Stack> {
+        let read = |(namespace, processes): (&u64, &Vec<u32>)| {
             let through = |process: &u32| self.stack(&process.to_string(), *namespace);
             let own = (*namespace == own).then(|| self.stack("self", own)).flatten();
-            if let Some(stack) = own.or_else(|| processes.iter().find_map(through)) {
-                stacks.insert(*namespace, stack);
-            }
-        }
-        Ok(Reading { devices, stacks })
+            let stack = own.or_else(|| processes.iter().find_map(through))?;
+            Some((*namespace, stack))
+        };
+        namespaces.iter().filter_map(read).collect()
     }
 
     /// Protocol counters through a process; none if it is not in that namespace any more.
@@ -271,10 +286,11 @@ Local:
         let found = proc.namespaces().unwrap();
         assert_eq!(found.keys().collect::<Vec<_>>(), [&1, &2]);
         fs::remove_dir_all(root.join("7")).unwrap();
-        let reading = proc.read(1, &found).unwrap();
+        let reading = proc.read_before(1, &found).unwrap();
+        assert_eq!(proc.read_after(1, &found).unwrap(), reading);
         assert_eq!(reading.stacks[&2]["Ip.InReceives"], 5);
         fs::remove_dir_all(root.join("8")).unwrap();
-        assert!(!proc.read(1, &found).unwrap().stacks.contains_key(&2));
+        assert!(!proc.read_after(1, &found).unwrap().stacks.contains_key(&2));
         fs::remove_dir_all(&root).unwrap();
     }
 }

@@ -60,28 +60,26 @@ pub async fn run(
     let first = ask().await?;
     check_place(&first, &proc, own).map_err(CliError::Usage)?;
     if first.session == 0 {
-        terminal.warn(format!("nothing is counted: {}", first.health_message));
-        return Ok(partial(global));
+        let reason = format!("nothing is counted: {}", first.health_message);
+        return conclude(&without(&first, args.tolerance, reason), global, terminal);
     }
     let namespaces = proc.namespaces().map_err(kernel)?;
-    let read = || proc.read(own, &namespaces).map_err(kernel);
-    let start = End { before: read()?, totals: ask().await?, after: read()? };
+    let before = || proc.read_before(own, &namespaces).map_err(kernel);
+    let after = || proc.read_after(own, &namespaces).map_err(kernel);
+    let start = End { before: before()?, totals: ask().await?, after: after()? };
     let length = duration::short(args.duration);
     terminal.note(format!("counting for {length}; Ctrl-C ends it earlier"));
     tokio::select! {
         () = tokio::time::sleep(args.duration) => {}
         () = &mut terminal.interrupt => {}
     }
-    let end = End { before: read()?, totals: ask().await?, after: read()? };
+    let end = End { before: before()?, totals: ask().await?, after: after()? };
     if start.totals.session != end.totals.session {
-        terminal.warn("the agent was started anew within the window, verify again");
-        return Ok(partial(global));
+        let reason = "the agent was started anew within the window, verify again".to_owned();
+        return conclude(&without(&end.totals, args.tolerance, reason), global, terminal);
     }
     let window = gather(&proc, own, &namespaces, start, end);
-    let report = report(&window, args.tolerance);
-    page::write(&report, global, terminal)?;
-    terminal.out.flush()?;
-    Ok(conclude(&report, global, terminal))
+    conclude(&report(&window, args.tolerance), global, terminal)
 }
 
 /// What is to be printed of a window.
@@ -89,42 +87,64 @@ pub async fn run(
 pub fn report(window: &Window, tolerance: f64) -> Report {
     let rows = judge::rows(window, tolerance);
     let totals = &window.end.totals;
-    let ledger = totals.packet_ledger.as_ref();
-    let flow_table = |ledger: &orb8_proto::v1::PacketLedger| {
-        let mut lost = window::lost(ledger);
-        let late = ledger.lost.iter().filter(|loss| loss.stage == "flow_table");
-        lost.packets += late.map(|loss| loss.packets).sum::<u64>();
-        lost
-    };
-    let nanoseconds = totals.time_ns.saturating_sub(window.start.totals.time_ns).max(0);
+    let nanoseconds = totals.monotonic_ns.saturating_sub(window.start.totals.monotonic_ns);
     Report {
-        node_name: totals.node_name.clone(),
-        capture: totals.capture.clone(),
         window_seconds: nanoseconds as f64 / 1e9,
-        tolerance_percent: tolerance,
         verdict: page::gravest(&rows),
-        lost_packets: window.ledger(flow_table).packets,
-        ledger: ledger.map(|ledger| ledger.state.clone()).unwrap_or_default(),
+        lost_packets: window.ledger(window::lost).packets,
         rows,
+        ..blank(totals, tolerance)
     }
 }
 
-/// Says on stderr how it came out; gives the exit code.
-fn conclude(report: &Report, global: &GlobalArgs, terminal: &mut Terminal<'_>) -> Exit {
-    terminal.note(page::summary(report));
-    if report.ledger == "unbalanced" {
+/// What is to be printed where nothing can be compared.
+fn without(totals: &Totals, tolerance: f64, reason: String) -> Report {
+    Report { reason: Some(reason), ..blank(totals, tolerance) }
+}
+
+fn blank(totals: &Totals, tolerance: f64) -> Report {
+    let ledger = totals.packet_ledger.as_ref();
+    Report {
+        node_name: totals.node_name.clone(),
+        capture: totals.capture.clone(),
+        window_seconds: 0.0,
+        tolerance_percent: tolerance,
+        verdict: Verdict::Unknown,
+        reason: None,
+        lost_packets: 0,
+        ledger: ledger.map(|ledger| ledger.state.clone()).unwrap_or_default(),
+        rows: Vec::new(),
+    }
+}
+
+/// Prints a report and says on stderr how it came out; gives the exit code.
+fn conclude(
+    report: &Report,
+    global: &GlobalArgs,
+    terminal: &mut Terminal<'_>,
+) -> Result<Exit, CliError> {
+    page::write(report, global, terminal)?;
+    terminal.out.flush()?;
+    match &report.reason {
+        Some(reason) => terminal.warn(reason),
+        None => terminal.note(page::summary(report)),
+    }
+    let is_unbalanced = report.ledger == "unbalanced";
+    if is_unbalanced {
         terminal.warn("the agent's own packet ledger does not add up, see `orb8 status`");
     }
     if report.lost_packets > 0 {
         let lost = report.lost_packets;
         terminal.warn(format!("the agent says that it lost {lost} packets within the window"));
     }
-    match report.verdict {
+    Ok(match report.verdict {
         Verdict::Differs => Exit::Failed,
         Verdict::Unknown => partial(global),
-        Verdict::Ok | Verdict::NotCompared if report.lost_packets > 0 => partial(global),
+        Verdict::Ok | Verdict::NotCompared if report.lost_packets > 0 || is_unbalanced => {
+            partial(global)
+        }
         Verdict::Ok | Verdict::NotCompared => Exit::Done,
-    }
+    })
 }
 
 const fn partial(global: &GlobalArgs) -> Exit {

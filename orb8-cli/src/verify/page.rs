@@ -23,6 +23,8 @@ pub struct Report {
     pub tolerance_percent: f64,
     /// The gravest of the rows'.
     pub verdict: Verdict,
+    /// Why nothing was compared at all, if so; there are no rows then.
+    pub reason: Option<String>,
     /// Packets that the agent says it lost within the window.
     pub lost_packets: u64,
     /// balanced or unbalanced: the agent's own account.
@@ -60,25 +62,27 @@ pub fn write(
 ) -> Result<(), CliError> {
     let out = &mut *terminal.out;
     match global.output {
+        Format::Table | Format::Wide if report.rows.is_empty() => Ok(()),
         Format::Table | Format::Wide => table(report, global, terminal),
         Format::Json => json::document(out, report),
         Format::Jsonl => report.rows.iter().try_for_each(|row| json::line(out, row)),
         Format::Yaml => yaml::document(out, report, false),
         Format::Csv => {
-            let values = report.rows.iter().map(|row| {
-                serde_json::to_value(row)
-                    .map_err(|error| CliError::Encode { format: "csv", cause: error.to_string() })
-            });
-            let values: Vec<Value> = values.collect::<Result<_, _>>()?;
-            let keys = values.first().and_then(Value::as_object);
+            let blank = value(&Row::without("", "", Verdict::Unknown, String::new()))?;
+            let keys = blank.as_object();
             let columns: Vec<String> =
                 keys.into_iter().flatten().map(|(key, _)| key.clone()).collect();
             if !global.no_headers {
                 csv::header(out, &columns)?;
             }
-            values.iter().try_for_each(|value| csv::row(out, &columns, value))
+            report.rows.iter().try_for_each(|row| csv::row(out, &columns, &value(row)?))
         }
     }
+}
+
+fn value(row: &Row) -> Result<Value, CliError> {
+    serde_json::to_value(row)
+        .map_err(|error| CliError::Encode { format: "csv", cause: error.to_string() })
 }
 
 const TITLES: [(&str, bool); 12] = [

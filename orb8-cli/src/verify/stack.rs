@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use orb8_proto::v1::{Count, Total};
 
 use super::counters::{Between, Bounds};
-use super::judge::{LEAST_HEADERS, MOST_HEADERS, Pair, Row, Verdict, or_more, row, sum};
+use super::judge::{LEAST_HEADERS, MOST_HEADERS, Pair, Row, Verdict, count, or_more, row, sum};
 use super::kernel::Home;
-use super::window::{Grown, Window};
+use super::window::{self, Grown, Window};
 
 /// Received segments by what they say of congestion: all of them together.
 const SEGMENTS_IN: [&str; 8] = [
@@ -55,14 +55,40 @@ const WITHOUT_SOCKET_OUT: [&str; 7] = [
     "Ip6OutNoRoutes",
 ];
 const FORWARDED: [&str; 2] = ["Ip.ForwDatagrams", "Ip6OutForwDatagrams"];
+const OPENS: [&str; 2] = ["Tcp.ActiveOpens", "Tcp.PassiveOpens"];
+/// Packets of a TCP connection in each direction after its socket is gone and the kernel waits alone
+/// (TIME_WAIT): the peer's FIN, the last ACK, and one of them again. They are headers and no more.
+const CLOSING: u64 = 2;
 /// The largest packet, in bytes.
 const MOST_BYTES: u64 = 65_536;
 
 /// What the kernel counted of one direction.
 struct Kernel {
     bounds: Bounds,
+    /// What may have had no socket that took or sent it, and more that sockets do not see.
+    alone: Count,
     segments: u64,
     without_socket: u64,
+}
+
+/// What may be a namespace's and is not known to be.
+struct Maybe {
+    /// Counted where nobody is known, or where it is not known.
+    nobodys: Count,
+    /// Counted without a socket in a namespace that forwards.
+    passing: Count,
+    /// Lost on the way to the totals.
+    lost: Count,
+}
+
+impl Maybe {
+    fn all(&self) -> Count {
+        let Self { nobodys, passing, lost } = self;
+        Count {
+            packets: nobodys.packets + passing.packets + lost.packets,
+            bytes: nobodys.bytes + passing.bytes + lost.bytes,
+        }
+    }
 }
 
 /// A namespace in which something was counted.
@@ -150,33 +176,26 @@ fn namespace_rows(
         let reason = "its network namespace was not seen at both ends of the window";
         return without(Verdict::Unknown, reason.to_owned());
     };
+    let forwards = forwarded.high > 0;
     let side = |side: &Side| {
         let kernel = (side.kernel)(window, namespace)?;
-        let is_here = |grown: &&&Grown| {
-            let protocol = side.protocol.is_none_or(|protocol| grown.at.protocol == protocol);
-            side.direction == grown.at.direction && protocol
-        };
-        let ours = sum(members.counted.iter().filter(is_here).copied());
-        let maybe = sum(unknown.iter().filter(is_here).copied());
-        let maybe = Count {
-            packets: maybe.packets.high + window.unlisted().packets,
-            bytes: maybe.bytes.map_or(0, |bytes| bytes.high) + window.unlisted().bytes,
-        };
+        let (counted, maybe) = ours(window, members, unknown, side, forwards);
         let pair = Pair {
             kind,
             scope: &scope,
             direction: side.direction,
             protocol: side.protocol,
             kernel_counter: side.counter.to_owned(),
-            ours: or_more(ours, maybe),
+            ours: or_more(counted, maybe.all()),
             kernel: kernel.bounds,
+            alone: kernel.alone,
             segments: kernel.segments,
-            reason: explain(kernel.without_socket, maybe.packets),
+            reason: explain(kernel.without_socket, &maybe),
         };
         Some(row(pair, tolerance))
     };
     let mut rows = Vec::new();
-    if forwarded.high > 0 {
+    if forwards {
         let reason = format!(
             "it forwarded {} packets, which the kernel counts among those it took and sent",
             forwarded.high
@@ -187,6 +206,35 @@ fn namespace_rows(
     }
     rows.extend(side(&TCP));
     rows
+}
+
+/// What was counted for a namespace, and what may be its own too.
+fn ours(
+    window: &Window,
+    members: &Members<'_>,
+    unknown: &[&Grown],
+    side: &Side,
+    forwards: bool,
+) -> (Bounds, Maybe) {
+    let is_meant = |grown: &&&Grown| {
+        let protocol = side.protocol.is_none_or(|protocol| grown.at.protocol == protocol);
+        side.direction == grown.at.direction && protocol
+    };
+    let here = members.counted.iter().filter(is_meant).copied();
+    // What no socket took or sent there may have passed it.
+    let (passing, counted): (Vec<&Grown>, Vec<&Grown>) =
+        here.partition(|grown| forwards && grown.at.supplement);
+    let unlisted = window.unlisted();
+    let nobodys = count(unknown.iter().filter(is_meant).copied());
+    let maybe = Maybe {
+        nobodys: Count {
+            packets: nobodys.packets + unlisted.packets,
+            bytes: nobodys.bytes + unlisted.bytes,
+        },
+        passing: count(passing),
+        lost: window.ledger(window::untold),
+    };
+    (sum(counted), maybe)
 }
 
 /// One way of comparing a namespace.
@@ -206,15 +254,19 @@ const IP: [Side; 2] = [
 const TCP: Side =
     Side { direction: "egress", protocol: Some("tcp"), counter: "Tcp OutSegs", kernel: tcp_sent };
 
-fn explain(without_socket: u64, maybe: u64) -> Option<String> {
+fn explain(without_socket: u64, maybe: &Maybe) -> Option<String> {
     let mut parts = Vec::new();
     if without_socket > 0 {
         parts.push(format!("up to {without_socket} packets of the kernel's may have no socket"));
     }
-    if maybe > 0 {
-        parts
-            .push(format!("{maybe} packets were counted in cgroups whose processes are not known"));
-    }
+    let mut some = |count: Count, what: &str| {
+        if count.packets > 0 {
+            parts.push(format!("{} packets {what}", count.packets));
+        }
+    };
+    some(maybe.nobodys, "were counted in cgroups whose processes are not known");
+    some(maybe.passing, "without a socket may have been forwarded");
+    some(maybe.lost, "were lost, whose is not told");
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
@@ -222,6 +274,21 @@ fn total(window: &Window, namespace: u64, names: &[&str]) -> Option<Between> {
     names
         .iter()
         .try_fold(Between::default(), |sum, name| Some(sum.plus(window.counter(namespace, name)?)))
+}
+
+/// TCP connections that may have been closed within the window.
+fn closed(window: &Window, namespace: u64) -> Option<u64> {
+    let opened = total(window, namespace, &OPENS)?.high;
+    let fallen = window.fallen(namespace, "Tcp.CurrEstab")?;
+    Some(opened.saturating_add_signed(fallen))
+}
+
+/// Packets and bytes without a socket: of any kind, and the last ones of connections.
+fn alone(others: u64, closing: u64) -> Count {
+    Count {
+        packets: others + closing,
+        bytes: others.saturating_mul(MOST_BYTES) + closing.saturating_mul(MOST_HEADERS),
+    }
 }
 
 fn received(window: &Window, namespace: u64) -> Option<Kernel> {
@@ -238,11 +305,13 @@ fn received(window: &Window, namespace: u64) -> Option<Kernel> {
         (all(&["Ip.ReasmReqds", "Ip6ReasmReqds"])?, all(&["Ip.ReasmOKs", "Ip6ReasmOKs"])?);
     let merged = fragments.high.saturating_sub(whole.low);
     let without_socket = all(&WITHOUT_SOCKET_IN)?.high;
-    let bounds = Bounds {
-        packets: packets.or_less(without_socket + merged),
-        bytes: Some(bytes.or_less((without_socket + merged).saturating_mul(MOST_BYTES))),
-    };
-    Some(Kernel { bounds, segments, without_socket })
+    let closing = CLOSING * closed(window, namespace)?;
+    Some(Kernel {
+        bounds: Bounds { packets, bytes: Some(bytes) },
+        alone: alone(without_socket + merged, closing),
+        segments,
+        without_socket: without_socket + closing,
+    })
 }
 
 fn sent(window: &Window, namespace: u64) -> Option<Kernel> {
@@ -250,20 +319,27 @@ fn sent(window: &Window, namespace: u64) -> Option<Kernel> {
     let packets = all(&["Ip.OutRequests", "Ip6OutRequests"])?;
     let bytes = all(&["IpExt.OutOctets", "Ip6OutOctets"])?;
     let without_socket = all(&WITHOUT_SOCKET_OUT)?.high;
-    let bounds = Bounds {
-        packets: packets.or_less(without_socket),
-        bytes: Some(bytes.or_less(without_socket.saturating_mul(MOST_BYTES))),
-    };
-    Some(Kernel { bounds, segments: 0, without_socket })
+    let closing = CLOSING * closed(window, namespace)?;
+    Some(Kernel {
+        bounds: Bounds { packets, bytes: Some(bytes) },
+        alone: alone(without_socket, closing),
+        segments: 0,
+        without_socket: without_socket + closing,
+    })
 }
 
 fn tcp_sent(window: &Window, namespace: u64) -> Option<Kernel> {
     let all = |names: &[&str]| total(window, namespace, names);
     // Resets may be the kernel's own. A segment that is sent again is in the one counter or in both.
-    let without_socket = all(&["Tcp.OutRsts"])?.high;
-    let packets = all(&["Tcp.OutSegs"])?.or_less(without_socket);
-    let packets = packets.or_more(all(&["Tcp.RetransSegs"])?.high);
-    Some(Kernel { bounds: Bounds { packets, bytes: None }, segments: 0, without_socket })
+    let resets = all(&["Tcp.OutRsts"])?.high;
+    let packets = all(&["Tcp.OutSegs"])?.or_more(all(&["Tcp.RetransSegs"])?.high);
+    let closing = CLOSING * closed(window, namespace)?;
+    Some(Kernel {
+        bounds: Bounds { packets, bytes: None },
+        alone: alone(resets, closing),
+        segments: 0,
+        without_socket: resets + closing,
+    })
 }
 
 /// cgroups that counted and belong to no namespace, so that they are in nobody's row.

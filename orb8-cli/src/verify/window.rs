@@ -54,13 +54,10 @@ impl Window {
     /// What the agent counted within the window, by place; places where nothing was are left out.
     #[must_use]
     pub fn grown(&self) -> Vec<Grown> {
-        let place = |total: &Total| Total { packets: 0, bytes: 0, ..place(total) };
-        let before: Vec<(Total, &Total)> =
+        let before: BTreeMap<Place<'_>, &Total> =
             self.start.totals.totals.iter().map(|total| (place(total), total)).collect();
-        let index: BTreeMap<String, &Total> =
-            before.iter().map(|(place, total)| (format!("{place:?}"), *total)).collect();
         let grown = |total: &Total| {
-            let known = index.get(&format!("{:?}", place(total)));
+            let known = before.get(&place(total));
             let (packets, bytes) = known.map_or((0, 0), |known| (known.packets, known.bytes));
             Grown {
                 at: total.clone(),
@@ -72,19 +69,32 @@ impl Window {
         all.filter(|grown| grown.packets > 0 || grown.bytes > 0).collect()
     }
 
-    /// A protocol counter of a namespace; 0 if the kernel has none of the name, none if the namespace
-    /// was not read.
-    #[must_use]
-    pub fn counter(&self, namespace: u64, name: &str) -> Option<Between> {
+    /// A protocol counter of a namespace, before and after each end; 0 if the kernel has none of the
+    /// name, none if the namespace was not read.
+    fn readings(&self, namespace: u64, name: &str) -> Option<[[u64; 2]; 2]> {
         let read = |reading: &Reading| {
             let stack = reading.stacks.get(&namespace)?;
             Some(stack.get(name).copied().unwrap_or(0))
         };
-        let (start, end) = (&self.start, &self.end);
-        Some(Between::grown(
-            [read(&start.before)?, read(&start.after)?],
-            [read(&end.before)?, read(&end.after)?],
-        ))
+        let ends = [&self.start, &self.end].map(|end| [read(&end.before), read(&end.after)]);
+        let [[a, b], [c, d]] = ends;
+        Some([[a?, b?], [c?, d?]])
+    }
+
+    /// What a protocol counter of a namespace grew by; none if the namespace was not read.
+    #[must_use]
+    pub fn counter(&self, namespace: u64, name: &str) -> Option<Between> {
+        let [start, end] = self.readings(namespace, name)?;
+        Some(Between::grown(start, end))
+    }
+
+    /// The most that a gauge of a namespace may have fallen by, negative if it certainly rose; none if
+    /// the namespace was not read.
+    #[must_use]
+    pub fn fallen(&self, namespace: u64, name: &str) -> Option<i64> {
+        let [start, end] = self.readings(namespace, name)?;
+        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        Some(signed(start[0].max(start[1])) - signed(end[0].min(end[1])))
     }
 
     /// Packets and IP bytes of one direction of an interface, link headers of `header` bytes taken
@@ -123,6 +133,29 @@ impl Window {
         all.partition(|interface| is_attached(interface) && was_attached(interface))
     }
 
+    /// The interfaces that were attached at the start of the window and are not there at its end: what
+    /// the kernel counted at them went with them.
+    #[must_use]
+    pub fn gone(&self) -> Vec<&Interface> {
+        let is_there = |then: &&Interface| {
+            let mut now = self.end.totals.interfaces.iter();
+            now.any(|now| (now.ifindex, &now.name) == (then.ifindex, &then.name))
+        };
+        let then = self.start.totals.interfaces.iter();
+        then.filter(|then| then.state == "attached" && !is_there(then)).collect()
+    }
+
+    /// Why the programs at sockets were not there over the whole window; none if they were.
+    #[must_use]
+    pub fn lacks_sockets(&self) -> Option<String> {
+        let told = [&self.start, &self.end].map(|end| end.totals.socket_plane.clone());
+        let missing = told.into_iter().map(Option::unwrap_or_default);
+        let plane = missing.into_iter().find(|plane| plane.state != "attached")?;
+        let parts = [plane.state, plane.reason];
+        let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        Some(if parts.is_empty() { "the agent does not say".to_owned() } else { parts.join(": ") })
+    }
+
     /// What the ledger says of packets that are in no total: rejected, or lost.
     #[must_use]
     pub fn ledger(&self, of: fn(&PacketLedger) -> Count) -> Count {
@@ -147,18 +180,19 @@ impl Window {
 }
 
 /// What tells places apart; names may become known within the window.
-fn place(total: &Total) -> Total {
-    Total {
-        plane: total.plane.clone(),
-        direction: total.direction.clone(),
-        ip_version: total.ip_version,
-        protocol: total.protocol.clone(),
-        supplement: total.supplement,
-        ifindex: total.ifindex,
-        cgroup_id: total.cgroup_id,
-        filtered: total.filtered.clone(),
-        ..Total::default()
-    }
+type Place<'a> = (&'a str, &'a str, u32, &'a str, bool, u32, u64, &'a str);
+
+fn place(total: &Total) -> Place<'_> {
+    (
+        &total.plane,
+        &total.direction,
+        total.ip_version,
+        &total.protocol,
+        total.supplement,
+        total.ifindex,
+        total.cgroup_id,
+        &total.filtered,
+    )
 }
 
 /// Packets that could not be parsed.
@@ -172,11 +206,21 @@ pub fn rejected(ledger: &PacketLedger) -> Count {
     sum
 }
 
-/// Packets that were lost on the way to the flow table, or passed before programs were attached.
+/// Packets that were lost, or passed before programs were attached.
 #[must_use]
 pub fn lost(ledger: &PacketLedger) -> Count {
+    lost_at(ledger, |_stage| true)
+}
+
+/// Those of them that no total has: what the flow table lost is in the totals.
+#[must_use]
+pub fn untold(ledger: &PacketLedger) -> Count {
+    lost_at(ledger, |stage| stage != "flow_table")
+}
+
+fn lost_at(ledger: &PacketLedger, is_meant: fn(&str) -> bool) -> Count {
     let mut sum = Count::default();
-    for loss in ledger.lost.iter().filter(|loss| loss.stage != "flow_table") {
+    for loss in ledger.lost.iter().filter(|loss| is_meant(&loss.stage)) {
         sum.packets += loss.packets;
         sum.bytes += loss.bytes;
     }

@@ -701,8 +701,8 @@ pub struct GetTotalsRequest {
 pub struct Totals {
     #[prost(string, tag = "1")]
     pub node_name: ::prost::alloc::string::String,
-    /// Answers of one session may be subtracted from each other, others may not. 0: nothing is counted,
-    /// and health_message says why.
+    /// Answers of one session may be subtracted from each other, others may not; no two sessions have
+    /// one number. 0: nothing is counted, and health_message says why.
     #[prost(uint64, tag = "2")]
     pub session: u64,
     /// When the kernel side had been read.
@@ -733,6 +733,22 @@ pub struct Totals {
     /// Why nothing or not all is seen, as AgentStatus.health_message.
     #[prost(string, tag = "12")]
     pub health_message: ::prost::alloc::string::String,
+    /// The programs that count at sockets; none if nothing does.
+    #[prost(message, optional, tag = "13")]
+    pub socket_plane: ::core::option::Option<SocketPlane>,
+    /// As time_ns by CLOCK_MONOTONIC, which nobody sets: for durations.
+    #[prost(uint64, tag = "14")]
+    pub monotonic_ns: u64,
+}
+/// The programs that count at sockets, all or none.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SocketPlane {
+    /// attached, attaching or failed.
+    #[prost(string, tag = "1")]
+    pub state: ::prost::alloc::string::String,
+    /// Why it is not attached.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// Everything that was counted at one place of one protocol in one direction.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

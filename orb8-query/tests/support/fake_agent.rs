@@ -25,6 +25,8 @@ pub(crate) struct Script {
     pub(crate) status: Result<AgentStatus, Status>,
     /// To GetTotals.
     pub(crate) totals: Result<Totals, Status>,
+    /// To the first calls of GetTotals, in this order.
+    pub(crate) first_totals: Vec<Totals>,
     /// To StreamEvents, in this order.
     pub(crate) events: Vec<Event>,
     /// After the events.
@@ -50,6 +52,7 @@ impl Default for Script {
             flows: Ok(QueryFlowsResponse::default()),
             status: Ok(AgentStatus::default()),
             totals: Ok(Totals::default()),
+            first_totals: Vec::new(),
             events: Vec::new(),
             end: End::Open,
             silent: false,
@@ -64,6 +67,8 @@ pub(crate) struct Asked {
     pub(crate) flows: Vec<QueryFlowsRequest>,
     /// By StreamEvents.
     pub(crate) streams: Vec<StreamEventsRequest>,
+    /// By GetTotals.
+    pub(crate) totals: Vec<GetTotalsRequest>,
 }
 
 /// A running agent. Stops when dropped.
@@ -179,8 +184,17 @@ impl OrbitAgentService for Service {
         self.script.status.clone().map(Response::new)
     }
 
-    async fn get_totals(&self, _: Request<GetTotalsRequest>) -> Result<Response<Totals>, Status> {
+    async fn get_totals(
+        &self,
+        request: Request<GetTotalsRequest>,
+    ) -> Result<Response<Totals>, Status> {
+        let number = {
+            let mut asked = locked(&self.asked);
+            asked.totals.push(request.into_inner());
+            asked.totals.len() - 1
+        };
         self.may_be_silent().await;
-        self.script.totals.clone().map(Response::new)
+        let first = self.script.first_totals.get(number).cloned();
+        first.map_or_else(|| self.script.totals.clone(), Ok).map(Response::new)
     }
 }

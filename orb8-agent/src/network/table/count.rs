@@ -196,7 +196,8 @@ impl FlowTable {
         if flow.interface.is_none() {
             flow.interface.clone_from(&added.interface);
         }
-        if flow.scope == Scope::Unknown {
+        // What nobody was asked about is not told here. The next drain asks.
+        if flow.scope == Scope::Unknown && added.wanted {
             let scope = keys::scope_of(&flow.id.key, facts.scope, added.local);
             if scope != flow.scope {
                 flow.scope = scope;

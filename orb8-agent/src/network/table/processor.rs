@@ -13,8 +13,8 @@ use crate::network::keys;
 use crate::pipeline::enricher::EnrichedEvent;
 use crate::pipeline::processor::{EventProcessor, Output};
 
-/// Events and rows that are named before changes of the registry have their turn.
-pub(super) const PER_LOCK: usize = 2048;
+/// Rows that are named before changes of the registry have their turn. Events come in smaller batches.
+const PER_LOCK: usize = 2048;
 
 /// The stage that keeps the table.
 #[derive(Debug)]
@@ -44,9 +44,7 @@ impl EventProcessor for FlowProcessor {
     fn process(&mut self, events: &[EnrichedEvent], output: &mut Output) {
         let table = SharedTable::clone(&self.table);
         let mut table = table.write();
-        for events in events.chunks(PER_LOCK) {
-            self.process_some(&mut table, events, output);
-        }
+        self.process_all(&mut table, events, output);
         table.tell_held(false, output);
     }
 
@@ -57,7 +55,7 @@ impl EventProcessor for FlowProcessor {
 }
 
 impl FlowProcessor {
-    fn process_some(
+    fn process_all(
         &mut self,
         table: &mut FlowTable,
         events: &[EnrichedEvent],

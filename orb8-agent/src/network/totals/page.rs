@@ -52,6 +52,7 @@ impl TotalsPage for TotalsOfHost {
             capture: self.capture.to_owned(),
             cgroup_mount: mount.map(|path| path.display().to_string()).unwrap_or_default(),
             health_message: self.status.health_message(),
+            socket_plane: self.status.socket_plane().as_ref().map(shared::socket_plane),
             ..v1::Totals::default()
         };
         Ok(match snapshot {
@@ -70,6 +71,7 @@ impl TotalsOfHost {
         v1::Totals {
             session: snapshot.session,
             time_ns: crate::clock::to_unix(snapshot.time_ns, self.clock.unix_offset_ns()),
+            monotonic_ns: snapshot.time_ns,
             totals: snapshot.totals.iter().map(total).collect(),
             packet_ledger: Some(shared::packet_ledger(&snapshot.ledger)),
             unlisted: Some(shared::count(snapshot.unlisted)),

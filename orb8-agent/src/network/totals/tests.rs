@@ -4,7 +4,7 @@ use std::thread;
 
 use super::*;
 use crate::event::{DrainReport, FlowId};
-use crate::pipeline::on_demand::OnDemand;
+use crate::pipeline::on_demand::{OnDemand, SPACING};
 use crate::pipeline::runner::{Mover, Stages};
 use crate::pipeline::source::EventSource as _;
 use crate::testing::{Script, count, udp};
@@ -26,6 +26,7 @@ struct Bench {
     script: Script,
     source: OnDemand,
     mover: Mover,
+    now: Instant,
 }
 
 impl Bench {
@@ -40,7 +41,7 @@ impl Bench {
             ..Stages::default()
         };
         let source = OnDemand::new(Box::new(source), totals.drains(), Duration::from_secs(1));
-        Self { totals, script, source, mover: Mover::new(stages, ledger) }
+        Self { totals, script, source, mover: Mover::new(stages, ledger), now: Instant::now() }
     }
 
     /// These are counted, and a drain ends.
@@ -51,7 +52,8 @@ impl Bench {
         let mut batch = Vec::new();
         // Asked for or not, the drain is complete when this returns.
         self.totals.drains().ask();
-        self.source.collect(Instant::now(), &mut batch).unwrap();
+        self.now += SPACING;
+        self.source.collect(self.now, &mut batch).unwrap();
         self.mover.move_all(&mut batch);
     }
 
@@ -121,4 +123,11 @@ fn places_beyond_the_bound_are_told_as_one_sum() {
     let snapshot = bench.ask(10, &counts, 1);
     assert_eq!(snapshot.totals.len(), PLACES);
     assert_eq!(snapshot.unlisted, volume(10, 500));
+}
+
+#[test]
+fn no_two_processes_have_sessions_of_one_number() {
+    let [one, other] = [(); 2].map(|()| Bench::new().ask(10, &[], 1).session);
+    assert_ne!(one, other, "an agent that was started anew within a window is told by it");
+    assert!(one != 0 && other != 0);
 }

@@ -4,7 +4,7 @@ use orb8_common::network::scope;
 
 use super::names::{Bench, from_cgroup};
 use super::*;
-use crate::event::FlowFacts;
+use crate::event::{FlowFacts, Scope};
 use crate::testing::{World, cgroup_of};
 
 const SECOND: u64 = 1_000_000_000;
@@ -65,4 +65,20 @@ fn what_a_row_lacks_is_asked_for_at_each_count() {
     always(at_interface(9), 0, scope::SOCKET);
     always(at_interface(2), 8, scope::SOCKET);
     always(at_interface(2), 0, scope::UNKNOWN);
+}
+
+#[test]
+fn a_row_that_a_spared_count_begins_has_no_scope_until_the_next_drain_asks() {
+    const GRE: u8 = 47;
+    let mut bench = Bench::new(World::synced());
+    let id = flow(GRE, ([10, 9, 9, 9].into(), 0), ([10, 9, 9, 8].into(), 0), true);
+    let at = |seconds| Event::Count(counted(id, seconds * SECOND, 0, scope::UNKNOWN));
+    let scopes = |bench: &Bench| -> Vec<_> { bench.rows().iter().map(|row| row.scope).collect() };
+    bench.feed_sparing([at(1)]).drain(2 * SECOND);
+    assert_eq!(scopes(&bench), [Scope::Forwarded], "the host has neither address");
+    // The row that has all ends between the question and the count.
+    bench.feed_sparing([Event::Released(id), at(3)]);
+    assert_eq!(scopes(&bench), [Scope::Forwarded, Scope::Unknown]);
+    bench.drain(4 * SECOND).feed_sparing([at(5)]);
+    assert_eq!(scopes(&bench), [Scope::Forwarded, Scope::Forwarded]);
 }
