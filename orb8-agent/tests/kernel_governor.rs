@@ -47,10 +47,11 @@ impl View {
         let text = self.stdout.text();
         // The last line may still be under way.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let beginning = format!("{{\"type\":\"{kind}\"");
         whole
             .lines()
+            .filter(|line| line.starts_with(&beginning))
             .map(|line| serde_json::from_str(line).expect("a JSON object a line"))
-            .filter(|line: &Value| line["type"] == kind)
             .collect()
     }
 }
@@ -143,7 +144,7 @@ fn over_its_cpu_budget_the_agent_tells_later_and_counts_the_same_and_comes_back(
     let view = View::open(&netns, "");
     watch.wait_status("the subscription", |status| status.subscribers.len() == 1);
     let mut sent = Traffic::new();
-    send(&cable, &(0..3000).map(udp).collect::<Vec<_>>(), &mut sent);
+    send(&cable, &(0..1000).map(udp).collect::<Vec<_>>(), &mut sent);
     watch.settled(sent.total().packets);
     let observed = while_busy(&watch, || {
         let before =
@@ -171,9 +172,9 @@ fn over_its_cpu_budget_the_agent_tells_later_and_counts_the_same_and_comes_back(
     wait_until(DEADLINE, "everything to be taken back", || {
         let steps = view.told("notice");
         let last = steps.iter().rfind(|notice| is_step(notice));
-        last.is_some_and(|step| {
-            step["message"].to_string().contains("nothing is given up any more")
-        })
+        let says_so = |step: &Value| step["message"].to_string().contains("nothing is given up");
+        // What is told may lag behind what holds.
+        last.is_some_and(says_so) && governor(&watch.status()).level == 0
     });
     let before = watch.status();
     assert_eq!((governor(&before).level, governor(&before).cause.as_str()), (0, "calm"));
@@ -199,7 +200,7 @@ fn packets_that_are_told_while_they_are_sampled_stand_for_all_that_were_offered(
     let cable = Veth::cable(&netns, VethOptions::default());
     let watch = Watch::with(&thrifty(), &netns, 1);
     let mut sent = Traffic::new();
-    send(&cable, &(0..3000).map(udp).collect::<Vec<_>>(), &mut sent);
+    send(&cable, &(0..1000).map(udp).collect::<Vec<_>>(), &mut sent);
     watch.settled(sent.total().packets);
     let view = View::open(&netns, "--packets --rate-limit 100000");
     wait_until(DEADLINE, "the packet view to be attached", || {

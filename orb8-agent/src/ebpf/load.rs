@@ -13,6 +13,7 @@ use orb8_common::setting;
 
 use super::cpus::{self, Cpus};
 use super::mapping::Mapping;
+use super::meter::SparingMap;
 use super::owner_walk::OwnerWalk;
 use super::patch::{self, PatchError, Settings};
 use super::{exchange, object};
@@ -126,9 +127,6 @@ pub type Tunnels = Array<MapData, [u16; TUNNEL_PORTS]>;
 
 /// One value: 1 while the programs at interfaces may leave packets to the socket plane.
 pub type SocketSwitch = Array<MapData, u32>;
-
-/// One value: the two words of `orb8_common::network::Sparing`.
-pub type SparingMap = Array<MapData, [u32; 2]>;
 
 /// Plain bytes as a map value.
 #[derive(Clone, Copy, Debug)]

@@ -6,11 +6,15 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aya::maps::{Array, MapData};
 use orb8_common::network::Sparing;
 
-use super::load::{Programs, SparingMap};
+use super::load::Programs;
 use super::sys;
 use crate::datapath::RingGauges;
+
+/// One value: the two words of [`Sparing`].
+pub type SparingMap = Array<MapData, [u32; 2]>;
 
 /// The running programs, as the governor sees them.
 pub struct Meter {
