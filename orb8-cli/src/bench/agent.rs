@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,6 +17,7 @@ use orb8_proto::v1::{
     AgentStatus, Condition, FlowFilter, PortRange, Ports, QueryFlowsRequest, Strings,
 };
 use orb8_query::Client;
+use orb8_query::rows::FlowRecord;
 use orb8_util::net::HostPort;
 
 use super::args::BenchArgs;
@@ -201,7 +202,8 @@ impl Agent {
             if let Some(error) = answer.errors.first() {
                 return Err(self.gone(error.to_string()));
             }
-            let counted: u64 = answer.flows.iter().map(|flow| flow.packets).sum();
+            let records = answer.flows.iter().map(FlowRecord::from);
+            let counted: u64 = records.map(|record| record.packets).sum();
             if counted >= datagrams.sent + datagrams.received || Instant::now() > end {
                 return Ok(counted);
             }
@@ -223,7 +225,7 @@ impl Agent {
             if let Some(status) = self.child.try_wait().map_err(CliError::Runtime)? {
                 let said = self.log.finish();
                 let text = || format!("the agent ended with {status} when asked to stop: {said}");
-                return if status.success() { Ok(()) } else { Err(CliError::Measure(text())) };
+                return if ended_well(status) { Ok(()) } else { Err(CliError::Measure(text())) };
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -257,6 +259,17 @@ impl Drop for Agent {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// True if it did as it was asked. One that had only just been started, and does not heed signals yet,
+/// is ended by the signal itself.
+fn ended_well(status: ExitStatus) -> bool {
+    #[cfg(unix)]
+    let asked = std::os::unix::process::ExitStatusExt::signal(&status)
+        == Some(rustix::process::Signal::TERM.as_raw());
+    #[cfg(not(unix))]
+    let asked = true;
+    status.success() || asked
 }
 
 /// Asks it to end in order.

@@ -1,7 +1,7 @@
 //! The far end of the loads: takes bytes, answers requests, sends datagrams back.
 //!
-//! Behind loopback a thread of this process serves one connection; `orb8 bench --listen` serves as many
-//! as [`MOST`] for others. It sends nothing to anybody who did not connect.
+//! Behind loopback a thread of this process serves one connection; `orb8 bench --listen` serves sixteen
+//! at once for others. It sends nothing to anybody who did not connect.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -130,7 +130,7 @@ impl Plan {
         })
     }
 
-    /// Small datagrams, [`WINDOW`] at a time.
+    /// Small datagrams, 32 at a time.
     ///
     /// # Errors
     /// As for [`Plan::run`].

@@ -69,9 +69,10 @@ pub async fn run(
     let plan = Plan { target, duration: args.duration, stop: Arc::clone(&stop) };
     let mut bench = Bench { plan, options, stop, figures: Sums::default() };
     let length = duration::short(bench.length(args.pairs));
-    let rounds = args.pairs;
+    let rounds =
+        if args.pairs == 1 { "1 round".to_owned() } else { format!("{} rounds", args.pairs) };
     terminal.note(format!(
-        "{rounds} rounds of a run with an agent and two without, about {length}; Ctrl-C ends it with \
+        "{rounds} of a run with an agent and two without, about {length}; Ctrl-C ends it with \
          what there is"
     ));
     let rounds = bench.rounds(args.pairs, terminal).await?;
@@ -307,13 +308,13 @@ impl Bench {
 /// The agent counted nothing of the load.
 fn unseen(status: &AgentStatus) -> CliError {
     let why = if status.health_message.is_empty() {
-        format!("{} ({})", status.capture, status.capture_reason)
+        format!("it counts at {} ({})", page::place(&status.capture), status.capture_reason)
     } else {
         status.health_message.clone()
     };
     CliError::Usage(format!(
-        "the agent sees nothing of this load, so there is nothing to compare; it counts at: {why}. Over \
-         loopback use --capture socket or set ORB8_INTERFACES=lo, or measure over a link with --target"
+        "the agent sees nothing of this load, so there is nothing to compare: {why}; over loopback use \
+         --capture socket or set ORB8_INTERFACES=lo, or measure over a link with --target"
     ))
 }
 

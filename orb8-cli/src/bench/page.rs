@@ -217,7 +217,8 @@ pub fn conclude(report: &Report, terminal: &mut Terminal<'_>) {
     }
 }
 
-fn place(capture: &str) -> &str {
+/// Where an agent counts, in words.
+pub(super) fn place(capture: &str) -> &str {
     match capture {
         "socket" => "sockets",
         "tc" => "interfaces",
