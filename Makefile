@@ -49,6 +49,11 @@ vm-test: setup ## The kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel
 bench: setup build ## Measure cost and speed; writes target/bench.json (BENCH="--quick tc_ veth" for less)
 	cargo bench --quiet --package orb8-agent --bench bench -- $(BENCH)
 
+.PHONY: soak
+soak: setup ## Overload an agent in every way for ten minutes (SOAK="--minutes 60 --only steady", SOAK=--quick)
+	cargo build --workspace
+	@target/debug/soak $(SOAK)
+
 .PHONY: lint
 lint: setup ## Formatting, clippy, documentation; cargo-deny where it is installed
 	@$(XTASK) lint

@@ -13,7 +13,7 @@ use crate::capture::{self, Choice, NoSocketPlane, Planes, View};
 use crate::cgroup::Memberships;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
-use crate::datapath::{Datapath, Start, StartError, Started};
+use crate::datapath::{Datapath, Start};
 use crate::ebpf;
 use crate::ebpf::clsact::{self, Removed};
 use crate::ebpf::datapath::Decoders;
@@ -21,6 +21,7 @@ use crate::ebpf::netlink::{Netlink, NetlinkError};
 use crate::export::grpc::{self, ServeError, Service};
 use crate::export::hub::Hub;
 use crate::export::log::LogExporter;
+use crate::governor;
 use crate::host::HostFacts;
 use crate::k8s::client::ConnectError;
 use crate::k8s::identity::{Knowledge, OwnerEnricher, Resolver};
@@ -37,12 +38,15 @@ use crate::pipeline::on_demand::{Drains, OnDemand};
 use crate::pipeline::runner::{self, Handle, Mover, SharedLedger, Stages, StopError};
 use crate::pipeline::source::EventSource;
 use crate::preflight::{self, Check};
-use crate::status::{Board, Cause, FlowCounts, Identity, Status, StatusExporter};
+use crate::status::{Board, FlowCounts, Identity, Status, StatusExporter};
 
+mod govern;
+mod kernel;
 mod known;
 mod listen;
 mod place;
 
+use kernel::{Kernel, start_kernel};
 use known::{Keepers, Running};
 use listen::listen;
 
@@ -178,6 +182,7 @@ struct Shared {
     hub: Arc<Hub>,
     status: Arc<Status>,
     totals: Arc<Totals>,
+    governor: Arc<governor::Board>,
     known: Knowledge,
     clock: Arc<dyn Clock>,
 }
@@ -187,8 +192,8 @@ impl Shared {
         let ledger = SharedLedger::default();
         let interval = settings.drain_interval();
         let limits = Limits {
-            max_flows: settings.max_flows,
-            history: Duration::from_secs(settings.flow_history_secs.into()),
+            max_flows: settings.max_flows_held(),
+            history: govern::history(settings),
             // The kernel side ends idle flows; this is for what it never knew or told.
             idle: Duration::from_secs(settings.flow_timeout_secs.into()) + 3 * interval,
             drain_interval: interval,
@@ -199,6 +204,7 @@ impl Shared {
             ledger,
             hub: Hub::shared(),
             status: Status::new(settings.node_name.as_str().into()),
+            governor: govern::board(settings),
             known,
             clock,
         })
@@ -232,15 +238,21 @@ impl Shared {
         }
     }
 
-    /// Lets the flow lines be read when somebody asks, not on their timer alone.
-    fn on_demand(&self, sources: Vec<Box<dyn EventSource>>) -> Vec<Box<dyn EventSource>> {
+    /// Lets the flow lines be read when somebody asks, not on their timer alone; and adds the governor.
+    fn sources(
+        &self,
+        settings: &Settings,
+        sources: Vec<Box<dyn EventSource>>,
+        datapath: Option<Arc<dyn Datapath>>,
+    ) -> Vec<Box<dyn EventSource>> {
         let wrap = |source: Box<dyn EventSource>| -> Box<dyn EventSource> {
             if source.name() != LINES {
                 return source;
             }
-            Box::new(OnDemand::new(source, self.totals.drains()))
+            Box::new(OnDemand::new(source, self.totals.drains(), settings.drain_interval()))
         };
-        sources.into_iter().map(wrap).collect()
+        let governor: Box<dyn EventSource> = Box::new(govern::source(settings, self, datapath));
+        sources.into_iter().map(wrap).chain([governor]).collect()
     }
 
     fn service(
@@ -294,7 +306,8 @@ impl Shared {
             identity: Identity {
                 node_name: self.status.node_name(),
                 kernel_release: kernel_release(),
-                max_flows: settings.max_flows,
+                max_flows_set: settings.max_flows,
+                max_flows: settings.max_flows_held(),
                 capture,
                 capture_reason,
                 started_ns: self.clock.monotonic_ns(),
@@ -310,6 +323,7 @@ impl Shared {
             }),
             shares: Box::new(move || read(&shares).shares().map(network_wire::share).collect()),
             known: self.known.clone(),
+            governor: Arc::clone(&self.governor),
             clock: Arc::clone(&self.clock),
         }
     }
@@ -348,7 +362,7 @@ impl Agent {
         let (ended, pipeline_ended) = oneshot::channel();
         let planes = choice.as_ref().ok().map(|choice| &choice.planes);
         let mover = Mover::new(shared.stages(memberships, planes), Arc::clone(&shared.ledger));
-        let sources = shared.on_demand(sources);
+        let sources = shared.sources(settings, sources, datapath.clone());
         let pipeline = runner::spawn(sources, mover, Arc::clone(&shared.clock), move || {
             // Nobody waits for it any more if the agent is ending by itself.
             ended.send(()).ok();
@@ -445,48 +459,6 @@ fn finished(
         Ok(result) => Ok(result?),
         Err(error) => Err(ServeError::Listener(io::Error::other(error)).into()),
     }
-}
-
-struct Kernel {
-    sources: Vec<Box<dyn EventSource>>,
-    datapath: Option<Arc<dyn Datapath>>,
-}
-
-/// Starts the kernel side; without `--strict` a failure is a reason in status.
-async fn start_kernel(
-    settings: &Settings,
-    start: Start,
-    checks: &[Check],
-    choice: &Result<Choice, NoSocketPlane>,
-    shared: &Shared,
-) -> Result<Kernel, AgentError> {
-    let missing = match choice {
-        Ok(_) => preflight::failures(checks),
-        Err(error) => error.to_string(),
-    };
-    let (cause, reason) = if let (Ok(choice), true) = (choice, missing.is_empty()) {
-        let (datapath, facts) =
-            (settings.datapath(choice.planes.clone()), Arc::clone(&shared.known.facts));
-        let started = tokio::task::spawn_blocking(move || start(&datapath, facts)).await;
-        let started = started.unwrap_or_else(|error| {
-            Err(StartError { message: format!("loading the programs ended early: {error}") })
-        });
-        match started {
-            Ok(Started { sources, handle }) => {
-                shared.status.set_datapath(Arc::clone(&handle));
-                return Ok(Kernel { sources, datapath: Some(handle) });
-            }
-            Err(error) => (Cause::Start, preflight::explained(checks, error.to_string())),
-        }
-    } else {
-        (Cause::Preflight, missing)
-    };
-    if settings.strict {
-        return Err(AgentError::Need(reason));
-    }
-    error!(reason, "Nothing can be seen; the agent stays up and says so.");
-    shared.status.set(cause, Some(reason));
-    Ok(Kernel { sources: Vec::new(), datapath: None })
 }
 
 fn kernel_release() -> String {

@@ -70,6 +70,12 @@ impl Clock for SystemClock {
     }
 }
 
+/// CPU time that all threads of this process have taken.
+#[must_use]
+pub fn process_cpu() -> Duration {
+    Duration::from_nanos(u64::try_from(nanoseconds(ClockId::ProcessCPUTime)).unwrap_or(0))
+}
+
 fn read_offset_ns() -> i64 {
     // The two readings are not of one moment: the monotonic one comes second, so an interruption
     // makes the difference smaller, and the largest of three was interrupted least.

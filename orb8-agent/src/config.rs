@@ -11,16 +11,19 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
-use globset::Glob;
 
 use crate::capture::Planes;
 use crate::datapath::{AttachMode, DatapathSettings};
+use crate::governor::{self, Budgets};
 use crate::k8s::{KubernetesSettings, Mode};
-use crate::telemetry;
 
-const KIB: u32 = 1 << 10;
-const MIB: u32 = 1 << 20;
-const RING_BUFFER: std::ops::RangeInclusive<u32> = 64 * KIB..=32 * MIB;
+mod values;
+
+pub use values::Share;
+use values::{
+    cpu_budget, directory, host_name, interfaces, log_filter, memory_budget, node_name,
+    ring_buffer_size, sampling_threshold,
+};
 
 /// The orb8 node agent: counts this host's network flows in the kernel and answers queries.
 ///
@@ -53,7 +56,8 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_query_limit: u32,
 
-    /// Events that wait for one subscriber; what does not fit is that subscriber's own loss.
+    /// Events that wait for one subscriber; what does not fit is that subscriber's own loss. Of more
+    /// than 16 subscribers each has less room.
     #[arg(long, env = "ORB8_BROADCAST_CHANNEL_SIZE", default_value_t = 8192, value_name = "EVENTS",
         value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub broadcast_channel_size: u32,
@@ -64,10 +68,28 @@ pub struct Settings {
     pub ring_buffer_size: u32,
 
     /// Bytes meant for the agent and its maps: 32MiB to 4095MiB. The lines of the CPUs take at most a
-    /// sixth; the flow table is sized by the most flows.
+    /// sixth, and no more flows are held than it has room for; above it, ended flows are kept for less
+    /// time.
     #[arg(long, env = "ORB8_MEMORY_BUDGET", default_value = "96MiB", value_name = "BYTES",
         value_parser = memory_budget)]
     pub memory_budget: u32,
+
+    /// Part of the node's CPU time, all CPUs together, meant for the agent and its programs, such as
+    /// 0.5%. Above it the agent reads counters less often and tells less; it never counts less.
+    #[arg(long, env = "ORB8_CPU_BUDGET", default_value = "1%", value_name = "PERCENT",
+        value_parser = cpu_budget)]
+    pub cpu_budget: Share,
+
+    /// Part of a ring of events that may be full; above it packets of the packet view are sampled, and
+    /// starts of flows that no SYN opens are told by the next read of the counters.
+    #[arg(long, env = "ORB8_SAMPLING_THRESHOLD", default_value = "80%", value_name = "PERCENT",
+        value_parser = sampling_threshold)]
+    pub sampling_threshold: Share,
+
+    /// How often the budgets are looked at, in milliseconds. For tests.
+    #[arg(long, default_value_t = 5000, hide = true, value_name = "MILLISECONDS",
+        value_parser = clap::value_parser!(u32).range(50..=60_000))]
+    pub governor_interval_ms: u32,
 
     /// Where packets are counted: at sockets, at interfaces (tc), or what suits this node.
     #[arg(long, env = "ORB8_CAPTURE", default_value = "auto", value_name = "PLANE", value_enum)]
@@ -235,7 +257,7 @@ struct Known {
 }
 
 /// Every setting, in the order in which they are shown.
-const SETTINGS: [Known; 22] = [
+const SETTINGS: [Known; 24] = [
     Known { id: "max_flows", range: "16 to 4000000", show: |s| s.max_flows.to_string() },
     Known {
         id: "flow_timeout_secs",
@@ -264,6 +286,12 @@ const SETTINGS: [Known; 22] = [
         show: |s| s.ring_buffer_size.to_string(),
     },
     Known { id: "memory_budget", range: "32MiB to 4095MiB", show: |s| s.memory_budget.to_string() },
+    Known { id: "cpu_budget", range: "0.01% to 100%", show: |s| s.cpu_budget.to_string() },
+    Known {
+        id: "sampling_threshold",
+        range: "1% to 100%",
+        show: |s| s.sampling_threshold.to_string(),
+    },
     Known {
         id: "capture",
         range: "auto, socket, tc",
@@ -379,6 +407,28 @@ impl Settings {
         Duration::from_secs(self.expiration_interval_secs.into())
     }
 
+    /// The most flows that are held: as set, as far as the memory budget has room for them.
+    #[must_use]
+    pub fn max_flows_held(&self) -> u32 {
+        governor::flows_within(self.max_flows, self.memory_budget.into())
+    }
+
+    /// What the agent may use.
+    #[must_use]
+    pub fn budgets(&self) -> Budgets {
+        Budgets {
+            cpu: self.cpu_budget.part(),
+            memory_bytes: self.memory_budget.into(),
+            ring: self.sampling_threshold.part(),
+        }
+    }
+
+    /// How often the budgets are looked at.
+    #[must_use]
+    pub fn governor_interval(&self) -> Duration {
+        Duration::from_millis(self.governor_interval_ms.into())
+    }
+
     /// Where the Kubernetes API is, and whether it is asked.
     #[must_use]
     pub fn kubernetes(&self) -> KubernetesSettings {
@@ -390,7 +440,7 @@ impl Settings {
     pub fn datapath(&self, planes: Planes) -> DatapathSettings {
         DatapathSettings {
             planes,
-            max_flows: self.max_flows,
+            max_flows: self.max_flows_held(),
             ring_buffer_bytes: self.ring_buffer_size,
             memory_budget: self.memory_budget.into(),
             attach: match self.tc_attach {
@@ -406,79 +456,6 @@ impl Settings {
             drain_interval: self.drain_interval(),
         }
     }
-}
-
-/// A number of bytes, also with a unit; `None` if it is none, or above 4 GiB.
-fn size(text: &str) -> Option<u32> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "" => Some(1),
-        "KiB" | "K" | "k" => Some(KIB),
-        "MiB" | "M" | "m" => Some(MIB),
-        _ => None,
-    };
-    digits.parse::<u32>().ok().zip(unit).and_then(|(count, unit)| count.checked_mul(unit))
-}
-
-fn memory_budget(text: &str) -> Result<u32, String> {
-    match size(text) {
-        Some(bytes) if bytes >= 32 * MIB => Ok(bytes),
-        Some(_) | None => Err("give 32MiB to 4095MiB".to_owned()),
-    }
-}
-
-fn ring_buffer_size(text: &str) -> Result<u32, String> {
-    match size(text) {
-        Some(bytes) if RING_BUFFER.contains(&bytes) && bytes.is_power_of_two() => Ok(bytes),
-        Some(bytes) if RING_BUFFER.contains(&bytes) => {
-            let below = 1 << bytes.ilog2();
-            Err(format!("{bytes} bytes are no power of two, use {below} or {}", below << 1))
-        }
-        Some(_) | None => Err("give 64KiB to 32MiB, a power of two".to_owned()),
-    }
-}
-
-fn interfaces(text: &str) -> Result<Interfaces, String> {
-    if text == "auto" {
-        return Ok(Interfaces::Auto);
-    }
-    let globs: Vec<_> = text.split(',').map(|glob| glob.trim().to_owned()).collect();
-    for glob in &globs {
-        if glob.is_empty() {
-            return Err(
-                "a name between commas is empty, give auto or globs such as eth0,wg*".to_owned()
-            );
-        }
-        if let Err(error) = Glob::new(glob) {
-            return Err(format!(
-                "{glob:?} is no glob ({}), give one such as eth0 or wg*",
-                error.kind()
-            ));
-        }
-    }
-    Ok(Interfaces::Globs(globs))
-}
-
-fn directory(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if path.is_dir() { Ok(path) } else { Err("there is no such directory".to_owned()) }
-}
-
-fn node_name(text: &str) -> Result<String, String> {
-    let printable = text.chars().all(|c| c.is_ascii_graphic());
-    if text.is_empty() || text.len() > 253 || !printable {
-        return Err("give 1 to 253 printable characters without spaces".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-fn log_filter(text: &str) -> Result<String, String> {
-    telemetry::filter(text).map(|_valid| text.to_owned()).map_err(|error| error.to_string())
-}
-
-fn host_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    if node_name(&name).is_ok() { name } else { "unknown".to_owned() }
 }
 
 #[cfg(test)]

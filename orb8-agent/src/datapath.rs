@@ -2,12 +2,14 @@
 //!
 //! `ebpf` implements this; tests put a scripted one in its place. Nothing here touches the kernel.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use orb8_common::network::PacketFilter;
+use orb8_common::network::{PacketFilter, Sparing};
 
 use crate::capture::Planes;
 use crate::host::HostFacts;
@@ -98,10 +100,105 @@ pub trait Datapath: Send + Sync + Debug {
         rate: u32,
     ) -> Result<Box<dyn PacketWatch>, StartError>;
 
+    /// Lets the programs tell less from now on.
+    fn spare(&self, _sparing: Sparing) {}
+
+    /// How full the rings are; none where there are no rings.
+    fn rings(&self) -> Option<Arc<RingGauges>> {
+        None
+    }
+
+    /// What became of the packets of all packet views.
+    fn packet_view(&self) -> PacketViewCounts {
+        PacketViewCounts::default()
+    }
+
+    /// CPU time that our programs have taken while the kernel kept statistics; none if it cannot be
+    /// read.
+    fn program_time(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Makes the kernel keep statistics of all programs of the host until the guard is dropped, which
+    /// costs each run of each of them; none if it refuses.
+    fn keep_statistics(&self) -> Option<Box<dyn Any + Send>> {
+        None
+    }
+
     /// Detaches everything and waits until no program runs any more, so that what the sources
     /// then read is final; false if that takes longer than until the deadline. Called once,
     /// before the pipeline reads its sources for the last time.
     fn stop(&self, deadline: Instant) -> bool;
+}
+
+/// Which ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// Of lifecycle events.
+    Events,
+    /// Of the packet view.
+    Packets,
+}
+
+/// How full the rings were when they were read, at the most since somebody looked. Those who read
+/// them note it.
+#[derive(Debug, Default)]
+pub struct RingGauges([AtomicU32; 2]);
+
+/// How full the rings were, 0 to 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RingFill {
+    /// The ring of lifecycle events.
+    pub events: f64,
+    /// The ring of the packet view.
+    pub packets: f64,
+}
+
+impl RingGauges {
+    /// Of a full ring.
+    const FULL: f64 = 1e6;
+
+    /// Notes that so many of a ring's bytes were to be read.
+    pub fn note(&self, ring: Ring, bytes: u64, of: u64) {
+        let millionths = bytes.min(of).saturating_mul(1_000_000) / of.max(1);
+        let millionths = u32::try_from(millionths).unwrap_or(u32::MAX);
+        self.0[ring as usize].fetch_max(millionths, Ordering::Relaxed);
+    }
+
+    /// The fullest that they were since they were taken last.
+    #[must_use]
+    pub fn fullest(&self) -> RingFill {
+        let share = |ring: Ring| f64::from(self.0[ring as usize].load(Ordering::Relaxed));
+        RingFill {
+            events: share(Ring::Events) / Self::FULL,
+            packets: share(Ring::Packets) / Self::FULL,
+        }
+    }
+
+    /// The same, and begins anew.
+    pub fn take(&self) -> RingFill {
+        let share = |ring: Ring| f64::from(self.0[ring as usize].swap(0, Ordering::Relaxed));
+        RingFill {
+            events: share(Ring::Events) / Self::FULL,
+            packets: share(Ring::Packets) / Self::FULL,
+        }
+    }
+}
+
+/// What became of the packets (skbs) of the packet view: matched = told + untold + rate_limited +
+/// ring_full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PacketViewCounts {
+    /// The kernel's filter let them through.
+    pub matched: u64,
+    /// What the packets stand for that were told.
+    pub told: u64,
+    /// Sampled away, and no packet that was told stands for them yet.
+    pub untold: u64,
+    /// Not told because of the rate.
+    pub rate_limited: u64,
+    /// Not told because the ring was full.
+    pub ring_full: u64,
 }
 
 /// An open packet view.

@@ -1,9 +1,24 @@
 //! How the agent stays within its budgets: what it gives up, in which order, and when it takes it back.
 //!
-//! Pure: it is told what was measured over an interval and says which level holds from then on. It
-//! never touches what flows count; what it gives up is time between drains and lifecycle events.
+//! The judge here is pure: it is told what was measured over an interval and says what is given up from
+//! then on. Nothing here ever touches what flows count; what is given up is time between drains, early
+//! word of some events, packets of the packet view, and how long ended flows are kept.
 
 use std::time::Duration;
+
+use crate::datapath::RingFill;
+
+mod board;
+mod ladder;
+mod meter;
+mod room;
+mod source;
+
+pub use board::{Board, State};
+use ladder::{Ladder, Load, Step};
+pub use meter::{Basis, Meter};
+pub use room::{BASE_BYTES, FLOW_BYTES, flows_within};
+pub use source::{GovernorSource, Hands};
 
 /// What the agent may use.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,275 +50,204 @@ pub struct Measured {
     pub programs: Duration,
     /// Bytes, resident and maps, at its end.
     pub memory_bytes: u64,
-    /// The fullest that a ring was, 0 to 1.
-    pub ring: f64,
 }
 
 impl Measured {
-    /// CPU time as a share of what the node's CPUs had; 0 for an interval of no length.
+    /// A time as a share of what the node's CPUs had; 0 for an interval of no length.
+    #[must_use]
+    pub fn share(&self, time: Duration) -> f64 {
+        let had = self.interval.as_secs_f64() * f64::from(self.cpus.max(1));
+        if had > 0.0 { time.as_secs_f64() / had } else { 0.0 }
+    }
+
+    /// CPU time of agent and programs, as [`Self::share`].
     #[must_use]
     pub fn cpu(&self) -> f64 {
-        let had = self.interval.as_secs_f64() * f64::from(self.cpus.max(1));
-        if had > 0.0 { (self.user + self.programs).as_secs_f64() / had } else { 0.0 }
+        self.share(self.user.saturating_add(self.programs))
     }
 }
 
-/// What is given up at a level.
+/// What is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Level {
-    /// The drain interval is so many times the set one.
-    pub drain_interval: u32,
-    /// Changes of TCP state are not told; starts and ends are.
+pub struct Given {
+    /// So many intervals pass between drains.
+    pub intervals: u32,
+    /// Starts of flows that no SYN opens are left to the drain.
     pub fewer_events: bool,
-    /// Of events that are not critical, one of so many is told.
+    /// Of packets of the packet view that are not critical, one of so many is told.
     pub sampling: u32,
+    /// Ended flows are kept for one part in so many of the set time; 0: not at all.
+    pub history_part: u32,
 }
 
-/// The levels, in the order in which they are taken. Each halves at most what costs most.
-pub const LEVELS: [Level; 9] = [
-    Level { drain_interval: 1, fewer_events: false, sampling: 1 },
-    Level { drain_interval: 2, fewer_events: false, sampling: 1 },
-    Level { drain_interval: 4, fewer_events: false, sampling: 1 },
-    Level { drain_interval: 4, fewer_events: true, sampling: 1 },
-    Level { drain_interval: 4, fewer_events: true, sampling: 2 },
-    Level { drain_interval: 4, fewer_events: true, sampling: 4 },
-    Level { drain_interval: 4, fewer_events: true, sampling: 8 },
-    Level { drain_interval: 4, fewer_events: true, sampling: 16 },
-    Level { drain_interval: 4, fewer_events: true, sampling: 32 },
+impl Given {
+    /// Nothing is given up.
+    pub const NOTHING: Self =
+        Self { intervals: 1, fewer_events: false, sampling: 1, history_part: 1 };
+
+    /// How long ended flows are kept, where so long is set.
+    #[must_use]
+    pub fn history(&self, set: Duration) -> Duration {
+        set.checked_div(self.history_part).unwrap_or(Duration::ZERO)
+    }
+}
+
+/// What is given up for CPU time, in the order in which it is: intervals, fewer events, sampling. Each
+/// step halves at most what costs most.
+const CPU_STEPS: [(u32, bool, u32); 9] = [
+    (1, false, 1),
+    (2, false, 1),
+    (4, false, 1),
+    (4, true, 1),
+    (4, true, 2),
+    (4, true, 4),
+    (4, true, 8),
+    (4, true, 16),
+    (4, true, 32),
 ];
+
+/// The part of the history that is kept, for memory.
+const HISTORY_PARTS: [u32; 4] = [1, 2, 4, 0];
+
+/// Doublings of the sampling for a ring of packets that fills.
+const DOUBLINGS: usize = orb8_common::sample::MAX_ONE_IN.ilog2() as usize;
 
 /// Taking a step back may double the cost, so less than this part of a budget must be used before.
 const CALM: f64 = 0.45;
-/// How long it must have been calm.
-const CALM_FOR: Duration = Duration::from_secs(10);
+/// The same of memory, which does not double when more flows are kept.
+const MEMORY_CALM: f64 = 0.9;
+/// Memory comes back late or not at all, so another step is taken only when it has grown by this part of
+/// its budget since the last.
+const MEMORY_GROWTH: u64 = 64;
 
-/// Which budget was exceeded.
+/// Which budget a step is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// CPU time.
     Cpu,
     /// Memory.
     Memory,
-    /// A ring was nearly full.
-    Ring,
-    /// None: it has been calm for a while.
-    Calm,
+    /// The ring of lifecycle events was nearly full.
+    EventRing,
+    /// The ring of the packet view was nearly full.
+    PacketRing,
 }
 
-/// The level has changed.
+impl Cause {
+    /// The word that status uses.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::EventRing => "event_ring",
+            Self::PacketRing => "packet_ring",
+        }
+    }
+}
+
+/// A step was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The number of the level from now on, in [`LEVELS`].
-    pub level: usize,
-    /// Why.
+    /// For which budget.
     pub cause: Cause,
+    /// It has been calm, and something is taken back.
+    pub back: bool,
 }
 
 /// Holds the budgets.
 #[derive(Clone, Debug)]
 pub struct Governor {
     budgets: Budgets,
-    level: usize,
-    calm_for: Duration,
+    cpu: Ladder,
+    memory: Ladder,
+    events: Ladder,
+    packets: Ladder,
+    /// Memory when the last step was taken for it.
+    memory_before: u64,
 }
 
 impl Governor {
-    /// Nothing given up yet.
+    /// Nothing given up yet; something is taken back when it has been calm for so long.
     #[must_use]
-    pub const fn new(budgets: Budgets) -> Self {
-        Self { budgets, level: 0, calm_for: Duration::ZERO }
+    pub const fn new(budgets: Budgets, calm_for: Duration) -> Self {
+        Self {
+            budgets,
+            cpu: Ladder::new(CPU_STEPS.len() - 1, calm_for),
+            memory: Ladder::new(HISTORY_PARTS.len() - 1, calm_for),
+            events: Ladder::new(1, calm_for),
+            packets: Ladder::new(DOUBLINGS, calm_for),
+            memory_before: 0,
+        }
     }
 
     /// What is given up now.
     #[must_use]
-    pub const fn level(&self) -> Level {
-        LEVELS[self.level]
-    }
-
-    /// Judges an interval: one step further at once if a budget was exceeded, one step back after a
-    /// while of calm. None if all stays as it is.
-    pub fn judge(&mut self, measured: &Measured) -> Option<Change> {
-        if let Some(cause) = self.exceeded(measured) {
-            self.calm_for = Duration::ZERO;
-            if self.level + 1 == LEVELS.len() {
-                return None;
-            }
-            self.level += 1;
-            return Some(Change { level: self.level, cause });
-        }
-        if self.level == 0 || !self.is_calm(measured) {
-            self.calm_for = Duration::ZERO;
-            return None;
-        }
-        self.calm_for = self.calm_for.saturating_add(measured.interval);
-        if self.calm_for < CALM_FOR {
-            return None;
-        }
-        self.calm_for = Duration::ZERO;
-        self.level -= 1;
-        Some(Change { level: self.level, cause: Cause::Calm })
-    }
-
-    fn exceeded(&self, measured: &Measured) -> Option<Cause> {
-        if measured.cpu() > self.budgets.cpu {
-            Some(Cause::Cpu)
-        } else if measured.memory_bytes > self.budgets.memory_bytes {
-            Some(Cause::Memory)
-        } else if measured.ring > self.budgets.ring {
-            Some(Cause::Ring)
-        } else {
-            None
+    pub fn given(&self) -> Given {
+        let (intervals, fewer_events, sampling) = CPU_STEPS[self.cpu.step()];
+        Given {
+            intervals,
+            fewer_events: fewer_events || self.events.step() > 0,
+            sampling: sampling.max(1 << self.packets.step()),
+            history_part: HISTORY_PARTS[self.memory.step()],
         }
     }
 
-    /// Memory comes with traffic and not with levels: it need only be within its budget.
-    fn is_calm(&self, measured: &Measured) -> bool {
-        measured.cpu() < CALM * self.budgets.cpu && measured.ring < CALM * self.budgets.ring
-    }
-}
-
-/// Lets one of so many events through, each with the number of events that it stands for: the sum of
-/// these and what is still to be told for is exactly what was offered.
-#[derive(Clone, Debug, Default)]
-pub struct Sampler {
-    untold: u64,
-}
-
-impl Sampler {
-    /// Offers an event; gives what it stands for if it is to be told. Critical ones (SYN, FIN, RST,
-    /// first packets) always are, and stand for themselves alone.
-    pub fn offer(&mut self, critical: bool, sampling: u32) -> Option<u64> {
-        if critical {
-            return Some(1);
-        }
-        self.untold += 1;
-        (self.untold >= u64::from(sampling.max(1))).then(|| std::mem::take(&mut self.untold))
-    }
-
-    /// Events that no event stands for yet.
+    /// How many steps are taken now.
     #[must_use]
-    pub const fn untold(&self) -> u64 {
-        self.untold
+    pub const fn level(&self) -> usize {
+        self.cpu.step() + self.memory.step() + self.events.step() + self.packets.step()
     }
+
+    /// Judges CPU time and memory of an interval: for each one step further at once if its budget was
+    /// exceeded, one step back after a while of calm.
+    pub fn judge_load(&mut self, measured: &Measured) -> impl Iterator<Item = Change> + use<> {
+        let cpu = Load::of(measured.cpu(), self.budgets.cpu, CALM);
+        let memory = self.load_of_memory(measured.memory_bytes);
+        let cpu = self.cpu.judge(cpu, measured.interval);
+        let memory = self.memory.judge(memory, measured.interval);
+        if memory == Some(Step::Further) {
+            self.memory_before = measured.memory_bytes;
+        }
+        changes([(Cause::Cpu, cpu), (Cause::Memory, memory)])
+    }
+
+    /// Judges how full the rings were at the most, over so long.
+    pub fn judge_rings(
+        &mut self,
+        fill: RingFill,
+        interval: Duration,
+    ) -> impl Iterator<Item = Change> + use<> {
+        let events = Load::of(fill.events, self.budgets.ring, CALM);
+        let packets = Load::of(fill.packets, self.budgets.ring, CALM);
+        let events = self.events.judge(events, interval);
+        let packets = self.packets.judge(packets, interval);
+        changes([(Cause::EventRing, events), (Cause::PacketRing, packets)])
+    }
+
+    /// Whether a ring is over the threshold, and something can be given up for it.
+    #[must_use]
+    pub fn is_pressed(&self, fill: RingFill) -> bool {
+        let over = |fill: f64, ladder: &Ladder| fill > self.budgets.ring && !ladder.is_at_end();
+        over(fill.events, &self.events) || over(fill.packets, &self.packets)
+    }
+
+    fn load_of_memory(&self, bytes: u64) -> Load {
+        let budget = self.budgets.memory_bytes;
+        let grown = bytes > self.memory_before.saturating_add(budget / MEMORY_GROWTH);
+        #[allow(clippy::cast_precision_loss, reason = "far below 2^53 bytes")]
+        match Load::of(bytes as f64, budget as f64, MEMORY_CALM) {
+            Load::Over if self.memory.step() > 0 && !grown => Load::Within,
+            load => load,
+        }
+    }
+}
+
+fn changes(steps: [(Cause, Option<Step>); 2]) -> impl Iterator<Item = Change> + use<> {
+    steps
+        .into_iter()
+        .filter_map(|(cause, step)| step.map(|step| Change { cause, back: step == Step::Back }))
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A second on one CPU, with so much of it used.
-    fn second(cpu: f64) -> Measured {
-        Measured {
-            interval: Duration::from_secs(1),
-            cpus: 1,
-            user: Duration::from_secs_f64(cpu / 2.0),
-            programs: Duration::from_secs_f64(cpu / 2.0),
-            memory_bytes: 0,
-            ring: 0.0,
-        }
-    }
-
-    fn governor() -> Governor {
-        Governor::new(Budgets::default())
-    }
-
-    #[test]
-    fn each_budget_that_is_exceeded_takes_one_step_and_is_named() {
-        for (measured, cause) in [
-            (second(0.02), Cause::Cpu),
-            (Measured { memory_bytes: 97 << 20, ..second(0.0) }, Cause::Memory),
-            (Measured { ring: 0.9, ..second(0.0) }, Cause::Ring),
-        ] {
-            assert_eq!(governor().judge(&measured), Some(Change { level: 1, cause }));
-        }
-        let of_two_cpus = Measured { cpus: 2, ..second(0.015) };
-        assert_eq!(governor().judge(&of_two_cpus), None, "the budget is the node's");
-    }
-
-    #[test]
-    fn what_was_given_up_comes_back_after_calm_and_not_after_a_lull() {
-        let mut governor = governor();
-        governor.judge(&second(0.02));
-        for _ in 0..9 {
-            assert_eq!(governor.judge(&second(0.001)), None);
-        }
-        assert_eq!(governor.judge(&second(0.008)), None, "within the budget and not calm");
-        for _ in 0..9 {
-            assert_eq!(governor.judge(&second(0.001)), None);
-        }
-        let back = Some(Change { level: 0, cause: Cause::Calm });
-        assert_eq!(governor.judge(&second(0.001)), back);
-        assert_eq!(governor.level(), LEVELS[0]);
-    }
-
-    #[test]
-    fn levels_only_ever_give_up_more() {
-        for pair in LEVELS.windows(2) {
-            let [a, b] = [pair[0], pair[1]];
-            assert!(
-                b.drain_interval >= a.drain_interval && b.drain_interval <= 2 * a.drain_interval
-            );
-            assert!(b.fewer_events || !a.fewer_events);
-            assert!(b.sampling >= a.sampling && b.sampling <= 2 * a.sampling);
-        }
-    }
-
-    proptest! {
-        /// A load that stays as it is: whatever part of the cost, up to half, a step saves, the level
-        /// is found and then kept.
-        #[test]
-        fn a_steady_load_finds_its_level_and_stays(
-            cost in 0.0_f64..0.1,
-            saved in prop::array::uniform8(0.0_f64..=0.5),
-        ) {
-            let mut governor = governor();
-            let cost_at = |level: usize| saved[..level].iter().fold(cost, |cost, part| cost * (1.0 - part));
-            for _ in 0..LEVELS.len() {
-                governor.judge(&second(cost_at(governor.level)));
-            }
-            let found = governor.level;
-            for _ in 0..100 {
-                prop_assert_eq!(governor.judge(&second(cost_at(governor.level))), None);
-            }
-            prop_assert!(cost_at(found) <= 0.01 || found + 1 == LEVELS.len());
-        }
-
-        /// Whatever is measured, a level is one of the list, and changes are of one step.
-        #[test]
-        fn steps_are_single(
-            measured in prop::collection::vec((0.0_f64..0.03, 0_u64..128, 0.0_f64..=1.0, 0_u64..20), 0..200),
-        ) {
-            let mut governor = governor();
-            for (cpu, mib, ring, seconds) in measured {
-                let before = governor.level;
-                let interval = Duration::from_secs(seconds);
-                let change = governor.judge(&Measured {
-                    interval,
-                    memory_bytes: mib << 20,
-                    ring,
-                    ..second(cpu * seconds as f64)
-                });
-                prop_assert!(governor.level < LEVELS.len());
-                prop_assert_eq!(change.map_or(before, |change| change.level), governor.level);
-                prop_assert!(before.abs_diff(governor.level) <= 1);
-            }
-        }
-
-        /// However the sampling changes meanwhile, nothing is counted twice or forgotten.
-        #[test]
-        fn what_samples_stand_for_adds_up(
-            offered in prop::collection::vec((any::<bool>(), 0_u32..40), 0..500),
-        ) {
-            let mut sampler = Sampler::default();
-            let mut told = 0;
-            for (critical, sampling) in &offered {
-                let stands_for = sampler.offer(*critical, *sampling);
-                prop_assert!(!critical || stands_for == Some(1));
-                told += stands_for.unwrap_or(0);
-            }
-            prop_assert_eq!(told + sampler.untold(), offered.len() as u64);
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -15,11 +15,12 @@ use tokio::sync::watch;
 use crate::cgroup;
 use crate::clock::Clock;
 use crate::conntrack;
-use crate::datapath::{AttachState, Datapath, InterfaceStatus};
+use crate::datapath::{AttachState, Datapath, InterfaceStatus, PacketViewCounts};
 use crate::event::{Notice, Told};
 use crate::export::feed::StatusPage;
 use crate::export::hub::{Hub, SubscriberSummary};
 use crate::export::wire;
+use crate::governor;
 use crate::k8s;
 use crate::k8s::identity::Knowledge;
 use crate::pipeline::exporter::EventExporter;
@@ -55,6 +56,8 @@ pub struct Identity {
     /// `uname -r`.
     pub kernel_release: String,
     /// ORB8_MAX_FLOWS.
+    pub max_flows_set: u32,
+    /// Of these, what ORB8_MEMORY_BUDGET has room for.
     pub max_flows: u32,
     /// The capture plane in use.
     pub capture: &'static str,
@@ -161,6 +164,11 @@ impl Status {
     fn map_bytes(&self) -> u64 {
         let datapath = held(&self.datapath).clone();
         datapath.map_or(0, |datapath| datapath.map_bytes())
+    }
+
+    fn packet_view(&self) -> PacketViewCounts {
+        let datapath = held(&self.datapath).clone();
+        datapath.map_or_else(PacketViewCounts::default, |datapath| datapath.packet_view())
     }
 
     /// Judges the interfaces anew; called when something was told that may have changed them.
@@ -308,6 +316,10 @@ pub struct Report {
     pub resident_bytes: u64,
     /// Memory of the kernel maps in bytes.
     pub map_bytes: u64,
+    /// Budgets, and what is given up for them.
+    pub governor: governor::State,
+    /// The packets of the packet views.
+    pub packet_view: PacketViewCounts,
 }
 
 /// A pod of this node.
@@ -348,6 +360,8 @@ pub struct Board {
     pub shares: Box<dyn Fn() -> Vec<AttributionShare> + Send + Sync>,
     /// What identities are made of.
     pub known: Knowledge,
+    /// What the governor last measured and gave up.
+    pub governor: Arc<governor::Board>,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -386,8 +400,10 @@ impl Board {
             local_pods: self.local_pods(),
             cgroups: self.known.cgroups.status(),
             tracking: self.known.translations.status(),
-            resident_bytes: self.resident_bytes(),
+            resident_bytes: resident_bytes(&self.identity.proc_root),
             map_bytes: self.status.map_bytes(),
+            governor: self.governor.state(),
+            packet_view: self.status.packet_view(),
         }
     }
 
@@ -404,12 +420,14 @@ impl Board {
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         pods
     }
+}
 
-    fn resident_bytes(&self) -> u64 {
-        let statm = fs::read_to_string(self.identity.proc_root.join("self/statm"));
-        let pages = statm.ok().and_then(|text| resident_pages(&text)).unwrap_or(0);
-        pages.saturating_mul(u64::try_from(rustix::param::page_size()).unwrap_or(0))
-    }
+/// Resident memory of this process in bytes; 0 if it cannot be read.
+#[must_use]
+pub fn resident_bytes(proc_root: &Path) -> u64 {
+    let statm = fs::read_to_string(proc_root.join("self/statm"));
+    let pages = statm.ok().and_then(|text| resident_pages(&text)).unwrap_or(0);
+    pages.saturating_mul(u64::try_from(rustix::param::page_size()).unwrap_or(0))
 }
 
 /// The second field of the text of `/proc/self/statm`.

@@ -178,7 +178,15 @@ fn with_faulty_agent<T>(netns: &Netns, forgotten: u32, work: impl FnOnce() -> T)
             netns.enter(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 runtime.expect("a runtime").block_on(async {
-                    let words = ["orb8-agent", "--node-name", "testbed", "--kubernetes", "off"];
+                    let words = [
+                        "orb8-agent",
+                        "--node-name",
+                        "testbed",
+                        "--kubernetes",
+                        "off",
+                        "--cpu-budget",
+                        "100%",
+                    ];
                     let settings = config::parse(words).expect("settings").settings;
                     let parts = Parts {
                         start: start_faulty(forgotten),

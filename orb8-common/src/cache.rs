@@ -6,6 +6,7 @@
 //! store fail instead of being overwritten. The generation moves when a line gets another flow, so
 //! a store meant for the flow before fails too.
 
+use crate::counter;
 use crate::network::FlowKey;
 
 /// Lines in a set.
@@ -57,18 +58,23 @@ pub struct CachedLine {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuBlock {
-    /// See [`crate::counter`]; a page, because what is mapped begins at pages.
-    pub counters: [u64; HEADER_BYTES / 8],
+    /// See [`crate::counter`].
+    pub counters: [u64; counter::COUNT],
+    /// [`mask`] of the sets in use, which user space makes more as flows come.
+    pub mask: u32,
+    /// Up to a page, because what is mapped begins at pages.
+    pub reserved: [u32; (HEADER_BYTES - 8 * counter::COUNT) / 4 - 1],
     /// The cache.
     pub sets: [CacheSet; MIN_SETS as usize],
 }
 
 /// Bytes before the sets.
 pub const HEADER_BYTES: usize = 4096;
-/// Sets are at least so many, and a power of two: a page.
+/// Sets are at least so many, and a power of two: a page. Nobody has to hold more for a start.
 pub const MIN_SETS: u32 = 16;
 /// Bytes of a set, as a power of two.
 const SET_SHIFT: u32 = 8;
+const LINE_BYTES: u32 = 64;
 
 /// What one hash selects.
 #[repr(C, align(64))]
@@ -143,19 +149,26 @@ pub const fn is_same_life(a: u64, b: u64) -> bool {
     (a ^ b) & (GENERATION | BUSY) == 0
 }
 
-/// The bits of a hash that select a set, where they select it: the offset of the last of `sets`.
+/// The bits of a hash that select a line, where they select it: the offset of the last line of `sets`.
 #[must_use]
 pub const fn mask(sets: u32) -> u32 {
-    (sets - 1) << SET_SHIFT
+    (sets << SET_SHIFT) - LINE_BYTES
 }
 
-/// The offset of a flow's set in bytes, from the first set. The table's index uses the low bits of
-/// a hash.
+/// The offset in bytes, from the first set, of the line that a flow tries first: most flows are in it,
+/// and cost one line of the core's cache. The table's index uses the low bits of a hash.
 #[must_use]
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the mask keeps fewer bits")]
-pub const fn set_offset(hash: u64, mask: u32) -> u32 {
+pub const fn first_line(hash: u64, mask: u32) -> u32 {
     (hash >> 16) as u32 & mask
+}
+
+/// The offset of the line that a flow tries as number `way`, in the same set as the first.
+#[must_use]
+#[inline(always)]
+pub const fn line_of_way(first: u32, way: u32) -> u32 {
+    first ^ (way * LINE_BYTES)
 }
 
 #[cfg(test)]
@@ -164,6 +177,18 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn a_flow_tries_each_line_of_one_set_once(hash: u64, shift in 4u32..14) {
+            let sets = 1 << shift;
+            let first = first_line(hash, mask(sets));
+            let mut lines: std::vec::Vec<u32> =
+                (0..4).map(|way| line_of_way(first, way)).collect();
+            lines.sort_unstable();
+            let set = first & !255;
+            prop_assert_eq!(lines, [set, set + 64, set + 128, set + 192]);
+            prop_assert!(set < sets * 256);
+        }
+
         #[test]
         fn packets_and_bytes_add_up_within_one_generation(
             skbs in prop::collection::vec((1u32..MAX_PACKETS, 20u64..MAX_BYTES), 1..200),

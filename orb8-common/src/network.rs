@@ -186,8 +186,8 @@ pub struct PacketEvent {
     pub tcp_flags: u8,
     /// One of [`scope`].
     pub scope: u8,
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// How many packets of the view it stands for, itself included; see [`crate::sample`].
+    pub weight: u16,
 }
 
 const _: () = {
@@ -200,6 +200,7 @@ const _: () = {
     assert!(size_of::<FlowMeta>() == 32);
     assert!(size_of::<FlowEvent>() == 88 && offset_of!(FlowEvent, bytes) == 80);
     assert!(size_of::<PacketEvent>() == 80);
+    assert!(size_of::<PacketFilter>() == 44 && size_of::<Sparing>() == 8);
 };
 
 /// `jiffies64` and CLOCK_MONOTONIC, read at one moment.
@@ -232,6 +233,18 @@ pub struct PacketFilter {
     pub flags: u8,
     /// Packets a CPU may pass on in each window of [`RATE_WINDOW_SHIFT`].
     pub per_window: u32,
+    /// Number of the view: another when one was opened after none was.
+    pub view: u32,
+}
+
+/// What programs tell less of while the agent is over one of its budgets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Sparing {
+    /// One in so many packets of the packet view is told, those with SYN, FIN or RST always; 0 as 1.
+    pub sampling: u32,
+    /// 1: starts of flows that no SYN opens are left to the next drain.
+    pub fewer_events: u32,
 }
 
 /// Indices of the counters of the packet view.
@@ -246,4 +259,10 @@ pub mod packet_counter {
     pub const WINDOW: usize = 3;
     /// Working state: packets passed on in this window.
     pub const WINDOW_COUNT: usize = 4;
+    /// What the packets that were told stand for.
+    pub const TOLD: usize = 5;
+    /// Packets for which none stands yet, or that came last of a view that was closed.
+    pub const UNTOLD: usize = 6;
+    /// Working state of [`crate::sample`].
+    pub const SAMPLE: usize = 7;
 }

@@ -86,7 +86,7 @@ impl PacketEvent {
             packets: f.u32()?,
             tcp_flags: f.u8()?,
             scope: f.u8()?,
-            reserved: f.take()?,
+            weight: f.u16()?,
         })
     }
 }
@@ -139,7 +139,7 @@ mod tests {
             packets: 4,
             tcp_flags: 5,
             scope: 1,
-            reserved: [0; 2],
+            weight: 7,
         };
         assert_eq!(PacketEvent::from_bytes(&raw(&packet)), Some(packet));
     }

@@ -12,17 +12,10 @@ use orb8_common::counter;
 use orb8_common::network::{FlowKey, flag};
 
 use crate::atomic::{compare_exchange64, exchange64};
-use crate::cpu::Cpu;
-use crate::hook;
-use crate::maps::is_realtime;
+use crate::cpu::{Cpu, Set};
+use crate::maps::is_interrupted;
 use crate::network::Packet;
 use crate::table;
-
-#[inline(always)]
-fn way(set: *mut CachedLine, i: usize) -> *mut CachedLine {
-    // SAFETY: within the set.
-    unsafe { set.add(i % WAYS) }
-}
 
 /// Whether a line is of the flow. Volatile, so that nothing is read before the word that the caller
 /// has read.
@@ -57,7 +50,7 @@ pub fn add<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
     let Some(set) = cpu.set(packet.hash) else { return false };
     let counts = cache::counts(packet.packets, packet.bytes);
     for i in 0..WAYS {
-        let line = way(set, i);
+        let line = set.line(i);
         let word = word_of(line);
         if is_of(line, packet.key(), packet.owner) {
             // SAFETY: a line in the map.
@@ -86,9 +79,7 @@ fn store<const HOOK: u32>(line: *mut CachedLine, seen: u64, new: u64) -> bool {
     // SAFETY: a line in the map.
     unsafe {
         let word = &raw mut (*line).word;
-        let nests = HOOK & hook::SOCKET != 0;
-        // Where bottom halves are threads that others preempt, nobody is alone.
-        if nests || is_realtime() {
+        if is_interrupted::<HOOK>() {
             compare_exchange64(word, seen, new) == seen
         } else {
             core::ptr::write_volatile(word, new);
@@ -105,12 +96,14 @@ pub fn place(cpu: Cpu, packet: &Packet, slot: u32) -> bool {
         return false;
     }
     let Some(set) = cpu.set(packet.hash) else { return false };
-    let (at, seen) = choose(cpu, set, packet);
+    let Choice { at, seen, own } = choose(cpu, set, packet);
     if seen & cache::BUSY != 0 {
         return false;
     }
-    let line = way(set, at);
-    if is_own(line, packet, slot) && seen & NOT_ADDABLE == 0 {
+    let line = set.line(at);
+    // SAFETY: a line in the map.
+    let leads_to = unsafe { core::ptr::read_volatile(&raw const (*line).slot) };
+    if own && leads_to == slot && seen & NOT_ADDABLE == 0 {
         // Rested for longer than programs add without looking at the table.
         let new = seen + cache::counts(packet.packets, packet.bytes);
         // SAFETY: a line in the map.
@@ -154,24 +147,24 @@ pub fn place(cpu: Cpu, packet: &Packet, slot: u32) -> bool {
 /// cost no more than their line in the table.
 const ADMITTED: u64 = 8;
 
-/// Whether a line is the flow's and leads to this line of the table.
-#[inline(always)]
-fn is_own(line: *mut CachedLine, packet: &Packet, slot: u32) -> bool {
-    // SAFETY: a line in the map.
-    let bears = unsafe { core::ptr::read_volatile(&raw const (*line).slot) };
-    bears == slot && is_of(line, packet.key(), packet.owner)
+/// A line of a set.
+struct Choice {
+    at: usize,
+    /// Its word; busy if there is no line to be had.
+    seen: u64,
+    /// It bears the flow.
+    own: bool,
 }
 
-/// The flow's own line, an empty one, or the one that has been silent for longest; with its word. A
-/// busy word if there is none to be had.
+/// The flow's own line, an empty one, or the one that has been silent for longest.
 #[inline(always)]
-fn choose(cpu: Cpu, set: *mut CachedLine, packet: &Packet) -> (usize, u64) {
+fn choose(cpu: Cpu, set: Set, packet: &Packet) -> Choice {
     /// Older than any line is.
     const EMPTY: u64 = 1 << 32;
     const OWN: u64 = 1 << 33;
     let (mut best, mut at, mut seen) = (0, 0, cache::BUSY);
     for i in 0..WAYS {
-        let line = way(set, i);
+        let line = set.line(i);
         let word = word_of(line);
         if word & cache::BUSY != 0 {
             continue;
@@ -193,13 +186,16 @@ fn choose(cpu: Cpu, set: *mut CachedLine, packet: &Packet) -> (usize, u64) {
     if best <= FRESH_TICKS as u64 && !is_admitted(cpu) {
         seen = cache::BUSY;
     }
-    (at, seen)
+    Choice { at, seen, own: best == OWN }
 }
 
 /// By the number of the packet, spread so that no rhythm of the traffic meets it.
 #[inline(always)]
 fn is_admitted(cpu: Cpu) -> bool {
-    // SAFETY: a counter in the map.
-    let number = unsafe { *cpu.counters().add(counter::SEEN_PACKETS) };
+    // SAFETY: counters in the map.
+    let number = unsafe {
+        let counters = cpu.counters();
+        *counters.add(counter::SEEN_PACKETS) + *counters.add(counter::SEEN_TOGETHER)
+    };
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15) < u64::MAX / ADMITTED
 }

@@ -1,7 +1,7 @@
 //! What this CPU has for itself: one look-up for counters and cache.
 
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
-use orb8_common::cache::{self, CachedLine, CpuBlock, HEADER_BYTES};
+use orb8_common::cache::{self, CachedLine, CpuBlock, HEADER_BYTES, WAYS};
 
 use crate::maps::{CPUS, cache_mask};
 
@@ -25,13 +25,34 @@ impl Cpu {
 
     /// The set in which a flow may be, or `None` where the kernel allows no cache.
     #[inline(always)]
-    pub fn set(self, hash: u64) -> Option<*mut CachedLine> {
-        let mask = cache_mask();
-        if mask == 0 {
+    pub fn set(self, hash: u64) -> Option<Set> {
+        let all = cache_mask() as u32;
+        if all == 0 {
             return None;
         }
-        let offset = HEADER_BYTES + cache::set_offset(hash, mask) as usize;
-        // SAFETY: within the block, which is as long as the mask says.
-        Some(unsafe { self.0.cast::<u8>().add(offset) }.cast())
+        // SAFETY: a word of the block, which user space writes.
+        let used = unsafe { core::ptr::read_volatile(&raw const (*self.0).mask) };
+        // SAFETY: within the block.
+        let lines = unsafe { self.0.cast::<u8>().add(HEADER_BYTES) };
+        Some(Set { lines, first: cache::first_line(hash, used & all) })
+    }
+}
+
+/// A set, as a flow goes through it.
+#[derive(Clone, Copy)]
+pub struct Set {
+    /// The first of the block.
+    lines: *mut u8,
+    /// Offset of the one to try first.
+    first: u32,
+}
+
+impl Set {
+    /// The line to try as number `way`.
+    #[inline(always)]
+    pub fn line(self, way: usize) -> *mut CachedLine {
+        let offset = cache::line_of_way(self.first, (way % WAYS) as u32);
+        // SAFETY: within the block, which is as long as the mask of all lines says.
+        unsafe { self.lines.add(offset as usize) }.cast()
     }
 }

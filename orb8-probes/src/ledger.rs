@@ -4,8 +4,7 @@ use orb8_common::counter::{self, Filtered, Lost, Reject};
 
 use crate::atomic::add64;
 use crate::cpu::Cpu;
-use crate::hook;
-use crate::maps::is_realtime;
+use crate::maps::is_interrupted;
 
 /// This CPU's ledger counters.
 ///
@@ -29,7 +28,7 @@ impl<const HOOK: u32> Counters<HOOK> {
         // SAFETY: every index is a constant below `counter::COUNT`.
         unsafe {
             let counter = self.0.add(at);
-            if HOOK & hook::SOCKET != 0 || is_realtime() {
+            if is_interrupted::<HOOK>() {
                 add64(counter, n);
             } else {
                 *counter += n;
@@ -40,18 +39,11 @@ impl<const HOOK: u32> Counters<HOOK> {
     /// Counts a packet as seen.
     #[inline(always)]
     pub fn see(self, packets: u64, bytes: u64) {
-        // Asked once for both.
-        // SAFETY: both counters are in the block.
-        unsafe {
-            let (seen, seen_bytes) =
-                (self.0.add(counter::SEEN_PACKETS), self.0.add(counter::SEEN_BYTES));
-            if HOOK & hook::SOCKET != 0 || is_realtime() {
-                add64(seen, packets);
-                add64(seen_bytes, bytes);
-            } else {
-                *seen += packets;
-                *seen_bytes += bytes;
-            }
+        if is_interrupted::<HOOK>() {
+            self.add(counter::SEEN_TOGETHER, counter::together(packets, bytes));
+        } else {
+            self.add(counter::SEEN_PACKETS, packets);
+            self.add(counter::SEEN_BYTES, bytes);
         }
     }
 

@@ -12,7 +12,7 @@ use orb8_common::parse::tcp_flag;
 use crate::cpu::Cpu;
 use crate::hook;
 use crate::ledger::Counters;
-use crate::maps::{EVENTS, META};
+use crate::maps::{EVENTS, META, SPARING};
 use crate::network::Packet;
 use crate::sockets;
 
@@ -96,6 +96,22 @@ fn mark(meta: *mut FlowMeta, at: usize) -> bool {
     true
 }
 
+/// Whether a packet's event is left to the next drain, which finds its flow and tells it once: the
+/// start of a flow that no SYN opens, while the agent is over a budget.
+#[inline(always)]
+fn is_deferred(kind: u8, tcp_flags: u8) -> bool {
+    kind == event_kind::START && tcp_flags & RARE_TCP_FLAGS == 0 && fewer_events() != 0
+}
+
+/// Apart, because the stack of those who tell has no room for the key.
+#[inline(never)]
+fn fewer_events() -> u64 {
+    match SPARING.get(0) {
+        Some(sparing) => sparing.fewer_events as u64,
+        None => 0,
+    }
+}
+
 /// Puts an event into the ring, field by field, because the stack has no room for a second one. The
 /// kernel wakes the reader if it had caught up.
 #[inline(always)]
@@ -106,6 +122,10 @@ pub fn tell<const HOOK: u32>(
     kind: u8,
     facts: Facts,
 ) {
+    if is_deferred(kind, packet.parsed.tcp_flags) {
+        counters.add(counter::EVENTS_DEFERRED, 1);
+        return;
+    }
     counters.add(counter::EVENTS_PRODUCED, 1);
     let Some(mut place) = EVENTS.reserve::<FlowEvent>(0) else {
         counters.add(counter::EVENTS_LOST, 1);

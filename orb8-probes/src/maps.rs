@@ -4,9 +4,13 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
+use core::arch::asm;
 use orb8_common::cache::CpuBlock;
-use orb8_common::index::Group;
-use orb8_common::network::{ClockPair, FlowLine, FlowMeta, PacketFilter};
+use orb8_common::index::{Group, Seed};
+use orb8_common::network::{ClockPair, FlowLine, FlowMeta, PacketFilter, Sparing};
+use orb8_common::setting;
+
+use crate::hook;
 
 /// User space may map the array (kernel 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -48,9 +52,14 @@ pub static PACKETS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map]
 pub static PACKET_FILTER: Array<PacketFilter> = Array::with_max_entries(1, 0);
 
-/// What the watchers of packets did not get: seen, passed on, over the rate, ring full.
+/// What became of the packets of the view, see `orb8_common::network::packet_counter`. Programs add,
+/// user space reads.
 #[map]
 pub static PACKET_COUNTERS: PerCpuArray<[u64; 8]> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is told less of while the agent is over a budget. User space writes, programs read.
+#[map]
+pub static SPARING: Array<Sparing> = Array::with_max_entries(1, 0);
 
 /// Both clocks, read at one moment by the `orb8_clock` program.
 #[map]
@@ -76,67 +85,56 @@ pub static SOCKET_PLANE: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static SOCKETS: Array<u64> = Array::with_max_entries(1 << crate::supplement::CELLS_SHIFT, 0);
 
-/// Settings: read-only before the programs load, so that the verifier sees constants.
-#[unsafe(no_mangle)]
-static SEED: u64 = 0;
-#[unsafe(no_mangle)]
-static GROUP_MASK: u32 = 1;
-/// See `orb8_common::cache::mask`; 0: no cache.
-#[unsafe(no_mangle)]
-static CACHE_MASK: u32 = 0;
-/// 1 where bottom halves are preempted (PREEMPT_RT).
-#[unsafe(no_mangle)]
-static REALTIME: u32 = 0;
-/// 1: the owner of a socket's packet is read from the kernel's structs, at the offsets below.
-#[unsafe(no_mangle)]
-static OWNER_WALK: u32 = 0;
-/// `sk_buff.sk`, in bytes.
-#[unsafe(no_mangle)]
-static OFFSET_SK: u32 = 0;
-/// `sock.sk_cgrp_data.cgroup`.
-#[unsafe(no_mangle)]
-static OFFSET_CGROUP: u32 = 0;
-/// `cgroup.kn`.
-#[unsafe(no_mangle)]
-static OFFSET_KN: u32 = 0;
-/// `kernfs_node.id`.
-#[unsafe(no_mangle)]
-static OFFSET_ID: u32 = 0;
-/// Datagrams of this many bytes are seen, but neither counted nor lost: a fault for the test that
-/// proves that the ledger notices. 0 in every other use, and the code is then pruned.
-#[unsafe(no_mangle)]
-static FAULT_BYTES: u32 = 0;
-/// Id of the cgroup whose sockets the socket plane sees, with all below it.
-#[unsafe(no_mangle)]
-static ROOT_CGROUP: u64 = 0;
-/// How many cgroups lie above that one; 0: it is the hierarchy's root, which holds every socket.
-#[unsafe(no_mangle)]
-static ROOT_LEVEL: u32 = 0;
-
 macro_rules! setting {
-    ($name:ident, $global:ident, $type:ty) => {
+    ($name:ident, $setting:ident, $($option:ident),*) => {
         #[inline(always)]
-        pub fn $name() -> $type {
-            // SAFETY: a static; volatile because the loader overwrites it in the object.
-            unsafe { core::ptr::read_volatile(&raw const $global) }
+        pub fn $name() -> u64 {
+            let value: u64;
+            // SAFETY: a constant, which the loader puts in.
+            unsafe {
+                asm!(
+                    "{value} = {mark} ll",
+                    value = out(reg) value,
+                    mark = const setting::mark(setting::$setting),
+                    options($($option),*),
+                );
+            }
+            value
         }
     };
 }
-setting!(seed, SEED, u64);
-setting!(group_mask, GROUP_MASK, u32);
-setting!(cache_mask, CACHE_MASK, u32);
-setting!(realtime, REALTIME, u32);
-setting!(owner_walk, OWNER_WALK, u32);
-setting!(offset_sk, OFFSET_SK, u32);
-setting!(offset_cgroup, OFFSET_CGROUP, u32);
-setting!(offset_kn, OFFSET_KN, u32);
-setting!(offset_id, OFFSET_ID, u32);
-setting!(fault_bytes, FAULT_BYTES, u32);
-setting!(root_cgroup, ROOT_CGROUP, u64);
-setting!(root_level, ROOT_LEVEL, u32);
+// Left out where nobody uses them.
+setting!(seed_src, SEED_SRC, pure, nomem, nostack);
+setting!(seed_src_factor, SEED_SRC_FACTOR, pure, nomem, nostack);
+setting!(seed_dst, SEED_DST, pure, nomem, nostack);
+setting!(seed_dst_factor, SEED_DST_FACTOR, pure, nomem, nostack);
+// Put where they are used, each time anew: kept, they would take a register.
+setting!(group_mask, GROUP_MASK, nomem, nostack);
+setting!(cache_mask, CACHE_MASK, nomem, nostack);
+setting!(realtime, REALTIME, nomem, nostack);
+setting!(owner_walk, OWNER_WALK, nomem, nostack);
+setting!(offset_sk, OFFSET_SK, nomem, nostack);
+setting!(offset_cgroup, OFFSET_CGROUP, nomem, nostack);
+setting!(offset_kn, OFFSET_KN, nomem, nostack);
+setting!(offset_id, OFFSET_ID, nomem, nostack);
+setting!(fault_bytes, FAULT_BYTES, nomem, nostack);
+setting!(root_cgroup, ROOT_CGROUP, nomem, nostack);
+setting!(root_level, ROOT_LEVEL, nomem, nostack);
 
-/// Whether a program may be interrupted by what elsewhere waits for its end.
+/// The secret of the hash.
 #[inline(always)]
-pub fn is_realtime() -> bool {
-    realtime() != 0
+pub fn seed() -> Seed {
+    Seed {
+        src: seed_src(),
+        src_factor: seed_src_factor(),
+        dst: seed_dst(),
+        dst_factor: seed_dst_factor(),
+    }
+}
+
+/// Whether something else may count in the middle of a program: at sockets, and everywhere where
+/// bottom halves are threads that others preempt.
+#[inline(always)]
+pub fn is_interrupted<const HOOK: u32>() -> bool {
+    HOOK & hook::SOCKET != 0 || realtime() != 0
 }

@@ -187,7 +187,7 @@ fn timer<const HOOK: u32>() -> u32 {
         let bytes = TIMER_BYTES + flow as u64;
         let key = key_of::<HOOK>(flow as u16);
         let packet = Packet {
-            hash: index::hash(&key, owner, maps::seed()),
+            hash: index::hash(&key, owner, &maps::seed()),
             parsed: Parsed { key, ..Parsed::EMPTY },
             owner,
             packets: 1,

@@ -37,11 +37,45 @@ pub struct Packet {
     pub now: u32,
 }
 
+/// What takes a call to know, which is made before the headers are read: a call costs the
+/// registers, and what is in them then has to be kept elsewhere.
+#[derive(Clone, Copy)]
+struct Called {
+    owner: u64,
+    now: u32,
+}
+
+impl Called {
+    #[inline(always)]
+    fn of<const HOOK: u32>(ctx: &TcContext) -> Self {
+        // SAFETY: a helper that every program may call.
+        Self { owner: owner::<HOOK>(ctx), now: unsafe { bpf_jiffies64() } as u32 }
+    }
+
+    /// Where the packet that it belongs to will be, of which the rest is not known yet.
+    #[inline(always)]
+    fn hand_over(self, packet: &mut MaybeUninit<Packet>) {
+        let packet = packet.as_mut_ptr();
+        // SAFETY: within the packet.
+        unsafe {
+            (&raw mut (*packet).owner).write(self.owner);
+            (&raw mut (*packet).now).write(self.now);
+        }
+    }
+
+    #[inline(always)]
+    fn handed_over(packet: &MaybeUninit<Packet>) -> Self {
+        let packet = packet.as_ptr();
+        // SAFETY: both were handed over.
+        unsafe { Self { owner: (*packet).owner, now: (*packet).now } }
+    }
+}
+
 impl Packet {
     /// A packet of which only the headers are known.
     #[inline(always)]
-    const fn of(parsed: Parsed) -> Self {
-        Self { parsed, owner: 0, hash: 0, bytes: 0, packets: 0, now: 0 }
+    const fn of(parsed: Parsed, Called { owner, now }: Called) -> Self {
+        Self { parsed, owner, hash: 0, bytes: 0, packets: 0, now }
     }
 
     /// Makes the kernel's verifier forget what it has learnt of the values on the way to here.
@@ -61,10 +95,9 @@ impl Packet {
         self.parsed.tcp_flags = forget(self.parsed.tcp_flags as u64, any) as u8;
     }
 
-    /// Finds out what the headers do not tell.
+    /// Works out what follows from the headers.
     #[inline(always)]
-    fn complete<const HOOK: u32>(&mut self, ctx: &TcContext, frame: &Frame) {
-        self.owner = owner::<HOOK>(ctx);
+    fn complete<const HOOK: u32>(&mut self, frame: &Frame) {
         self.packets = self.parsed.packets(frame);
         let repeated = self.parsed.gso_header_bytes(self.packets);
         self.bytes = self.parsed.datagram_bytes as u64 + repeated;
@@ -73,9 +106,7 @@ impl Packet {
             // Nobody else counts: these are the totals, as of a node with this plane alone.
             self.parsed.key.flags &= !flag::SUPPLEMENT;
         }
-        self.hash = index::hash(&self.parsed.key, self.owner, seed());
-        // SAFETY: a helper that every program may call.
-        self.now = unsafe { bpf_jiffies64() } as u32;
+        self.hash = index::hash(&self.parsed.key, self.owner, &seed());
     }
 
     /// The flow, without its tag.
@@ -94,6 +125,7 @@ impl Packet {
 pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let Some(cpu) = Cpu::this() else { return };
     let counters = Counters::<HOOK>::of(cpu);
+    let called = Called::of::<HOOK>(ctx);
     let frame = frame::<LINK>(ctx);
     counters.see(frame.packets_estimate() as u64, frame.bytes());
     let bytes = Linear::of(ctx);
@@ -102,14 +134,15 @@ pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let family = if frame.gso_size == 0 { parse::common_family(&bytes, &frame) } else { None };
     let counted = match family {
         Some(Family::V4) => parse::common_ipv4(&bytes, &frame)
-            .map(|parsed| common::<HOOK>(ctx, cpu, &frame, parsed, &mut rest)),
+            .map(|parsed| common::<HOOK>(ctx, cpu, &frame, Packet::of(parsed, called), &mut rest)),
         Some(Family::V6) => parse::common_ipv6(&bytes, &frame)
-            .map(|parsed| common::<HOOK>(ctx, cpu, &frame, parsed, &mut rest)),
+            .map(|parsed| common::<HOOK>(ctx, cpu, &frame, Packet::of(parsed, called), &mut rest)),
         None => None,
     };
     let done = match counted {
         Some(done) => done,
         None => {
+            called.hand_over(&mut rest);
             cold::<LINK, HOOK>(ctx, &mut rest) != 0 || {
                 // SAFETY: read without an error, so written.
                 let packet = unsafe { rest.assume_init_ref() };
@@ -129,12 +162,11 @@ fn common<const HOOK: u32>(
     ctx: &TcContext,
     cpu: Cpu,
     frame: &Frame,
-    parsed: Parsed,
+    mut packet: Packet,
     rest: &mut MaybeUninit<Packet>,
 ) -> bool {
     let counters = Counters::<HOOK>::of(cpu);
-    let mut packet = Packet::of(parsed);
-    packet.complete::<HOOK>(ctx, frame);
+    packet.complete::<HOOK>(frame);
     settle(counters, frame, &packet);
     if HOOK & hook::SUPPLEMENT != 0 {
         // Looked at in memory, of which there is one place.
@@ -166,18 +198,19 @@ fn is_in_cache<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
         && crate::cache::add::<HOOK>(cpu, packet)
 }
 
-/// Reads a packet of another form; 0 if it could be read.
+/// Reads a packet of another form, of which `out` has what was called for; 0 if it could be read.
 #[inline(never)]
 fn cold<const LINK: u32, const HOOK: u32>(ctx: &TcContext, out: &mut MaybeUninit<Packet>) -> u64 {
     let Some(cpu) = Cpu::this() else { return 1 };
     let counters = Counters::<HOOK>::of(cpu);
     let frame = frame::<LINK>(ctx);
+    let called = Called::handed_over(out);
     let packet = match parse::common_form(&Linear::of(ctx), &frame) {
-        Some(parsed) => out.write(Packet::of(parsed)),
+        Some(parsed) => out.write(Packet::of(parsed, called)),
         None => {
             let estimate = frame.packets_estimate() as u64;
             counters.add(counter::COLD_PATH_PACKETS, estimate);
-            let packet = out.write(Packet::of(Parsed::EMPTY));
+            let packet = out.write(Packet::of(Parsed::EMPTY, called));
             let why = parse_slowly::<LINK>(ctx, &mut packet.parsed);
             if why != 0 {
                 reject(counters, why, estimate, frame.bytes());
@@ -187,7 +220,7 @@ fn cold<const LINK: u32, const HOOK: u32>(ctx: &TcContext, out: &mut MaybeUninit
         }
     };
     packet.forget(&frame);
-    packet.complete::<HOOK>(ctx, &frame);
+    packet.complete::<HOOK>(&frame);
     settle(counters, &frame, packet);
     0
 }
@@ -246,7 +279,7 @@ fn cgroup_by_walk(ctx: &TcContext) -> u64 {
 /// # Safety
 /// The verifier checks the load.
 #[inline(always)]
-unsafe fn pointer_at(of: *const u8, offset: u32) -> *const u8 {
+unsafe fn pointer_at(of: *const u8, offset: u64) -> *const u8 {
     // SAFETY: as the caller says.
     unsafe { core::ptr::read_volatile(of.add(offset as usize).cast()) }
 }
@@ -310,8 +343,8 @@ fn is_left_out<const HOOK: u32>(
             }
         }
     }
-    // No datagram has 0 bytes.
-    bytes == fault_bytes() as u64
+    let fault = fault_bytes();
+    fault != 0 && bytes == fault
 }
 
 /// A packet of a flow that is not in the cache, with rare flags, or a super-packet.

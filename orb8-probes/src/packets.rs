@@ -6,9 +6,11 @@ use orb8_common::network::{
     FlowKey, PacketEvent, PacketFilter, RATE_WINDOW_SHIFT, flag, packet_counter,
 };
 use orb8_common::parse::Parsed;
+use orb8_common::sample;
 
 use crate::hook;
-use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS};
+use crate::lifecycle::RARE_TCP_FLAGS;
+use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS, SPARING};
 use crate::network::parse_slowly;
 use crate::skb::frame;
 use crate::sockets::owner_facts;
@@ -28,7 +30,11 @@ pub fn watch<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     else {
         return;
     };
-    if !matches(filter, &key) || !within_rate(filter, counters) {
+    if !matches(filter, &key) {
+        return;
+    }
+    let weight = weigh(filter, counters, parsed.tcp_flags);
+    if weight == 0 || !within_rate(filter, counters, weight) {
         return;
     }
     let packets = parsed.packets(&frame::<LINK>(ctx));
@@ -44,15 +50,17 @@ pub fn watch<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
         packets,
         tcp_flags: parsed.tcp_flags,
         scope,
-        reserved: [0; 2],
+        weight,
     };
     match PACKETS.reserve::<PacketEvent>(0) {
         Some(mut place) => {
             place.write(event);
             place.submit(0);
+            // SAFETY: this CPU's counters, bottom halves are off.
+            unsafe { (*counters)[packet_counter::TOLD] += weight as u64 };
         }
-        // SAFETY: this CPU's counters, bottom halves are off.
-        None => unsafe { (*counters)[packet_counter::RING_FULL] += 1 },
+        // SAFETY: as above.
+        None => unsafe { (*counters)[packet_counter::RING_FULL] += weight as u64 },
     }
 }
 
@@ -81,18 +89,35 @@ fn within(filter: &PacketFilter, address: &[u32; 4]) -> bool {
         == 0
 }
 
+/// How many packets this one stands for; 0: it is not told.
 #[inline(always)]
-fn within_rate(filter: &PacketFilter, counters: *mut [u64; 8]) -> bool {
+fn weigh(filter: &PacketFilter, counters: *mut [u64; 8], tcp_flags: u8) -> u16 {
+    let one_in = SPARING.get(0).map_or(1, |sparing| sparing.sampling);
+    let critical = tcp_flags & RARE_TCP_FLAGS != 0;
+    // SAFETY: this CPU's counters, bottom halves are off.
+    unsafe {
+        let memory = (*counters)[packet_counter::SAMPLE];
+        let sample::Verdict { weight, memory } =
+            sample::sample(memory, filter.view, critical, one_in);
+        (*counters)[packet_counter::SAMPLE] = memory;
+        (*counters)[packet_counter::MATCHED] += 1;
+        let untold = (*counters)[packet_counter::UNTOLD];
+        (*counters)[packet_counter::UNTOLD] = untold.wrapping_add(1).wrapping_sub(weight as u64);
+        weight
+    }
+}
+
+#[inline(always)]
+fn within_rate(filter: &PacketFilter, counters: *mut [u64; 8], weight: u16) -> bool {
     // SAFETY: this CPU's counters, bottom halves are off; the helper may be called.
     unsafe {
         let now = bpf_jiffies64() >> RATE_WINDOW_SHIFT;
-        (*counters)[packet_counter::MATCHED] += 1;
         if (*counters)[packet_counter::WINDOW] != now {
             (*counters)[packet_counter::WINDOW] = now;
             (*counters)[packet_counter::WINDOW_COUNT] = 0;
         }
         if (*counters)[packet_counter::WINDOW_COUNT] >= filter.per_window as u64 {
-            (*counters)[packet_counter::RATE_LIMITED] += 1;
+            (*counters)[packet_counter::RATE_LIMITED] += weight as u64;
             return false;
         }
         (*counters)[packet_counter::WINDOW_COUNT] += 1;

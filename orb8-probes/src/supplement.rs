@@ -132,7 +132,7 @@ fn receiver_is_counted<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> boo
 /// Notes that a socket sends the opposite of a flow.
 #[inline(always)]
 fn note_sender(received: &FlowKey, owner: u64) {
-    let hash = index::hash(received, owner, seed());
+    let hash = index::hash(received, owner, &seed());
     let now = window();
     let Some(cell) = Cell::of(hash) else { return };
     let known = cell.read(hash, now);

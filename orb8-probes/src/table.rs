@@ -16,7 +16,7 @@ use crate::network::Packet;
 /// The number of the line that the table has for a flow.
 #[inline(always)]
 pub fn find(key: &FlowKey, owner: u64, hash: u64) -> Option<u32> {
-    let mask = group_mask();
+    let mask = group_mask() as u32;
     match find_in(key, owner, hash, index::first_group(hash, mask)) {
         None => find_in(key, owner, hash, index::second_group(hash, mask)),
         found => found,
@@ -123,7 +123,7 @@ pub fn start<const HOOK: u32>(ctx: &TcContext, cpu: Cpu, packet: &Packet) -> u64
 /// [`NO_CELL`].
 #[inline(always)]
 fn free_cell(hash: u64) -> u32 {
-    let mask = group_mask();
+    let mask = group_mask() as u32;
     match free_cell_in(index::first_group(hash, mask), hash) {
         NO_CELL => free_cell_in(index::second_group(hash, mask), hash),
         cell => cell,

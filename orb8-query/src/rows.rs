@@ -121,6 +121,7 @@ pub struct PacketRecord {
     pub ifindex: Option<u32>,
     pub tcp_flags: Vec<String>,
     pub icmp: Option<IcmpRecord>,
+    pub sample_weight: Option<u32>,
 }
 
 /// One line of a stream: `type`, the node, the time, and the keys of its payload.
@@ -161,7 +162,7 @@ pub enum BodyRecord {
     /// A line for a person.
     Notice(NoticeRecord),
     /// One packet.
-    Packet(PacketRecord),
+    Packet(Box<PacketRecord>),
 }
 
 impl EventRecord {
@@ -178,7 +179,9 @@ impl EventRecord {
             }
             event::Payload::Loss(loss) => ("loss", other(BodyRecord::Loss(loss.into()))),
             event::Payload::Notice(notice) => ("notice", other(BodyRecord::Notice(notice.into()))),
-            event::Payload::Packet(packet) => ("packet", other(BodyRecord::Packet(packet.into()))),
+            event::Payload::Packet(packet) => {
+                ("packet", other(BodyRecord::Packet(Box::new(packet.into()))))
+            }
         };
         Some(Self { kind, time_ns: time(event.time_ns), payload })
     }
@@ -362,6 +365,7 @@ impl From<&PacketEvent> for PacketRecord {
             ifindex: nonzero(packet.ifindex),
             tcp_flags: packet.tcp_flags.clone(),
             icmp: packet.icmp.as_ref().map(IcmpRecord::from),
+            sample_weight: nonzero(packet.sample_weight),
         }
     }
 }

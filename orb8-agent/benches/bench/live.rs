@@ -28,7 +28,15 @@ pub(crate) fn run(report: &mut Report) {
         let found = live(report, 10_000, "agent_cpu_10k")?;
         Ok(vec![Row::new("agent_cpu_10k", found.cpu, "% of a core", Goal::AtMost(0.5))])
     });
-    let names = ["memory_100k", "agent_cpu_100k", "query_p99_ms", "packets_lost_100k"];
+    let names = [
+        "memory_100k",
+        "memory_100k_rss",
+        "memory_100k_maps",
+        "agent_cpu_100k",
+        "query_p99_ms",
+        "query_p50_ms",
+        "packets_lost_100k",
+    ];
     report.measure(&names, |report| {
         let found = live(report, 100_000, "agent_cpu_100k")?;
         let ms = |quantile: f64| found.queries.value_at_quantile(quantile) as f64 / 1000.0;

@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
         met("bench", &[Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2]),
         "nothing can be measured here"
     );
-    let mut report = report::Report::new(std::env::args().skip(1));
+    let mut report = report::Report::new(std::env::args().skip(1))?;
     testrun::at_interfaces(&mut report);
     testrun::at_sockets(&mut report);
     testrun::contended(&mut report);

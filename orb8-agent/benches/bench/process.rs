@@ -21,9 +21,17 @@ const FIRST_PORT: u16 = 20_000;
 
 /// All rows of this file.
 pub(crate) fn run(report: &mut Report) {
-    report.measure(&["agent_idle_cpu", "memory_idle"], idle);
-    report.measure(&["latency_p99_ms"], latency);
-    report.measure(&["events_in_per_s", "events_out_per_s"], events);
+    let names = ["agent_idle_cpu", "memory_idle", "memory_idle_rss", "memory_idle_maps"];
+    report.measure(&names, idle);
+    report.measure(&["latency_p99_ms", "latency_p50_ms"], latency);
+    let names = [
+        "events_in_per_s",
+        "events_in_lost",
+        "events_out_per_s",
+        "events_out_lost",
+        "events_unexplained",
+    ];
+    report.measure(&names, events);
 }
 
 fn frames(bed: &Bed, flows: u32) -> Vec<Vec<u8>> {
@@ -109,7 +117,10 @@ fn receive_starts(bed: &Bed, count: usize) -> anyhow::Result<Histogram<u64>> {
 fn events(report: &mut Report) -> anyhow::Result<Vec<Row>> {
     const RATE: u32 = 100_000;
     let flows = RATE * if report.quick { 2 } else { 6 };
-    let bed = Bed::quiet(&[("ORB8_MAX_FLOWS", "1000000".to_owned())])?;
+    let bed = Bed::quiet(&[
+        ("ORB8_MAX_FLOWS", "1000000".to_owned()),
+        ("ORB8_MEMORY_BUDGET", "1024MiB".to_owned()),
+    ])?;
     let (socket, frames) = (bed.sender(), frames(&bed, flows));
     let before = bed.status()?.event_ledger.unwrap_or_default();
     let stop = AtomicBool::new(false);

@@ -153,14 +153,18 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// From the arguments of the program.
-    pub(crate) fn new(arguments: impl Iterator<Item = String>) -> Self {
-        let (flags, only): (Vec<_>, Vec<_>) = arguments.partition(|a| a.starts_with("--"));
+    /// From the arguments of the program; `--bench` is cargo's.
+    pub(crate) fn new(arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
+        let (flags, only): (Vec<_>, Vec<_>) = arguments.partition(|a| a.starts_with('-'));
+        if let Some(unknown) = flags.iter().find(|flag| !matches!(&***flag, "--quick" | "--bench"))
+        {
+            anyhow::bail!("{unknown} is unknown: there are --quick and parts of rows' names");
+        }
         println!(
             "{:<30} {:>12} {:<12} {:>12} {:>9}  pass",
             "name", "value", "unit", "baseline", "goal"
         );
-        Self { only, quick: flags.iter().any(|flag| flag == "--quick"), ..Self::default() }
+        Ok(Self { only, quick: flags.iter().any(|flag| flag == "--quick"), ..Self::default() })
     }
 
     /// Whether a row was asked for.
@@ -232,6 +236,11 @@ impl Report {
                 self.push(row.against(sent as f64));
             }
         }
+        anyhow::ensure!(
+            !self.rows.is_empty(),
+            "no row is called {}; docs/benchmark.md names all",
+            self.only.join(" or ")
+        );
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
         let path = root.join("target/bench.json");
         std::fs::write(&path, serde_json::to_string_pretty(&self.rows)?)?;

@@ -114,6 +114,7 @@ fn net_of_empty(
 fn at_interface(report: &mut Report, case: &Case) -> anyhow::Result<(f64, f64)> {
     let bed = Bed::quiet(&[
         ("ORB8_MAX_FLOWS", (2 * case.flows).max(100_000).to_string()),
+        ("ORB8_MEMORY_BUDGET", "1024MiB".to_owned()),
         ("ORB8_RING_BUFFER_SIZE", "8MiB".to_owned()),
     ])?;
     let program = bed::descriptors(Bed::at_interface(&bed.link.near)?)?[case.hook].try_clone()?;

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::values::{RING_BUFFER, ring_buffer_size};
 use super::*;
 use crate::capture::Planes;
 
@@ -22,8 +23,9 @@ fn the_reference_lists_every_setting() {
     insta::assert_snapshot!(lines.join("\n"));
     let actions = ["print_config", "cleanup", "help", "version"];
     let flags = Settings::command();
-    let settings =
-        flags.get_arguments().filter(|known| !actions.contains(&known.get_id().as_str()));
+    let settings = flags
+        .get_arguments()
+        .filter(|known| !actions.contains(&known.get_id().as_str()) && !known.is_hide_set());
     assert_eq!(settings.count(), reference().len());
 }
 
@@ -69,6 +71,10 @@ fn every_bad_setting_is_refused_with_its_name_and_what_is_allowed() {
     check("--shutdown-timeout-secs", "301", "1..=300");
     check("--memory-budget", "31MiB", "give 32MiB");
     check("--memory-budget", "5000MiB", "give 32MiB");
+    check("--cpu-budget", "0", "give 0.01% to 100%");
+    check("--cpu-budget", "101%", "give 0.01% to 100%");
+    check("--cpu-budget", "half", "give 0.01% to 100%");
+    check("--sampling-threshold", "0.5%", "give 1% to 100%");
     check("--node-name", "", "1 to 253 printable");
     check("--node-name", "a b", "1 to 253 printable");
     check("--rust-log", "orb8=loud", "is no log filter");
@@ -82,6 +88,28 @@ fn sizes_are_read_with_units() {
         assert_eq!(settings(&["--ring-buffer-size", text]).unwrap().ring_buffer_size, bytes);
     }
     assert_eq!(settings(&["--memory-budget", "64MiB"]).unwrap().memory_budget, 64 << 20);
+}
+
+#[test]
+fn shares_are_read_in_percent() {
+    for (text, part, shown) in [
+        ("1%", 0.01, "1%"),
+        ("0.01 %", 0.0001, "0.01%"),
+        ("2.5", 0.025, "2.5%"),
+        ("100%", 1.0, "100%"),
+    ] {
+        let share = settings(&["--cpu-budget", text]).unwrap().cpu_budget;
+        assert!((share.part() - part).abs() < 1e-9, "{text}");
+        assert_eq!(share.to_string(), shown);
+    }
+}
+
+#[test]
+fn no_more_flows_are_held_than_the_memory_budget_has_room_for() {
+    let small = settings(&["--memory-budget", "64MiB"]).unwrap();
+    assert!(small.max_flows_held() < 100_000);
+    assert_eq!(small.datapath(Planes::Tc).max_flows, small.max_flows_held());
+    assert_eq!(settings(&[]).unwrap().max_flows_held(), 100_000);
 }
 
 #[test]

@@ -8,26 +8,37 @@
 use std::mem::offset_of;
 use std::sync::atomic::{Ordering, fence};
 
-use orb8_common::cache::{self, BUSY, CacheSet, CachedLine, HEADER_BYTES, MIN_SETS};
+use orb8_common::cache::{self, BUSY, CacheSet, CachedLine, CpuBlock, HEADER_BYTES, MIN_SETS};
 use orb8_common::counter;
 
 use super::mapping::Mapping;
 use crate::event::Counters;
 
-/// Sets that a CPU has at most: 2 MiB, the cache of a core. More would not fit into a map's value
-/// before kernel 5.16.
-const MAX_SETS: u32 = 8192;
+/// Sets that a CPU has at most: 1 MiB, with lines for the busiest 16 384 flows of each. What a core
+/// has for a cache is to be left to the traffic.
+const MAX_SETS: u32 = 4096;
 /// The caches of all CPUs take at most this part of the memory budget.
 const BUDGET_PART: u64 = 6;
 /// Lines that the counters take the place of.
 const HEADER_LINES: u32 = lines(HEADER_BYTES);
 const LINE_BYTES: usize = size_of::<CachedLine>();
+/// Lines of a set.
+const WAYS: u32 = lines(size_of::<CacheSet>());
+/// Caches have lines for so many flows from the start: 16 KiB a CPU.
+const LEAST_FLOWS: u32 = 128;
+/// Bytes mapped at once, as few as a cache has for a start.
+const WINDOW_BYTES: usize = 16 << 10;
 /// The same.
 const LINE_LENGTH: u32 = 64;
 
 #[allow(clippy::cast_possible_truncation, reason = "a few pages")]
 const fn lines(bytes: usize) -> u32 {
     (bytes / LINE_BYTES) as u32
+}
+
+/// The line in which a byte of a block lies, and its offset there.
+const fn place(byte: usize) -> (u32, usize) {
+    (lines(byte), byte % LINE_BYTES)
 }
 
 /// Where the kernel tells which CPUs there can be, as ranges: `0-3` or `0-2,4`.
@@ -56,7 +67,7 @@ pub fn sets(cpus: u32, budget: u64) -> u32 {
 /// Bytes of the value that the map has for each CPU.
 #[must_use]
 pub const fn block_bytes(sets: u32) -> u32 {
-    (HEADER_LINES + lines(size_of::<CacheSet>()) * sets) * LINE_LENGTH
+    (HEADER_LINES + WAYS * sets) * LINE_LENGTH
 }
 
 /// The counts of a cached line.
@@ -90,12 +101,33 @@ pub struct Cpus {
     cpus: u32,
     /// Lines of a block, the place of the counters included.
     stride: u32,
-    /// Whether programs use the caches.
-    cached: bool,
+    /// Sets that a cache may have; 0 where programs use none.
+    sets: u32,
+    /// Of these the first so many are in use and mapped, a power of two.
+    used: u32,
+    /// By CPU.
+    seen: Vec<Seen>,
+}
+
+/// What a CPU's [`counter::SEEN_TOGETHER`] has come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    word: u64,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Seen {
+    fn take(&mut self, word: u64) {
+        let (packets, bytes) = counter::apart(word.wrapping_sub(self.word));
+        self.packets += packets;
+        self.bytes += bytes;
+        self.word = word;
+    }
 }
 
 impl Cpus {
-    /// Maps all blocks.
+    /// Maps the counters and a few sets of all blocks; [`Self::provide`] lets programs use more.
     ///
     /// # Errors
     /// What mmap says.
@@ -106,34 +138,106 @@ impl Cpus {
         cached: bool,
     ) -> std::io::Result<Self> {
         let stride = block_bytes(sets) / LINE_LENGTH;
-        let mut blocks = Mapping::new(map, cpus * stride)?;
-        blocks.reach(cpus * stride)?;
-        Ok(Self { blocks, cpus, stride, cached })
+        let mut blocks = Mapping::in_windows_of(WINDOW_BYTES, map, cpus * stride)?;
+        for cpu in 0..cpus {
+            blocks.reach_from(cpu * stride, HEADER_LINES)?;
+        }
+        let mut all = Self {
+            blocks,
+            cpus,
+            stride,
+            sets: if cached { sets } else { 0 },
+            used: 0,
+            seen: vec![Seen::default(); cpus as usize],
+        };
+        all.provide(0)?;
+        Ok(all)
     }
 
-    /// The ledger counters, summed over all CPUs.
+    /// Makes the caches large enough for so many flows, twice as many lines as these, as far as
+    /// there is memory. They never become smaller. A flow whose set is another one after that
+    /// gets another line; what the old one holds stays there and is read until it leaves.
+    ///
+    /// # Errors
+    /// What mmap says; the caches then stay as they are from now on.
+    pub fn provide(&mut self, flows: u32) -> std::io::Result<()> {
+        let lines = flows.max(LEAST_FLOWS).saturating_mul(2);
+        let wanted = (lines / WAYS).next_power_of_two().min(self.sets);
+        if wanted <= self.used {
+            return Ok(());
+        }
+        for cpu in 0..self.cpus {
+            let length = HEADER_LINES + wanted * WAYS;
+            if let Err(error) = self.blocks.reach_from(cpu * self.stride, length) {
+                self.sets = self.used;
+                return Err(error);
+            }
+        }
+        for cpu in 0..self.cpus {
+            let (line, offset) = place(offset_of!(CpuBlock, mask));
+            let mask = self.blocks.word32(cpu * self.stride + line, offset);
+            mask.store(cache::mask(wanted), Ordering::Release);
+        }
+        self.used = wanted;
+        Ok(())
+    }
+
+    /// The ledger counters, summed over all CPUs. To be asked every few seconds at least, see
+    /// [`counter::apart`].
     #[must_use]
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&mut self) -> Counters {
         let mut sum = Counters::default();
         for cpu in 0..self.cpus {
             for (at, total) in sum.0.iter_mut().enumerate() {
-                let (line, offset) = (lines(at * 8), at * 8 % LINE_BYTES);
-                let word = self.blocks.word64(cpu * self.stride + line, offset);
-                *total = total.wrapping_add(word.load(Ordering::Relaxed));
+                *total = total.wrapping_add(self.counter(cpu, at));
             }
+            let together = self.counter(cpu, counter::SEEN_TOGETHER);
+            self.seen[cpu as usize].take(together);
+        }
+        sum.0[counter::SEEN_TOGETHER] = 0;
+        for seen in &self.seen {
+            sum.0[counter::SEEN_PACKETS] += seen.packets;
+            sum.0[counter::SEEN_BYTES] += seen.bytes;
         }
         sum
+    }
+
+    fn counter(&self, cpu: u32, at: usize) -> u64 {
+        let (line, offset) = place(at * 8);
+        self.blocks.word64(cpu * self.stride + line, offset).load(Ordering::Relaxed)
+    }
+
+    /// Whether programs use caches here.
+    #[must_use]
+    pub const fn has_caches(&self) -> bool {
+        self.sets != 0
     }
 
     /// Numbers of lines of all caches: from 0 to this.
     #[must_use]
     pub const fn count(&self) -> u32 {
-        if self.cached { self.cpus * (self.stride - HEADER_LINES) } else { 0 }
+        self.cpus * self.used * WAYS
+    }
+
+    /// The first line of the next CPU, if this one is the first of a CPU that has seen nothing yet:
+    /// it holds nothing.
+    #[must_use]
+    pub fn after_unused(&self, number: u32) -> Option<u32> {
+        let (cpu, line) = self.split(number);
+        let unseen = |at| self.counter(cpu, at) == 0;
+        let unused = line == 0 && unseen(counter::SEEN_PACKETS) && unseen(counter::SEEN_TOGETHER);
+        unused.then(|| number + self.used * WAYS)
+    }
+
+    /// The CPU of a line, and its number there. Sets are a power of two.
+    const fn split(&self, number: u32) -> (u32, u32) {
+        let lines = self.used * WAYS;
+        (number >> lines.ilog2(), number & (lines - 1))
     }
 
     fn index(&self, number: u32) -> u32 {
-        let lines = self.stride - HEADER_LINES;
-        number / lines * self.stride + HEADER_LINES + number % lines
+        let (cpu, line) = self.split(number);
+        cpu * self.stride + HEADER_LINES + line
     }
 
     /// What a line holds; `None` if it holds nothing, or if a program is just writing it, which
@@ -187,10 +291,10 @@ mod tests {
     }
 
     #[test]
-    fn the_default_budget_gives_few_cpus_two_mebibytes_and_many_their_share() {
+    fn the_default_budget_gives_few_cpus_a_mebibyte_and_many_their_share() {
         let of = |cpus| sets(cpus, 96 * MIB) * 256;
-        assert_eq!(of(1), 2 << 20);
-        assert_eq!(of(2), 2 << 20);
+        assert_eq!(of(1), 1 << 20);
+        assert_eq!(of(2), 1 << 20);
         assert_eq!(of(128), 128 << 10);
         assert_eq!(of(256), 64 << 10);
     }

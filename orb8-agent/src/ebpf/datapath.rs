@@ -1,18 +1,20 @@
 //! The kernel side as the rest of the agent sees it: settings in, `Datapath` out.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use orb8_common::network::PacketFilter;
+use orb8_common::network::{PacketFilter, Sparing};
 
 use super::chain::ChainPolicy;
-use super::kernel::{self, Kernel, KernelOptions, LINGER, PacketViewCounts};
+use super::kernel::{self, Kernel, KernelOptions, LINGER};
 use super::lines::LineTimes;
+use super::meter::Meter;
 use super::ring::Decode;
 use crate::datapath::{
-    AttachMode, AttachRoute, Datapath, DatapathSettings, InterfaceStatus, PacketWatch,
-    SocketPlaneStatus, StartError, Started,
+    AttachMode, AttachRoute, Datapath, DatapathSettings, InterfaceStatus, PacketViewCounts,
+    PacketWatch, RingGauges, SocketPlaneStatus, StartError, Started,
 };
 use crate::host::HostFacts;
 
@@ -61,7 +63,7 @@ pub fn start(
         me: Weak::clone(me),
         has_interfaces: settings.planes.has_interfaces(),
         kernel: started.kernel,
-        views: Mutex::new(Vec::new()),
+        views: Mutex::new(Views::default()),
     });
     Ok(Started { sources: started.sources, handle })
 }
@@ -95,7 +97,16 @@ struct TcDatapath {
     me: Weak<Self>,
     has_interfaces: bool,
     kernel: Kernel,
-    views: Mutex<Vec<View>>,
+    views: Mutex<Views>,
+}
+
+/// The packet views that are open.
+#[derive(Debug, Default)]
+struct Views {
+    open: Vec<View>,
+    /// How often one was opened after none was: what was sampled away before belongs to no view of
+    /// now.
+    number: u32,
 }
 
 /// What one reader of packets asked for.
@@ -107,19 +118,20 @@ struct View {
 }
 
 impl TcDatapath {
-    fn views(&self) -> MutexGuard<'_, Vec<View>> {
+    fn views(&self) -> MutexGuard<'_, Views> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the kernel's filter to what all readers together ask for.
-    fn apply(&self, views: &[View]) -> Result<(), StartError> {
-        let Some(first) = views.first() else {
+    fn apply(&self, views: &Views) -> Result<(), StartError> {
+        let Some(first) = views.open.first() else {
             self.kernel.close_packet_view();
             return Ok(());
         };
-        let alike = views.iter().all(|v| v.filter == first.filter);
+        let alike = views.open.iter().all(|v| v.filter == first.filter);
         let filter = if alike { first.filter } else { PacketFilter::default() };
-        let rate = views.iter().fold(0u32, |sum, v| sum.saturating_add(v.rate));
+        let filter = PacketFilter { view: views.number, ..filter };
+        let rate = views.open.iter().fold(0u32, |sum, v| sum.saturating_add(v.rate));
         self.kernel
             .open_packet_view(filter, rate)
             .map_err(|e| StartError { message: format!("open the packet view: {e}") })
@@ -127,7 +139,7 @@ impl TcDatapath {
 
     fn close(&self, number: u64) {
         let mut views = self.views();
-        views.retain(|v| v.number != number);
+        views.open.retain(|v| v.number != number);
         if let Err(error) = self.apply(&views) {
             tracing::warn!(%error, "the packet view could not be narrowed");
         }
@@ -157,15 +169,38 @@ impl Datapath for TcDatapath {
             return Err(StartError { message: message.to_owned() });
         }
         let mut views = self.views();
-        let number = views.iter().map(|v| v.number).max().map_or(0, |n| n + 1);
+        let number = views.open.iter().map(|v| v.number).max().map_or(0, |n| n + 1);
         let before = self.kernel.packet_view_counts();
-        views.push(View { number, filter: *filter, rate });
+        if views.open.is_empty() {
+            views.number = views.number.wrapping_add(1);
+        }
+        views.open.push(View { number, filter: *filter, rate });
         if let Err(error) = self.apply(&views) {
-            views.pop();
+            views.open.pop();
             return Err(error);
         }
         let datapath = Weak::clone(&self.me);
         Ok(Box::new(OpenView { datapath, number, before }))
+    }
+
+    fn spare(&self, sparing: Sparing) {
+        self.kernel.meter().spare(sparing);
+    }
+
+    fn rings(&self) -> Option<Arc<RingGauges>> {
+        Some(self.kernel.meter().rings())
+    }
+
+    fn packet_view(&self) -> PacketViewCounts {
+        self.kernel.packet_view_counts()
+    }
+
+    fn program_time(&self) -> Option<Duration> {
+        self.kernel.meter().program_time()
+    }
+
+    fn keep_statistics(&self) -> Option<Box<dyn Any + Send>> {
+        Meter::keep_statistics()
     }
 
     fn stop(&self, deadline: Instant) -> bool {

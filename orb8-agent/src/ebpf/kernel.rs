@@ -15,12 +15,13 @@ use super::grace::{Barrier, Grace};
 use super::lines::{LineSource, LineTimes};
 use super::load::{self, LoadError, LoadOptions, PodBytes, Table};
 use super::memory;
+use super::meter::Meter;
 use super::netlink::NetlinkError;
 use super::ring::{Decode, RingSource};
 use super::side_channel::SideChannel;
 use super::sys;
 use crate::capture::Planes;
-use crate::datapath::{AttachRoute, CountMode};
+use crate::datapath::{AttachRoute, CountMode, PacketViewCounts, Ring, RingGauges};
 use crate::event::{Notice, Severity};
 use crate::host::HostFacts;
 use crate::pipeline::source::EventSource;
@@ -67,6 +68,9 @@ pub enum StartError {
     /// Waiting for programs is not possible.
     #[error("prepare to wait for running programs: {0}")]
     Grace(std::io::Error),
+    /// A ring cannot be looked at, or a program not be asked for its time.
+    #[error("prepare to measure what the programs cost: {0}")]
+    Meter(std::io::Error),
     /// Interfaces cannot be listed or watched.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -77,6 +81,7 @@ pub struct Kernel {
     attacher: Mutex<Attacher>,
     state: Arc<Mutex<AttachState>>,
     view: Mutex<PacketView>,
+    meter: Meter,
     map_bytes: u64,
     tick_ns: u64,
     route: AttachRoute,
@@ -94,17 +99,6 @@ impl std::fmt::Debug for Kernel {
 struct PacketView {
     filter: Array<MapData, PodBytes<{ size_of::<PacketFilter>() }>>,
     counters: PerCpuArray<MapData, [u64; 8]>,
-}
-
-/// What the packet view did with the packets that passed while it was open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PacketViewCounts {
-    /// Packets (skbs) that the kernel's filter let through.
-    pub matched: u64,
-    /// Of these, not told because of the rate.
-    pub rate_limited: u64,
-    /// Of these, not told because the ring was full.
-    pub ring_full: u64,
 }
 
 /// The kernel side and its sources.
@@ -142,24 +136,29 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
     if route == AttachRoute::Tcx {
         programs.forget_object();
     }
+    let rings = Arc::new(RingGauges::default());
     let sources: Vec<Box<dyn EventSource>> = vec![
-        Box::new(RingSource::new("ring", loaded.events, options.decode_event, Arc::clone(&side))),
-        Box::new(RingSource::new(
-            "packets",
-            loaded.packets,
-            options.decode_packet,
-            Arc::clone(&side),
-        )),
+        Box::new(
+            RingSource::new("ring", loaded.events, options.decode_event, Arc::clone(&side))
+                .gauged(Arc::clone(&rings), Ring::Events, options.ring_bytes)
+                .map_err(StartError::Meter)?,
+        ),
+        Box::new(
+            RingSource::new("packets", loaded.packets, options.decode_packet, Arc::clone(&side))
+                .gauged(Arc::clone(&rings), Ring::Packets, PACKET_RING_BYTES)
+                .map_err(StartError::Meter)?,
+        ),
         Box::new(LineSource::new(loaded.table, clock, grace, options.times, Arc::clone(&side))),
     ];
     let attach = attach_options(options, route);
     // Others see it in the names of filters, so it tells nothing of the hash's seed.
-    let number = load::seed()? >> 32;
+    let number = load::secret()? >> 32;
     let maps = LinkMaps {
         pod_links: loaded.pod_links,
         tunnels: loaded.tunnels,
         socket_switch: loaded.socket_switch,
     };
+    let meter = Meter::new(&programs, loaded.sparing, rings).map_err(StartError::Meter)?;
     memory::give_back();
     let attacher = Attacher::start(programs, maps, attach, number, side, facts)?;
     let kernel = Kernel {
@@ -170,6 +169,7 @@ pub fn start(options: &KernelOptions, facts: Arc<HostFacts>) -> Result<Started, 
             filter: loaded.packet_filter,
             counters: loaded.packet_counters,
         }),
+        meter,
         map_bytes: loaded.map_bytes,
         tick_ns,
         route,
@@ -183,7 +183,7 @@ fn tell_what_lacks(table: &Table, reads_owner: bool, planes: &Planes, side: &Sid
     let tell = |code, message: &str| {
         side.notify(Notice { severity: Severity::Info, code, message: message.to_owned() });
     };
-    if table.cpus.count() == 0 {
+    if !table.cpus.has_caches() {
         tell(
             "no_line_cache",
             "programs cannot compare and exchange here, which kernels from 5.12 on let them: all \
@@ -275,6 +275,12 @@ impl Kernel {
         lock(&self.attacher).close_packets();
     }
 
+    /// What the programs cost and tell less of.
+    #[must_use]
+    pub const fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
     /// What the packet view has done since the agent started.
     #[must_use]
     pub fn packet_view_counts(&self) -> PacketViewCounts {
@@ -282,6 +288,8 @@ impl Kernel {
         if let Ok(of_cpus) = lock(&self.view).counters.get(&0, 0) {
             for of_cpu in of_cpus.iter() {
                 sum.matched += of_cpu[packet_counter::MATCHED];
+                sum.told += of_cpu[packet_counter::TOLD];
+                sum.untold += of_cpu[packet_counter::UNTOLD];
                 sum.rate_limited += of_cpu[packet_counter::RATE_LIMITED];
                 sum.ring_full += of_cpu[packet_counter::RING_FULL];
             }
@@ -311,7 +319,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A filter as the map holds it.
 fn bytes_of(filter: PacketFilter) -> [u8; size_of::<PacketFilter>()] {
-    // SAFETY: `repr(C)` without padding: 16 + 16 + 2 + 1 + 1 + 4 bytes.
+    // SAFETY: `repr(C)` without padding: 16 + 16 + 2 + 1 + 1 + 4 + 4 bytes.
     unsafe { std::mem::transmute(filter) }
 }
 

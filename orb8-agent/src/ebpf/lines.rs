@@ -31,13 +31,15 @@ use super::cpus::Cached;
 use super::grace::Grace;
 use super::load::Table;
 use super::side_channel::SideChannel;
-use crate::event::{Counters, DrainReport, Event, FlowCount, FlowFacts, FlowId};
+use crate::event::{Counters, DrainReport, Event, FlowCount, FlowFacts, FlowId, Notice, Severity};
 use crate::pipeline::source::{EventSource, SourceError, Wakeup};
 
 /// Lines looked at in one call, so that the ring is served in between.
 const LINES_A_CALL: u32 = 2048;
 /// Lines of the caches looked at in one call: most hold nothing or only add to a sum.
 const CACHED_A_CALL: u32 = 16_384;
+/// Between two readings of the counters, at most.
+const LOOK_INTERVAL: Duration = Duration::from_secs(4);
 /// Lines beyond the highest one used that are looked at for new ones: programs take numbers in
 /// order, and a CPU may still be writing the line it took.
 const LOOK_AHEAD: u32 = 512;
@@ -90,14 +92,16 @@ pub struct LineSource {
     /// seen and counting it on its line, so one quiet pass proves nothing.
     was_quiet: bool,
     due: Instant,
+    /// When the counters are to be read next, drain or not.
+    look_due: Instant,
     pass: Option<Pass>,
     /// [`State::Unlisted`], not yet waiting.
     idle: Vec<u32>,
-    /// Tick of the pass that found the first of [`Self::idle`].
-    idle_since: u32,
+    /// Waited: to be [`State::Emptied`] now.
+    emptying: Vec<u32>,
     /// [`State::Emptied`]: the caches are being gone through for them.
     taking: Vec<u32>,
-    /// Tick before which they were on the index.
+    /// What found one of them on the index began before this tick, and has ended.
     taking_since: u32,
     /// [`State::Leaving`], not yet waiting.
     taken: Vec<u32>,
@@ -130,9 +134,10 @@ impl LineSource {
             last_seen_packets: 0,
             was_quiet: false,
             due: Instant::now() + times.drain_interval,
+            look_due: Instant::now() + LOOK_INTERVAL,
             pass: None,
             idle: Vec::new(),
-            idle_since: 0,
+            emptying: Vec::new(),
             taking: Vec::new(),
             taking_since: 0,
             taken: Vec::new(),
@@ -170,7 +175,13 @@ impl LineSource {
         while pass.cursor < stop.min(self.end_of(pass)) {
             match pass.step {
                 Step::Table => self.read(pass)?,
-                Step::Caches => self.read_cached(pass.cursor),
+                Step::Caches => {
+                    if let Some(next) = self.table.cpus.after_unused(pass.cursor) {
+                        pass.cursor = next;
+                        continue;
+                    }
+                    self.read_cached(pass.cursor);
+                }
                 Step::Tell => self.tell(pass.cursor, &pass.reference, out),
             }
             pass.cursor += 1;
@@ -190,6 +201,20 @@ impl LineSource {
             Step::Tell => return Ok(true),
         }
         Ok(false)
+    }
+
+    /// Lets caches grow with the flows, between two passes.
+    fn provide_caches(&mut self) {
+        if let Err(error) = self.table.cpus.provide(self.in_use) {
+            self.side.notify(Notice {
+                severity: Severity::Warning,
+                code: "line_cache_stays",
+                message: format!(
+                    "the caches of flow lines cannot be made larger: {error}; more packets are \
+                     counted in the table, which costs each some ten nanoseconds more"
+                ),
+            });
+        }
     }
 
     /// Where the step ends; the end of the table's part moves with what is found.
@@ -277,7 +302,7 @@ impl LineSource {
         let Slot { state, last_seen, .. } = self.slots[number as usize];
         let idle = now.ticks_since(last_seen);
         if state == State::Used && idle >= self.rest(now) && self.has_idled(number, idle, now) {
-            self.unlist(number, now);
+            self.unlist(number);
         }
     }
 
@@ -298,7 +323,7 @@ impl LineSource {
     fn identify(&self, slot: u32) -> Option<(FlowId, u64)> {
         let line = self.table.lines.copy(slot);
         let key = FlowKey { tag: 0, ..line.key };
-        let hash = index::hash(&key, line.owner, self.table.seed);
+        let hash = index::hash(&key, line.owner, &self.table.seed);
         (line.key.tag == index::tag(hash)).then_some((FlowId { key, owner: line.owner }, hash))
     }
 
@@ -366,10 +391,15 @@ impl EventSource for LineSource {
     }
 
     fn wakeup(&self) -> Wakeup<'_> {
-        Wakeup { fd: None, due: Some(self.due) }
+        Wakeup { fd: None, due: Some(self.due.min(self.look_due)) }
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+        if self.look_due <= now {
+            // Only to be read in time, see `counter::apart`.
+            let _counters = self.table.cpus.counters();
+            self.look_due = now + LOOK_INTERVAL;
+        }
         if now < self.due {
             return Ok(());
         }
@@ -384,13 +414,14 @@ impl EventSource for LineSource {
                 pass
             }
         };
-        if !self.release(&pass.reference, out) {
+        if !self.release(&pass.reference, out) || !self.empty() {
             self.pass = Some(pass);
             return Ok(());
         }
         if self.advance(&mut pass, out)? {
             self.due = now + self.times.drain_interval;
-            self.ask_for_grace();
+            self.ask_for_grace(&pass.reference);
+            self.provide_caches();
             self.end(&pass, out);
         } else {
             self.pass = Some(pass);

@@ -7,15 +7,19 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, RingBuf, Sta
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use orb8_common::cache;
-use orb8_common::index::{self, Group};
+use orb8_common::index::{self, Group, Seed};
 use orb8_common::network::{FlowLine, FlowMeta, PacketFilter, TUNNEL_PORTS};
+use orb8_common::setting;
 
 use super::cpus::{self, Cpus};
 use super::mapping::Mapping;
 use super::owner_walk::OwnerWalk;
-use super::patch::{self, PatchError};
-use super::{object, sys};
+use super::patch::{self, PatchError, Settings};
+use super::{exchange, object};
 use crate::capture::Planes;
+
+/// Beginning of the names of the programs at sockets.
+const AT_SOCKETS: &str = "orb8_sock_";
 
 /// Sizes and settings that the programs are loaded with.
 #[derive(Clone, Debug)]
@@ -76,6 +80,9 @@ pub enum LoadError {
         /// What the kernel says.
         source: std::io::Error,
     },
+    /// The kernel takes no program.
+    #[error("ask the kernel whether it knows compare-and-exchange: {0}")]
+    Exchange(std::io::Error),
     /// No random seed.
     #[error("read a random seed from the kernel: {0}")]
     Seed(std::io::Error),
@@ -101,6 +108,8 @@ pub struct Loaded {
     pub packet_filter: Array<MapData, PodBytes<{ size_of::<PacketFilter>() }>>,
     /// Counters of the packet view.
     pub packet_counters: PerCpuArray<MapData, [u64; 8]>,
+    /// What programs tell less of.
+    pub sparing: SparingMap,
     /// Both clocks, as the program `orb8_clock` reads them.
     pub clock: Array<MapData, [u64; 2]>,
     /// Whether the programs at sockets read the owner without calling for it.
@@ -117,6 +126,9 @@ pub type Tunnels = Array<MapData, [u16; TUNNEL_PORTS]>;
 
 /// One value: 1 while the programs at interfaces may leave packets to the socket plane.
 pub type SocketSwitch = Array<MapData, u32>;
+
+/// One value: the two words of `orb8_common::network::Sparing`.
+pub type SparingMap = Array<MapData, [u32; 2]>;
 
 /// Plain bytes as a map value.
 #[derive(Clone, Copy, Debug)]
@@ -138,8 +150,8 @@ pub struct Table {
     pub free: Stack<MapData, u32>,
     /// Ledger counters and cache of each CPU.
     pub cpus: Cpus,
-    /// Seed of the hash.
-    pub seed: u64,
+    /// Of the hash.
+    pub seed: Seed,
 }
 
 /// Programs by name. Kept open for as long as anything is attached.
@@ -190,6 +202,14 @@ impl Programs {
         self.fd(name).try_clone_to_owned().map_err(|e| fail(e.to_string()))
     }
 
+    /// Other descriptors of all programs.
+    ///
+    /// # Errors
+    /// If no more descriptors can be had.
+    pub fn duplicates(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.loaded.values().map(|program| program.fd.try_clone()).collect()
+    }
+
     /// The kernel's id of a program.
     #[must_use]
     pub fn id(&self, name: &str) -> Option<u32> {
@@ -224,7 +244,9 @@ pub fn load_object(
     super::memory::bound_heaps();
     let walk = options.planes.socket_root().and_then(|_| OwnerWalk::of_kernel());
     match load_with(object, options, walk.unwrap_or_default(), &is_needed) {
-        Err(LoadError::Program { name, message }) if walk.is_some() => {
+        Err(LoadError::Program { name, message })
+            if walk.is_some() && name.starts_with(AT_SOCKETS) =>
+        {
             tracing::warn!(
                 program = name,
                 reason = message,
@@ -242,13 +264,14 @@ fn load_with(
     walk: OwnerWalk,
     is_needed: &impl Fn(&str) -> bool,
 ) -> Result<Loaded, LoadError> {
-    let seed = seed()?;
+    let seed = Seed::new(secret()?);
     let groups = index::groups(options.max_flows);
     let cache = Cache::of_host(options.memory_budget)?;
     let mut object = object.to_vec();
     cache.patch(&mut object)?;
     walk.patch(&mut object)?;
-    let mut ebpf = open(&object, options, cache, walk, seed)?;
+    patch::set_settings(&mut object, &settings(options, cache, walk, &seed))?;
+    let mut ebpf = open(&object, options, cache)?;
     drop(object);
     let map_bytes = super::memory::map_bytes(&ebpf);
     // Programs first: they refer to maps by descriptors, which taking a map may close.
@@ -271,6 +294,7 @@ fn load_with(
     let packets = typed("PACKETS", take("PACKETS")?)?;
     let packet_filter = typed("PACKET_FILTER", take("PACKET_FILTER")?)?;
     let packet_counters = typed("PACKET_COUNTERS", take("PACKET_COUNTERS")?)?;
+    let sparing = typed("SPARING", take("SPARING")?)?;
     let clock = typed("CLOCK", take("CLOCK")?)?;
     fill_free_list(&mut table.free, options.max_flows)?;
     Ok(Loaded {
@@ -283,41 +307,40 @@ fn load_with(
         packets,
         packet_filter,
         packet_counters,
+        sparing,
         clock,
         reads_owner: walk.is_on(),
         map_bytes,
     })
 }
 
-/// The object with its settings and sizes; the maps are made, no program is loaded yet.
-fn open(
-    object: &[u8],
-    options: &LoadOptions,
-    cache: Cache,
-    walk: OwnerWalk,
-    seed: u64,
-) -> Result<Ebpf, LoadError> {
-    let groups = index::groups(options.max_flows);
-    let mask = groups - 1;
+/// What the programs know before they run.
+fn settings(options: &LoadOptions, cache: Cache, walk: OwnerWalk, seed: &Seed) -> Settings {
     let (root, level) = options.planes.socket_root().map_or((0, 0), |root| (root.id, root.level));
-    let cache_mask = cache.mask();
-    let realtime = u32::from(is_realtime());
-    let mut loader = EbpfLoader::new();
-    walk.set(&mut loader);
-    let ebpf = loader
+    let mut settings = [0; setting::COUNT];
+    settings[setting::SEED_SRC] = seed.src;
+    settings[setting::SEED_SRC_FACTOR] = seed.src_factor;
+    settings[setting::SEED_DST] = seed.dst;
+    settings[setting::SEED_DST_FACTOR] = seed.dst_factor;
+    settings[setting::GROUP_MASK] = u64::from(index::groups(options.max_flows) - 1);
+    settings[setting::CACHE_MASK] = cache.mask().into();
+    settings[setting::REALTIME] = is_realtime().into();
+    settings[setting::FAULT_BYTES] = options.fault_bytes.into();
+    settings[setting::ROOT_CGROUP] = root;
+    settings[setting::ROOT_LEVEL] = level.into();
+    walk.set(&mut settings);
+    settings
+}
+
+/// The object with its sizes; the maps are made, no program is loaded yet.
+fn open(object: &[u8], options: &LoadOptions, cache: Cache) -> Result<Ebpf, LoadError> {
+    let ebpf = EbpfLoader::new()
         // Nothing is relocated against the kernel's types, and parsing them costs megabytes.
         .btf(None)
-        .override_global("SEED", &seed, true)
-        .override_global("GROUP_MASK", &mask, true)
-        .override_global("CACHE_MASK", &cache_mask, true)
-        .override_global("REALTIME", &realtime, true)
-        .override_global("FAULT_BYTES", &options.fault_bytes, true)
-        .override_global("ROOT_CGROUP", &root, true)
-        .override_global("ROOT_LEVEL", &level, true)
         .map_max_entries("LINES", options.max_flows)
         .map_max_entries("META", options.max_flows)
         .map_max_entries("FREE", options.max_flows)
-        .map_max_entries("INDEX", groups)
+        .map_max_entries("INDEX", index::groups(options.max_flows))
         .map_max_entries("CPUS", cache.cpus)
         .map_max_entries("EVENTS", options.ring_bytes)
         .map_max_entries("PACKETS", options.packet_ring_bytes)
@@ -339,7 +362,7 @@ impl Cache {
         let possible = std::fs::read_to_string(cpus::POSSIBLE).map_err(fail)?;
         let no_number = || fail(std::io::Error::other(format!("no number in {possible:?}")));
         let cpus = cpus::highest(&possible).ok_or_else(no_number)?;
-        let usable = sys::has_compare_exchange();
+        let usable = exchange::is_known().map_err(LoadError::Exchange)?;
         let sets = if usable { cpus::sets(cpus, memory_budget) } else { cache::MIN_SETS };
         Ok(Self { cpus, sets, usable })
     }
@@ -381,7 +404,7 @@ fn says_realtime(version: &str) -> bool {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn seed() -> Result<u64, LoadError> {
+pub fn secret() -> Result<u64, LoadError> {
     let mut bytes = [0u8; 8];
     // SAFETY: the kernel writes 8 bytes.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
@@ -422,7 +445,7 @@ fn fill_free_list(free: &mut Stack<MapData, u32>, lines: u32) -> Result<(), Load
 /// checks and memory.
 fn is_needed(planes: &Planes, name: &str) -> bool {
     let supplement = matches!(planes, Planes::Both(_));
-    if name.starts_with("orb8_sock_") {
+    if name.starts_with(AT_SOCKETS) {
         planes.socket_root().is_some()
     } else if name.starts_with("orb8_sup_") {
         supplement

@@ -18,11 +18,13 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// which the table of the most flows that can be set takes 7 000.
 const WINDOW_BYTES: usize = 64 * 1024;
 
-/// An array map of `T`, mapped as far as it is needed.
+/// An array map of `T`, mapped where it is needed.
 #[derive(Debug)]
 pub struct Mapping<T> {
     map: OwnedFd,
-    windows: Vec<NonNull<c_void>>,
+    windows: Vec<Option<NonNull<c_void>>>,
+    /// Bytes of each but the last, a power of two.
+    window: usize,
     count: u32,
     _values: PhantomData<T>,
 }
@@ -34,17 +36,24 @@ unsafe impl<T: Send> Send for Mapping<T> {}
 unsafe impl<T: Sync> Sync for Mapping<T> {}
 
 impl<T: Copy> Mapping<T> {
-    const PER_WINDOW: usize = WINDOW_BYTES / size_of::<T>();
-
     /// Takes an array map of `count` values of `T` made with BPF_F_MMAPABLE.
     ///
     /// # Errors
     /// If no more descriptors can be had.
     pub fn new(map: impl AsFd, count: u32) -> io::Result<Self> {
+        Self::in_windows_of(WINDOW_BYTES, map, count)
+    }
+
+    /// The same in windows of another length: a power of two, and whole pages.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub fn in_windows_of(window: usize, map: impl AsFd, count: u32) -> io::Result<Self> {
         // The kernel rounds array values up to 8 bytes.
         const { assert!(size_of::<T>().is_power_of_two() && size_of::<T>() >= 8) };
         let map = map.as_fd().try_clone_to_owned()?;
-        Ok(Self { map, windows: Vec::new(), count, _values: PhantomData })
+        let windows = Vec::new();
+        Ok(Self { map, windows, window, count, _values: PhantomData })
     }
 
     /// Maps what is needed to reach the first `count` values.
@@ -52,13 +61,31 @@ impl<T: Copy> Mapping<T> {
     /// # Errors
     /// What mmap says; EINVAL or EPERM if the map is another one.
     pub fn reach(&mut self, count: u32) -> io::Result<()> {
-        let wanted = (count.min(self.count) as usize).div_ceil(Self::PER_WINDOW);
-        while self.windows.len() < wanted {
-            let offset = self.windows.len() * WINDOW_BYTES;
-            let window = Self::map_window(&self.map, offset, self.window_bytes(offset))?;
-            self.windows.push(window);
+        self.reach_from(0, count)
+    }
+
+    /// Maps what is needed to reach `count` values, the first of which is `from`.
+    ///
+    /// # Errors
+    /// As of [`Self::reach`].
+    pub fn reach_from(&mut self, from: u32, count: u32) -> io::Result<()> {
+        let end = from.saturating_add(count).min(self.count) as usize;
+        let [first, end] = [from as usize / self.per_window(), end.div_ceil(self.per_window())];
+        if self.windows.len() < end {
+            self.windows.resize(end, None);
+        }
+        for number in first..end {
+            if self.windows[number].is_none() {
+                let offset = number * self.window;
+                let window = Self::map_window(&self.map, offset, self.window_bytes(offset))?;
+                self.windows[number] = Some(window);
+            }
         }
         Ok(())
+    }
+
+    const fn per_window(&self) -> usize {
+        self.window / size_of::<T>()
     }
 
     fn map_window(map: &OwnedFd, offset: usize, bytes: usize) -> io::Result<NonNull<c_void>> {
@@ -78,7 +105,7 @@ impl<T: Copy> Mapping<T> {
 
     /// Bytes of the window that begins at an offset: the last one is shorter.
     fn window_bytes(&self, offset: usize) -> usize {
-        (self.count as usize * size_of::<T>() - offset).min(WINDOW_BYTES)
+        (self.count as usize * size_of::<T>() - offset).min(self.window)
     }
 
     /// Number of values of the map.
@@ -87,13 +114,18 @@ impl<T: Copy> Mapping<T> {
         self.count
     }
 
+    /// # Panics
+    /// If nobody has reached it.
     fn at(&self, index: u32) -> *mut T {
         let index = index as usize;
         assert!(index < self.count as usize, "value {index} of {}", self.count);
-        let window = self.windows[index / Self::PER_WINDOW].cast::<T>();
+        // Whole windows are powers of two, so this is a shift and a mask.
+        let (number, within) =
+            (index >> self.per_window().ilog2(), index & (self.per_window() - 1));
+        let window = self.windows[number].expect("what is read was reached before");
         // SAFETY: within the window, as every window but the last is full and the last ends at
         // `count`.
-        unsafe { window.as_ptr().add(index % Self::PER_WINDOW) }
+        unsafe { window.cast::<T>().as_ptr().add(within) }
     }
 
     /// A copy of a value, word by word; programs may write meanwhile.
@@ -136,9 +168,10 @@ impl<T: Copy> Mapping<T> {
 
 impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        let bytes = self.count as usize * size_of::<T>();
-        for (at, window) in self.windows.iter().enumerate() {
-            let length = (bytes - at * WINDOW_BYTES).min(WINDOW_BYTES);
+        for (number, window) in self.windows.iter().enumerate() {
+            let Some(window) = window else { continue };
+            let bytes = self.count as usize * size_of::<T>();
+            let length = (bytes - number * self.window).min(self.window);
             // SAFETY: our own mapping, and nothing refers into it any more. A failure leaves it
             // mapped, which harms nothing.
             let _unmapped = unsafe { rustix::mm::munmap(window.as_ptr(), length) };

@@ -4,10 +4,10 @@
 //! A call costs as much as all the rest of counting a packet. Where the kernel has not what is
 //! needed (a cast of the context to its own type, kernel 6.2), the programs call.
 
-use aya::EbpfLoader;
+use orb8_common::setting;
 
 use super::btf::Btf;
-use super::patch::{self, PatchError};
+use super::patch::{self, PatchError, Settings};
 
 /// Offsets in bytes, and the number of the function that casts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,13 +59,12 @@ impl OwnerWalk {
     }
 
     /// Tells the programs. Without a walk all is zero, and they call.
-    pub(super) fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
-        loader
-            .override_global("OWNER_WALK", &self.on, true)
-            .override_global("OFFSET_SK", &self.sk, true)
-            .override_global("OFFSET_CGROUP", &self.cgroup, true)
-            .override_global("OFFSET_KN", &self.kn, true)
-            .override_global("OFFSET_ID", &self.id, true);
+    pub(super) fn set(&self, settings: &mut Settings) {
+        settings[setting::OWNER_WALK] = self.on.into();
+        settings[setting::OFFSET_SK] = self.sk.into();
+        settings[setting::OFFSET_CGROUP] = self.cgroup.into();
+        settings[setting::OFFSET_KN] = self.kn.into();
+        settings[setting::OFFSET_ID] = self.id.into();
     }
 }
 

@@ -2,10 +2,11 @@
 //! map update that waits, test runs. One call a function; nothing here decides anything.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 /// `bpf(2)` commands (include/uapi/linux/bpf.h).
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
@@ -160,25 +161,119 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
 /// EPERM without CAP_SYS_ADMIN, ENOENT if it has gone.
 pub fn program_name(id: u32) -> io::Result<String> {
     const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
     /// Offset and size of `name` in `struct bpf_prog_info`.
     const NAME: std::ops::Range<usize> = 64..80;
     let mut by_id = [id, 0, 0];
     let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut by_id)?;
     // SAFETY: the kernel has just given us this descriptor.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut info = [0u8; 80];
+    let info = program_info(fd.as_fd())?;
+    let name = info[NAME].split(|b| *b == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// The first bytes of `struct bpf_prog_info` (include/uapi/linux/bpf.h).
+fn program_info(program: BorrowedFd<'_>) -> io::Result<[u8; 80]> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
     #[repr(C)]
     struct GetInfo {
         fd: u32,
         len: u32,
         info: u64,
     }
-    let mut attr =
-        GetInfo { fd: fd.as_raw_fd().unsigned_abs(), len: 80, info: info.as_mut_ptr() as u64 };
+    let mut info = [0u8; 80];
+    let fd = program.as_raw_fd().unsigned_abs();
+    let mut attr = GetInfo { fd, len: 80, info: info.as_mut_ptr() as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    let name = info[NAME].split(|b| *b == 0).next().unwrap_or_default();
-    Ok(String::from_utf8_lossy(name).into_owned())
+    Ok(info)
+}
+
+/// Whether the kernel runs a program as the machine's own code, not by interpreting it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn is_compiled(program: BorrowedFd<'_>) -> io::Result<bool> {
+    /// `jited_prog_len`.
+    const LENGTH: std::ops::Range<usize> = 16..20;
+    Ok(program_info(program)?[LENGTH] != [0; 4])
+}
+
+/// `struct bpf_insn`: code, registers, offset, operand.
+pub type Instruction = (u8, u8, i16, i32);
+
+/// Loads a program that nobody attaches, to see whether the kernel takes it.
+///
+/// # Errors
+/// What the kernel says: EINVAL if it does not know an instruction, ENOTSUPP if it cannot compile
+/// one and must.
+pub fn load_instructions(program: &[Instruction]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+    /// `union bpf_attr` for BPF_PROG_LOAD, as far as it is needed.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgLoad {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+    }
+    let mut bytes = Vec::with_capacity(program.len() * 8);
+    for (code, registers, offset, operand) in program {
+        bytes.extend([*code, *registers]);
+        bytes.extend(offset.to_ne_bytes());
+        bytes.extend(operand.to_ne_bytes());
+    }
+    let mut attr = ProgLoad {
+        prog_type: BPF_PROG_TYPE_SOCKET_FILTER,
+        insn_cnt: u32::try_from(program.len()).unwrap_or(u32::MAX),
+        insns: bytes.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        ..Default::default()
+    };
+    // SAFETY: the kernel has just given us this descriptor.
+    bpf(BPF_PROG_LOAD, &mut attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Nanoseconds that a program has run while the kernel kept statistics (kernel 5.1).
+///
+/// # Errors
+/// What the kernel says; none is expected for a program of our own.
+pub fn program_run_ns(program: BorrowedFd<'_>) -> io::Result<u64> {
+    /// Where `run_time_ns` is in `struct bpf_prog_info`.
+    const RUN_TIME: std::ops::Range<usize> = 192..200;
+    let mut info = [0u8; 200];
+    #[repr(C)]
+    struct GetInfo {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let fd = program.as_raw_fd().unsigned_abs();
+    let mut attr = GetInfo { fd, len: 200, info: info.as_mut_ptr() as u64 };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let mut ns = [0; 8];
+    ns.copy_from_slice(&info[RUN_TIME]);
+    Ok(u64::from_ne_bytes(ns))
+}
+
+/// Makes the kernel keep run-time statistics of all programs until the descriptor is closed
+/// (kernel 5.8).
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN.
+pub fn enable_statistics() -> io::Result<OwnedFd> {
+    const BPF_ENABLE_STATS: libc::c_int = 32;
+    const BPF_STATS_RUN_TIME: u32 = 0;
+    let mut attr = [BPF_STATS_RUN_TIME];
+    let fd = bpf(BPF_ENABLE_STATS, &mut attr)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Ids of the programs on a tcx hook, in the order in which they run.
@@ -295,59 +390,4 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Resu
     };
     bpf(BPF_PROG_TEST_RUN, &mut attr)?;
     Ok((attr.retval, attr.duration))
-}
-
-/// `struct bpf_insn`: code, registers, offset, operand.
-type Instruction = (u8, u8, i16, i32);
-
-/// Whether the kernel knows compare-and-exchange (5.12), asked by loading a program that does one.
-#[must_use]
-pub fn has_compare_exchange() -> bool {
-    const BPF_PROG_LOAD: libc::c_int = 5;
-    const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
-    /// `*(u64 *)(r10 - 8) = 0; r0 = 0; r1 = 1; cmpxchg(r10 - 8, r0, r1); r0 = 0; exit`
-    const PROGRAM: [Instruction; 6] = [
-        (0x7a, 0x0a, -8, 0),
-        (0xb7, 0x00, 0, 0),
-        (0xb7, 0x01, 0, 1),
-        (0xdb, 0x1a, -8, 0xf1),
-        (0xb7, 0x00, 0, 0),
-        (0x95, 0x00, 0, 0),
-    ];
-    /// `union bpf_attr` for BPF_PROG_LOAD, as far as it is needed.
-    #[repr(C)]
-    #[derive(Default)]
-    struct ProgLoad {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log_buf: u64,
-        kern_version: u32,
-        prog_flags: u32,
-    }
-    let mut bytes = [0u8; PROGRAM.len() * 8];
-    for (place, (code, registers, offset, operand)) in bytes.chunks_exact_mut(8).zip(PROGRAM) {
-        place[0] = code;
-        place[1] = registers;
-        place[2..4].copy_from_slice(&offset.to_ne_bytes());
-        place[4..8].copy_from_slice(&operand.to_ne_bytes());
-    }
-    let mut attr = ProgLoad {
-        prog_type: BPF_PROG_TYPE_SOCKET_FILTER,
-        insn_cnt: 6,
-        insns: bytes.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        ..Default::default()
-    };
-    match bpf(BPF_PROG_LOAD, &mut attr) {
-        Ok(fd) => {
-            // SAFETY: the kernel has just given us this descriptor.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            true
-        }
-        Err(_) => false,
-    }
 }

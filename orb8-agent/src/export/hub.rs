@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use orb8_proto::v1;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::datapath::PacketWatch;
@@ -25,10 +24,14 @@ use crate::pipeline::losses;
 pub const MAX_SUBSCRIBERS: usize = 64;
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// What stands in a subscriber's queue.
+/// Subscribers whose queues may all be full; of more, each has as much less.
+const FULL_QUEUES: usize = 16;
+
+/// What stands in a subscriber's queue: two words, because there may be half a million of them. An
+/// event is one for all who wait for it.
 enum Item {
-    Told(Told),
-    Tick(DrainMark),
+    Told(Arc<Told>),
+    Tick(Box<DrainMark>),
 }
 
 /// Counters of one subscriber: offered = delivered + filtered + lost + queued.
@@ -73,6 +76,8 @@ struct Subscriber {
     peer: String,
     wants: Box<dyn Wants>,
     queue: Sender<Item>,
+    /// Events that the queue holds where it is one of few.
+    room: usize,
     counters: Arc<Counters>,
     interval_ns: u64,
     next_tick_ns: u64,
@@ -164,7 +169,8 @@ impl Hub {
         watch: Option<Box<dyn PacketWatch>>,
     ) -> Result<Subscription, SubscribeError> {
         let watch = watch.map(|watch| OpenWatch(Some(watch)));
-        let (queue, items) = channel(terms.queue.max(1));
+        let room = terms.queue.max(1);
+        let (queue, items) = channel(room);
         let counters = Arc::new(Counters::default());
         let mut subscribers = self.lock();
         if subscribers.closed {
@@ -181,6 +187,7 @@ impl Hub {
             peer: terms.peer,
             wants: selected.wants,
             queue,
+            room,
             counters: Arc::clone(&counters),
             interval_ns: terms.interval_ns,
             next_tick_ns: 0,
@@ -251,7 +258,9 @@ impl Hub {
 }
 
 impl Subscriber {
-    fn offer(&mut self, told: &Told) {
+    /// Offers an event to one of so many subscribers.
+    fn offer(&mut self, event: &mut Shared<'_>, subscribers: usize) {
+        let told = event.told;
         match told {
             Told::Drained(mark) => self.tick(*mark),
             Told::Packet(record) => {
@@ -261,16 +270,17 @@ impl Subscriber {
                 if !self.wants.wants(told) {
                     bump(&self.counters.filtered, 1);
                 } else if rate.admit(record.packet.time_ns, packets) {
-                    self.send(told);
+                    self.send(event, subscribers);
                 } else {
                     bump(&self.counters.filtered, 1);
-                    bump(&self.counters.over_rate, packets);
+                    let stands_for = u64::from(record.packet.weight.max(1));
+                    bump(&self.counters.over_rate, packets * stands_for);
                 }
             }
             Told::FlowStart(_) | Told::FlowEnd(_) | Told::Notice(_) | Told::Loss(_) => {
                 bump(&self.counters.offered, 1);
                 if self.wants.wants(told) {
-                    self.send(told);
+                    self.send(event, subscribers);
                 } else {
                     bump(&self.counters.filtered, 1);
                 }
@@ -278,16 +288,15 @@ impl Subscriber {
         }
     }
 
-    fn send(&self, told: &Told) {
+    fn send(&self, event: &mut Shared<'_>, subscribers: usize) {
+        let room = (self.room * FULL_QUEUES / subscribers.max(FULL_QUEUES)).max(1);
         // Before it is sent, so that the other side never takes what is not counted.
-        bump(&self.counters.queued, 1);
-        match self.queue.try_send(Item::Told(told.clone())) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
-                self.counters.queued.fetch_sub(1, Ordering::Relaxed);
-                bump(&self.counters.lost, 1);
-                bump(&self.counters.untold, 1);
-            }
+        let waiting = self.counters.queued.fetch_add(1, Ordering::Relaxed);
+        let has_room = waiting < room as u64;
+        if !has_room || self.queue.try_send(Item::Told(event.share())).is_err() {
+            self.counters.queued.fetch_sub(1, Ordering::Relaxed);
+            bump(&self.counters.lost, 1);
+            bump(&self.counters.untold, 1);
         }
     }
 
@@ -298,7 +307,19 @@ impl Subscriber {
         }
         self.next_tick_ns = mark.time_ns + self.interval_ns;
         // Without room the updates are skipped: the next tick tells the same totals and more.
-        self.queue.try_send(Item::Tick(mark)).ok();
+        self.queue.try_send(Item::Tick(Box::new(mark))).ok();
+    }
+}
+
+/// An event that is copied once, if anybody wants it at all.
+struct Shared<'a> {
+    told: &'a Told,
+    copy: Option<Arc<Told>>,
+}
+
+impl Shared<'_> {
+    fn share(&mut self) -> Arc<Told> {
+        Arc::clone(self.copy.get_or_insert_with(|| Arc::new(self.told.clone())))
     }
 }
 
@@ -311,9 +332,11 @@ pub struct HubExporter {
 impl EventExporter for HubExporter {
     fn export(&mut self, told: &[Told]) {
         let mut subscribers = self.hub.lock();
-        for subscriber in &mut subscribers.list {
-            for told in told {
-                subscriber.offer(told);
+        let count = subscribers.list.len();
+        for told in told {
+            let mut event = Shared { told, copy: None };
+            for subscriber in &mut subscribers.list {
+                subscriber.offer(&mut event, count);
             }
         }
     }
@@ -391,7 +414,7 @@ impl Subscription {
                         return Some(event);
                     }
                 }
-                Item::Tick(mark) => self.start_updates(mark),
+                Item::Tick(mark) => self.start_updates(*mark),
             }
         }
     }

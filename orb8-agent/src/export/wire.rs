@@ -11,6 +11,7 @@ use crate::pipeline::losses;
 use crate::preflight::{Check, Verdict};
 use crate::status::Report;
 
+mod governed;
 mod known;
 
 /// A loss.
@@ -77,6 +78,9 @@ pub fn status(report: &Report) -> v1::AgentStatus {
         cgroups: Some(known::cgroups(&report.cgroups, &report.kubernetes)),
         pod_planes: known::pod_planes(report),
         connection_tracking: Some(known::tracking(&report.tracking)),
+        governor: Some(governed::governor(&report.governor, report.unix_offset_ns)),
+        packet_view: Some(governed::packet_view(&report.packet_view)),
+        max_flows_set: governed::lowered(report.identity.max_flows_set, report.identity.max_flows),
     }
 }
 
@@ -204,5 +208,6 @@ fn event_ledger(events: &EventSummary, subscribers_lost: u64) -> v1::EventLedger
         lost: lost.iter().map(loss).collect(),
         state: state.to_owned(),
         unexplained_events,
+        deferred: events.deferred,
     }
 }

@@ -156,6 +156,11 @@ impl FlowTable {
         Arc::new(Turns::new(Self::new(limits, start_ns)))
     }
 
+    /// Keeps ended flows for so long from now on.
+    pub const fn keep_for(&mut self, history: Duration) {
+        self.limits.history = history;
+    }
+
     /// Flows that may still be counted on.
     #[must_use]
     pub const fn active_flows(&self) -> u32 {

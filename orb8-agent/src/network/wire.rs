@@ -119,6 +119,7 @@ impl Shown {
             ifindex: keys::ifindex(&record.flow.id).unwrap_or(0),
             tcp_flags: named.map(|(_, name)| (*name).to_owned()).collect(),
             icmp: icmp(&record.flow),
+            sample_weight: packet.weight.max(1).into(),
         };
         self.event(packet.time_ns, Payload::Packet(payload))
     }

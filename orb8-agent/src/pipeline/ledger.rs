@@ -1,8 +1,8 @@
 //! The two ledgers: where every packet and every lifecycle event went.
 //!
 //! Packets: `seen = reported + filtered + rejected + lost`, with `seen` counted by the hooks
-//! before anything else. Events: `produced = processed + rejected + lost`. Nothing here is
-//! computed from what it is compared with.
+//! before anything else. Events: `produced = processed + rejected + lost`; what is deferred to a drain
+//! is not produced. Nothing here is computed from what it is compared with.
 //!
 //! Counting goes on while the kernel's counters and lines are read, so a drain is bracketed: the
 //! counters are read before (`before`) and after (`after`) the lines. A packet is counted as seen
@@ -18,8 +18,9 @@
 use std::collections::BTreeMap;
 
 use orb8_common::counter::{
-    COLD_PATH_PACKETS, EVENTS_LOST, EVENTS_PRODUCED, FILTERED, Filtered, GSO_HEADER_BYTES, LOST,
-    Lost, PADDING_BYTES, REJECTED, Reject, SEEN_BYTES, SEEN_PACKETS, SEGMENT_EXCESS,
+    COLD_PATH_PACKETS, EVENTS_DEFERRED, EVENTS_LOST, EVENTS_PRODUCED, FILTERED, Filtered,
+    GSO_HEADER_BYTES, LOST, Lost, PADDING_BYTES, REJECTED, Reject, SEEN_BYTES, SEEN_PACKETS,
+    SEGMENT_EXCESS,
 };
 
 use crate::event::{Counters, DrainReport, LossRecord, Volume};
@@ -107,6 +108,8 @@ pub struct EventSummary {
     pub rejected: u64,
     /// Did not fit into the ring.
     pub ring_lost: u64,
+    /// Not produced, but left to the drain, which found their flows.
+    pub deferred: u64,
     /// Whether it adds up.
     pub balance: Balance,
 }
@@ -247,6 +250,7 @@ impl Ledger {
             processed: self.events,
             rejected: self.last.undecodable,
             ring_lost: self.last.after.0[EVENTS_LOST],
+            deferred: self.last.after.0[EVENTS_DEFERRED],
             balance: self.events_balance,
         }
     }

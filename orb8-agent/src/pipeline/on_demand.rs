@@ -1,25 +1,32 @@
-//! Drains before their time: whoever needs the counts of now asks, and learns when they are in.
+//! Drains before their time, and less often: whoever needs the counts of now asks, and learns when they
+//! are in; while the agent spares, more time passes between those that nobody asks for.
 //!
-//! A source that is read on a timer is wrapped; that it is read earlier once is all that changes.
+//! A source that is read on a timer is wrapped; when it is read is all that changes.
 //! Nothing here knows what is read.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::event::Event;
 use crate::pipeline::source::{EventSource, SourceError, Wakeup};
 
-/// Requests for a drain, by their number from 1.
+/// However much is spared, no more time passes between two drains unless it was set: the kernel's totals
+/// wrap, and what is read must not have done so twice (`orb8_common::counter::apart`).
+const MOST: Duration = Duration::from_secs(20);
+
+/// Requests for a drain, by their number from 1, and how many intervals pass between drains.
 #[derive(Debug)]
 pub struct Drains {
     asked: AtomicU64,
     /// Requests up to this one were made before the last complete drain began.
     served: AtomicU64,
+    /// Intervals that pass between drains that nobody asks for.
+    intervals: AtomicU32,
     wake: OwnedFd,
 }
 
@@ -30,7 +37,21 @@ impl Drains {
     /// The kernel has no descriptor left.
     pub fn shared() -> io::Result<Arc<Self>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self { asked: AtomicU64::new(0), served: AtomicU64::new(0), wake }))
+        let intervals = AtomicU32::new(1);
+        Ok(Arc::new(Self { asked: AtomicU64::new(0), served: AtomicU64::new(0), intervals, wake }))
+    }
+
+    /// Lets so many intervals pass between drains that nobody asks for; also takes effect on the wait
+    /// that goes on, if the pipeline's thread calls.
+    pub fn stretch(&self, intervals: u32) {
+        self.intervals.store(intervals.max(1), Ordering::Relaxed);
+    }
+
+    /// The time between drains that nobody asks for, where this is the interval.
+    #[must_use]
+    pub fn stretched(&self, interval: Duration) -> Duration {
+        let intervals = self.intervals.load(Ordering::Relaxed);
+        interval.saturating_mul(intervals).min(MOST).max(interval)
     }
 
     /// Asks for a drain that begins after this call; gives the number of the request.
@@ -56,6 +77,8 @@ impl Drains {
 pub struct OnDemand {
     inner: Box<dyn EventSource>,
     drains: Arc<Drains>,
+    /// Between two drains of the source itself.
+    interval: Duration,
     /// Set while a drain is under way: when it was last called.
     under_way: Option<Instant>,
     /// Requests made before the last drain began.
@@ -71,17 +94,23 @@ impl std::fmt::Debug for OnDemand {
 impl OnDemand {
     /// Lets others ask for drains of a source.
     #[must_use]
-    pub fn new(inner: Box<dyn EventSource>, drains: Arc<Drains>) -> Self {
-        Self { inner, drains, under_way: None, heard: 0 }
+    pub fn new(inner: Box<dyn EventSource>, drains: Arc<Drains>, interval: Duration) -> Self {
+        Self { inner, drains, interval, under_way: None, heard: 0 }
+    }
+
+    /// When the source is to be read if nobody asks.
+    fn due(&self) -> Option<Instant> {
+        let longer = self.drains.stretched(self.interval) - self.interval;
+        self.inner.wakeup().due.map(|due| due + longer)
     }
 
     /// Whether a drain is to begin, or goes on; if one begins, whose request it serves is noted.
-    fn begins(&mut self, now: Instant, due: Option<Instant>) -> bool {
+    fn begins(&mut self, now: Instant) -> bool {
         if self.under_way.is_some() {
             return true;
         }
         let asked = self.drains.asked.load(Ordering::Acquire);
-        let begins = asked != self.heard || due.is_some_and(|due| due <= now);
+        let begins = asked != self.heard || self.due().is_some_and(|due| due <= now);
         if begins {
             self.heard = asked;
         }
@@ -96,17 +125,17 @@ impl EventSource for OnDemand {
 
     fn wakeup(&self) -> Wakeup<'_> {
         // Called before its time, the source itself would wait for that time in the middle.
-        let due = self.under_way.or_else(|| self.inner.wakeup().due);
+        let due = self.under_way.or_else(|| self.due());
         Wakeup { fd: Some(self.drains.wake.as_fd()), due }
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         // Empty is an error of its own, and no request is lost: the number is what counts.
         rustix::io::read(&self.drains.wake, &mut [0; 8]).ok();
-        let due = self.inner.wakeup().due;
-        if !self.begins(now, due) {
+        if !self.begins(now) {
             return Ok(());
         }
+        let due = self.inner.wakeup().due;
         self.under_way = Some(now);
         let before = out.len();
         let result = self.inner.collect(due.map_or(now, |due| due.max(now)), out);
@@ -136,8 +165,6 @@ impl EventSource for OnDemand {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Needs three calls for a drain, as lines in parts do.
@@ -186,7 +213,7 @@ mod tests {
         let drains = Drains::shared().unwrap();
         let interval = Duration::from_secs(1);
         let slow = Slow { due: now + interval, interval, part: 0, fails: false };
-        (OnDemand::new(Box::new(slow), Arc::clone(&drains)), drains)
+        (OnDemand::new(Box::new(slow), Arc::clone(&drains), interval), drains)
     }
 
     /// Calls as the runner does until nothing is due; how many drains ended.
@@ -236,12 +263,36 @@ mod tests {
     }
 
     #[test]
+    fn while_the_agent_spares_only_what_is_asked_for_is_drained_at_the_old_times() {
+        let begin = Instant::now();
+        let (mut source, drains) = source(begin);
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        drains.stretch(4);
+        assert_eq!(run(&mut source, after(3)), 0);
+        let number = drains.ask();
+        assert_eq!(run(&mut source, after(3)), 1);
+        assert_eq!(drains.served(), number);
+        assert_eq!(run(&mut source, after(6)), 0);
+        assert_eq!(run(&mut source, after(7)), 1);
+        drains.stretch(1);
+        assert_eq!(run(&mut source, after(8)), 1, "the wait that goes on is cut");
+    }
+
+    #[test]
+    fn nothing_stretches_an_interval_beyond_twenty_seconds() {
+        let drains = Drains::shared().unwrap();
+        drains.stretch(4);
+        let stretched = |seconds| drains.stretched(Duration::from_secs(seconds)).as_secs();
+        assert_eq!([1, 10, 20, 60].map(stretched), [4, 20, 20, 60]);
+    }
+
+    #[test]
     fn a_drain_that_failed_serves_nobody_and_is_begun_again() {
         let now = Instant::now();
         let drains = Drains::shared().unwrap();
         let interval = Duration::from_secs(1);
         let slow = Slow { due: now + interval, interval, part: 0, fails: true };
-        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains));
+        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains), interval);
         let number = drains.ask();
         assert!(source.collect(now, &mut Vec::new()).is_err());
         assert!(drains.served() < number);

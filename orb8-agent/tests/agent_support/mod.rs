@@ -41,7 +41,7 @@ pub fn local() -> IpAddr {
 }
 
 pub fn settings(flags: &[&str]) -> Settings {
-    let fixed = ["orb8-agent", "--grpc-port", "0", "--node-name", "n1"];
+    let fixed = ["orb8-agent", "--grpc-port", "0", "--node-name", "n1", "--cpu-budget", "100%"];
     config::parse(fixed.iter().chain(flags)).unwrap().settings
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
 use orb8_proto::v1::{
-    AgentStatus, GetStatusRequest, NetworkFlow, QueryFlowsRequest, QueryFlowsResponse,
+    AgentStatus, GetStatusRequest, GetTotalsRequest, NetworkFlow, QueryFlowsRequest,
+    QueryFlowsResponse,
 };
 use orb8_testbed::agent::{AgentOptions, AgentProcess, LISTEN};
 use orb8_testbed::flow::{self, Flow, L4, Total, Traffic};
@@ -108,6 +109,13 @@ impl Watch {
         ask(&self.netns, async |mut client| {
             client.query_flows(request.clone()).await.expect("an answer").into_inner()
         })
+    }
+
+    /// Lets the agent read its counters now.
+    pub fn drain(&self) {
+        ask(&self.netns, async |mut client| {
+            client.get_totals(GetTotalsRequest { keep_seconds: 1 }).await.expect("totals");
+        });
     }
 
     /// Waits until the status says so.

@@ -96,7 +96,9 @@ impl<'a> Line<'a> {
             "rate" | "packet_rate" | "duration" | "age" | "last" if packet => Cell::new(""),
             "state" if packet => {
                 let flags = flow.tcp.as_ref().map(|tcp| tcp.flags.join(","));
-                Cell::new(flags.unwrap_or_default())
+                // For how many it stands, if it is one of several.
+                let words = [flags.unwrap_or_default(), flow.state.clone()];
+                Cell::new(words.join(" ").trim())
             }
             "time" => {
                 let time_ns = self.event.and_then(|event| event.time_ns);
@@ -170,6 +172,10 @@ pub fn packet(packet: &PacketEvent) -> NetworkFlow {
         tcp: (!packet.tcp_flags.is_empty())
             .then(|| TcpInfo { flags: packet.tcp_flags.clone(), state: String::new() }),
         icmp: packet.icmp,
+        state: match packet.sample_weight {
+            0 | 1 => String::new(),
+            weight => format!("1 of {weight}"),
+        },
         ..NetworkFlow::default()
     }
 }

@@ -32,7 +32,7 @@ use crate::output::{Format, csv, fields, json, yaml};
 use crate::terminal::Terminal;
 
 /// Keys that events have besides those of flows.
-const EVENT_LEAVES: [&str; 3] = ["type", "time_ns", "tcp_flags"];
+const EVENT_LEAVES: [&str; 4] = ["type", "time_ns", "tcp_flags", "sample_weight"];
 /// Columns that only tables of events have.
 const EVENT_COLUMNS: [&str; 2] = ["time", "event"];
 
@@ -308,6 +308,8 @@ struct Tally {
     updates: u64,
     ended: u64,
     packets: u64,
+    /// What the packets stand for, themselves included.
+    offered: u64,
     losses: Vec<Loss>,
     missing: bool,
     /// The agents that are not watched, or no longer.
@@ -323,7 +325,10 @@ impl Tally {
                 flow_event::Type::End => self.ended += 1,
                 flow_event::Type::Unspecified => {}
             },
-            Some(event::Payload::Packet(_)) => self.packets += 1,
+            Some(event::Payload::Packet(packet)) => {
+                self.packets += 1;
+                self.offered += u64::from(packet.sample_weight.max(1));
+            }
             Some(event::Payload::Loss(loss)) => {
                 self.losses.push(loss.clone());
                 // Bounded by the number of stages and reasons, however long the stream.
@@ -343,7 +348,7 @@ impl Tally {
     }
 
     fn sum_up(&self, terminal: &mut Terminal<'_>) {
-        let Self { started, updates, ended, packets, losses, .. } = self;
+        let Self { started, updates, ended, packets, offered, losses, .. } = self;
         let mut sum = format!(
             "{} started, {} ended, {}",
             counted(*started, "flow"),
@@ -352,6 +357,9 @@ impl Tally {
         );
         if *packets > 0 {
             sum += &format!(", {}", counted(*packets, "packet"));
+            if offered > packets {
+                sum += &format!(" that stand for {offered}");
+            }
         }
         if self.is_complete() {
             sum += "; nothing lost";
@@ -382,7 +390,7 @@ impl<'a> Printer<'a> {
             columns.retain(|column| !matches!(*column, "age" | "last"));
             columns.splice(0..0, EVENT_COLUMNS);
             csv.splice(0..0, EVENT_LEAVES[..2].iter().map(ToString::to_string));
-            csv.push(EVENT_LEAVES[2].to_owned());
+            csv.extend(EVENT_LEAVES[2..].iter().map(ToString::to_string));
         }
         let mut table = Table::new(columns::headings(&columns), color);
         table.reserve(

@@ -2,6 +2,7 @@
 //!
 //! An agent that answers is an answer, also if it says that it is not healthy.
 
+mod governor;
 mod identity;
 pub mod page;
 pub mod rows;

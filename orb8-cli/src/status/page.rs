@@ -10,7 +10,7 @@ use orb8_proto::v1::{
 };
 use orb8_util::{duration, format, time};
 
-use super::identity;
+use super::{governor, identity};
 use crate::error::CliError;
 use crate::output::table::{Cell, Heading, Table};
 use crate::terminal::Terminal;
@@ -42,6 +42,9 @@ pub fn write(
     if let Some(ledger) = &status.event_ledger {
         let title = title("Event ledger", &ledger.state);
         page.section(&title, &["", "EVENTS"], event_ledger(ledger))?;
+    }
+    if let Some(view) = status.packet_view.filter(|view| view.matched > 0) {
+        page.section(&[bold("Packet view")], &["", "PACKETS"], governor::packet_view(&view))?;
     }
     page.subscribers(status)?;
     page.notices(status)
@@ -276,8 +279,11 @@ fn summary(status: &AgentStatus, terminal: &Terminal<'_>) -> Vec<Vec<Cell>> {
     rows.push(row(
         "Flows",
         Cell::new(format!(
-            "{} active, {} ended, at most {}",
-            status.active_flows, status.ended_flows, status.max_flows
+            "{} active, {} ended, at most {}{}",
+            status.active_flows,
+            status.ended_flows,
+            status.max_flows,
+            governor::lowered(status)
         )),
     ));
     rows.push(row(
@@ -292,6 +298,10 @@ fn summary(status: &AgentStatus, terminal: &Terminal<'_>) -> Vec<Vec<Cell>> {
         rows.push(row("Pods", Cell::new(status.pods_tracked.to_string())));
     }
     rows.extend(identity::summary(status).into_iter().map(|(name, cell)| row(name, cell)));
+    if let Some(governor) = &status.governor {
+        rows.push(row("Budgets", governor::budgets(governor)));
+        rows.extend(governor::given_up(governor, terminal).map(|cell| row("Given up", cell)));
+    }
     if let Some(memory) = &status.memory {
         let text = format!(
             "{} resident, {} in kernel maps",
@@ -339,6 +349,9 @@ fn event_ledger(ledger: &EventLedger) -> Vec<Vec<Cell>> {
         line("processed", ledger.processed),
         line("rejected", ledger.rejected),
     ];
+    if ledger.deferred > 0 {
+        rows.push(line("deferred to a read", ledger.deferred));
+    }
     rows.extend(ledger.lost.iter().map(|loss| vec![loss_name(loss), lost(loss.events)]));
     if ledger.unexplained_events != 0 {
         rows.push(vec![

@@ -3,8 +3,8 @@
 //! The only place that converts a status.
 
 use orb8_proto::v1::{
-    AgentStatus, Cgroups, Check, ConnectionTracking, Count, EventLedger, Interface, Kubernetes,
-    Memory, PacketLedger, ReasonCount, Subscriber,
+    AgentStatus, Cgroups, Check, ConnectionTracking, Count, EventLedger, Governor, Interface,
+    Kubernetes, Memory, PacketLedger, PacketView, ReasonCount, Subscriber,
 };
 use orb8_query::rows::{LossRecord, NoticeRecord};
 use serde::Serialize;
@@ -12,14 +12,16 @@ use serde_json::Value;
 
 use crate::output::fields;
 
+mod governor;
 mod identity;
 
+pub use governor::{GovernorRecord, PacketViewRecord};
 pub use identity::{
     CgroupsRecord, KubernetesRecord, PodPlaneRecord, ResourceRecord, ShareRecord, TrackingRecord,
 };
 
 /// The single values of a status, in the order of csv.
-pub const LEAVES: [&str; 36] = [
+pub const LEAVES: [&str; 42] = [
     "node_name",
     "version",
     "healthy",
@@ -56,6 +58,12 @@ pub const LEAVES: [&str; 36] = [
     "cgroups.known",
     "connection_tracking.state",
     "connection_tracking.entries",
+    "governor.level",
+    "governor.cause",
+    "governor.cpu_agent",
+    "governor.cpu_programs",
+    "governor.memory_bytes",
+    "event_ledger.deferred",
 ];
 
 /// The paths of all values and lists of a status, in the order of json. Drawn from a record that has
@@ -69,6 +77,8 @@ pub fn paths() -> Vec<String> {
         kubernetes: Some(Kubernetes::default()),
         cgroups: Some(Cgroups::default()),
         connection_tracking: Some(ConnectionTracking::default()),
+        governor: Some(Governor::default()),
+        packet_view: Some(PacketView::default()),
         ..AgentStatus::default()
     };
     let value = serde_json::to_value(StatusRecord::from(&whole)).unwrap_or(Value::Null);
@@ -90,11 +100,13 @@ pub struct StatusRecord {
     pub uptime_seconds: u64,
     pub ended_flows: u64,
     pub max_flows: u64,
+    pub max_flows_set: Option<u64>,
     pub kernel_release: Option<String>,
     pub capture: Option<String>,
     pub capture_reason: Option<String>,
     pub started_at_ns: Option<i64>,
     pub memory: Option<MemoryRecord>,
+    pub governor: Option<GovernorRecord>,
     pub kubernetes: Option<KubernetesRecord>,
     pub cgroups: Option<CgroupsRecord>,
     pub connection_tracking: Option<TrackingRecord>,
@@ -104,6 +116,7 @@ pub struct StatusRecord {
     pub interfaces: Vec<InterfaceRecord>,
     pub packet_ledger: Option<PacketLedgerRecord>,
     pub event_ledger: Option<EventLedgerRecord>,
+    pub packet_view: Option<PacketViewRecord>,
     pub subscribers: Vec<SubscriberRecord>,
     pub notices: Vec<NoticeRecord>,
 }
@@ -185,6 +198,7 @@ pub struct EventLedgerRecord {
     pub rejected: u64,
     pub lost: Vec<LossRecord>,
     pub unexplained_events: i64,
+    pub deferred: u64,
 }
 
 /// `Subscriber`.
@@ -222,11 +236,13 @@ impl From<&AgentStatus> for StatusRecord {
             uptime_seconds: status.uptime_seconds,
             ended_flows: status.ended_flows,
             max_flows: status.max_flows,
+            max_flows_set: (status.max_flows_set != 0).then_some(status.max_flows_set),
             kernel_release: known(&status.kernel_release),
             capture: known(&status.capture),
             capture_reason: known(&status.capture_reason),
             started_at_ns: (status.started_at_ns != 0).then_some(status.started_at_ns),
             memory: status.memory.as_ref().map(MemoryRecord::from),
+            governor: status.governor.as_ref().map(GovernorRecord::from),
             kubernetes: status.kubernetes.as_ref().map(KubernetesRecord::from),
             cgroups: status.cgroups.as_ref().map(CgroupsRecord::from),
             connection_tracking: status.connection_tracking.as_ref().map(TrackingRecord::from),
@@ -236,6 +252,7 @@ impl From<&AgentStatus> for StatusRecord {
             interfaces: list(&status.interfaces),
             packet_ledger: status.packet_ledger.as_ref().map(PacketLedgerRecord::from),
             event_ledger: status.event_ledger.as_ref().map(EventLedgerRecord::from),
+            packet_view: status.packet_view.as_ref().map(PacketViewRecord::from),
             subscribers: list(&status.subscribers),
             notices: list(&status.notices),
         }
@@ -313,6 +330,7 @@ impl From<&EventLedger> for EventLedgerRecord {
             rejected: ledger.rejected,
             lost: list(&ledger.lost),
             unexplained_events: ledger.unexplained_events,
+            deferred: ledger.deferred,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What a fake agent of the golden tests holds: one of each kind of flow, event and status.
 
 use orb8_proto::v1::{
-    AgentStatus, AnswerContext, Check, Count, Endpoint, Event, EventLedger, FlowEvent, IcmpInfo,
-    Interface, Loss, Memory, NetworkFlow, NodeStatus, Notice, PacketEvent, PacketLedger, Process,
-    QueryFlowsResponse, ReasonCount, Subscriber, TcpInfo, Unmatched, event, flow_event,
+    AgentStatus, AnswerContext, Check, Count, Endpoint, Event, EventLedger, FlowEvent, Governor,
+    IcmpInfo, Interface, Loss, Memory, NetworkFlow, NodeStatus, Notice, PacketEvent, PacketLedger,
+    PacketView, Process, QueryFlowsResponse, ReasonCount, Subscriber, TcpInfo, Unmatched, event,
+    flow_event,
 };
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
@@ -253,7 +254,47 @@ pub(crate) fn status(now_ns: i64) -> AgentStatus {
         started_at_ns: now_ns - 9030 * SECOND,
         notices: vec![notice("info", "interface_attached", "eth0 is attached by tcx")],
         memory: Some(Memory { resident_bytes: 18 << 20, map_bytes: 9 << 20 }),
+        governor: Some(governor()),
+        packet_view: Some(PacketView::default()),
         ..AgentStatus::default()
+    }
+}
+
+/// Within its budgets.
+fn governor() -> Governor {
+    Governor {
+        cpu_budget: 0.01,
+        cpu_agent: 0.0012,
+        cpu_programs: 0.0004,
+        cpu_programs_by: "calibrated".to_owned(),
+        packet_ns: 31.5,
+        memory_budget_bytes: 96 << 20,
+        memory_bytes: 27 << 20,
+        ring_threshold: 0.8,
+        event_ring: 0.25,
+        drain_interval_ms: 1000,
+        packet_sampling: 1,
+        history_seconds: 300,
+        ..Governor::default()
+    }
+}
+
+/// Over two of its budgets.
+fn pressed(now_ns: i64) -> Governor {
+    Governor {
+        cpu_agent: 0.021,
+        packet_ring: 0.9375,
+        level: 3,
+        given_up: owned(&[
+            "counters are read every 4 s instead of every 1 s",
+            "one in 2 packets of the packet view is told and stands for the others",
+        ]),
+        cause: "packet_ring".to_owned(),
+        since_ns: now_ns - 60 * SECOND,
+        steps: 5,
+        drain_interval_ms: 4000,
+        packet_sampling: 2,
+        ..governor()
     }
 }
 
@@ -283,6 +324,7 @@ pub(crate) fn unwell(now_ns: i64) -> AgentStatus {
         }),
         event_ledger: Some(EventLedger {
             produced: 47,
+            deferred: 12,
             lost: vec![Loss {
                 stage: "ring".to_owned(),
                 reason: "ring_full".to_owned(),
@@ -290,6 +332,16 @@ pub(crate) fn unwell(now_ns: i64) -> AgentStatus {
                 ..Loss::default()
             }],
             ..well.event_ledger.clone().unwrap_or_default()
+        }),
+        max_flows: 60_074,
+        max_flows_set: 100_000,
+        governor: Some(pressed(now_ns)),
+        packet_view: Some(PacketView {
+            matched: 1000,
+            told: 900,
+            untold: 1,
+            rate_limited: 60,
+            ring_full: 39,
         }),
         subscribers: Vec::new(),
         notices: vec![notice("error", "displaced", "another program ends the chain on eth0")],
@@ -326,7 +378,9 @@ pub(crate) fn events(now_ns: i64) -> Vec<Event> {
         ifindex: 2,
         tcp_flags: owned(&["syn", "ack"]),
         icmp: None,
+        sample_weight: 1,
     };
+    let sampled = PacketEvent { tcp_flags: owned(&["ack"]), sample_weight: 8, ..packet.clone() };
     vec![
         event(
             now_ns,
@@ -342,6 +396,7 @@ pub(crate) fn events(now_ns: i64) -> Vec<Event> {
             event::Payload::Notice(notice("warning", "displaced", "no longer first on eth0")),
         ),
         event(now_ns + SECOND / 2, event::Payload::Packet(packet)),
+        event(now_ns + SECOND / 2, event::Payload::Packet(sampled)),
         event(now_ns + SECOND, flow(flow_event::Type::Update, |_| {})),
         event(
             now_ns + 2 * SECOND,

@@ -684,6 +684,10 @@ pub struct PacketEvent {
     pub tcp_flags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "12")]
     pub icmp: ::core::option::Option<IcmpInfo>,
+    /// Packets of the view that this one stands for, itself included: more than 1 while the agent samples
+    /// packets. 0: an agent that never does.
+    #[prost(uint32, tag = "13")]
+    pub sample_weight: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetTotalsRequest {
@@ -839,6 +843,87 @@ pub struct AgentStatus {
     pub pod_planes: ::prost::alloc::vec::Vec<PodPlane>,
     #[prost(message, optional, tag = "27")]
     pub connection_tracking: ::core::option::Option<ConnectionTracking>,
+    #[prost(message, optional, tag = "28")]
+    pub governor: ::core::option::Option<Governor>,
+    #[prost(message, optional, tag = "29")]
+    pub packet_view: ::core::option::Option<PacketView>,
+    /// ORB8_MAX_FLOWS, if ORB8_MEMORY_BUDGET has room for no more than max_flows; 0: it has.
+    #[prost(uint64, tag = "30")]
+    pub max_flows_set: u64,
+}
+/// How the agent keeps to its budgets, and what it gives up for that. What flows count it never does.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Governor {
+    /// Of all CPUs of the node together, 0 to 1: the budget (ORB8_CPU_BUDGET), and what the agent and its
+    /// programs took over the last interval.
+    #[prost(double, tag = "1")]
+    pub cpu_budget: f64,
+    #[prost(double, tag = "2")]
+    pub cpu_agent: f64,
+    #[prost(double, tag = "3")]
+    pub cpu_programs: f64,
+    /// How the cost of the programs is known: measured (the kernel keeps statistics), calibrated (it kept
+    /// them for a moment) or estimated.
+    #[prost(string, tag = "4")]
+    pub cpu_programs_by: ::prost::alloc::string::String,
+    /// Cost of a packet in nanoseconds, unless it is measured.
+    #[prost(double, tag = "5")]
+    pub packet_ns: f64,
+    /// Bytes: the budget (ORB8_MEMORY_BUDGET), and what is resident or in kernel maps.
+    #[prost(uint64, tag = "6")]
+    pub memory_budget_bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub memory_bytes: u64,
+    /// Of a ring, 0 to 1: the threshold (ORB8_SAMPLING_THRESHOLD), and the fullest that the rings were over
+    /// the last interval.
+    #[prost(double, tag = "8")]
+    pub ring_threshold: f64,
+    #[prost(double, tag = "9")]
+    pub event_ring: f64,
+    #[prost(double, tag = "10")]
+    pub packet_ring: f64,
+    /// 0: nothing is given up. Each step counts one.
+    #[prost(uint32, tag = "11")]
+    pub level: u32,
+    /// What is given up, one sentence each.
+    #[prost(string, repeated, tag = "12")]
+    pub given_up: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Why the last step was taken: cpu, memory, event_ring, packet_ring, or calm for a step back; empty if
+    /// none was.
+    #[prost(string, tag = "13")]
+    pub cause: ::prost::alloc::string::String,
+    /// When the last step was taken; 0 if none was.
+    #[prost(int64, tag = "14")]
+    pub since_ns: i64,
+    /// Steps since the agent started, in both directions.
+    #[prost(uint64, tag = "15")]
+    pub steps: u64,
+    /// What holds now.
+    #[prost(uint32, tag = "16")]
+    pub drain_interval_ms: u32,
+    #[prost(bool, tag = "17")]
+    pub starts_deferred: bool,
+    #[prost(uint32, tag = "18")]
+    pub packet_sampling: u32,
+    #[prost(uint64, tag = "19")]
+    pub history_seconds: u64,
+}
+/// What became of the packets of all packet views: matched = told + untold + rate_limited + ring_full.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PacketView {
+    #[prost(uint64, tag = "1")]
+    pub matched: u64,
+    /// What the packets stand for that were told.
+    #[prost(uint64, tag = "2")]
+    pub told: u64,
+    /// Sampled away, and no packet that was told stands for them: the next one of the view will, unless it
+    /// was closed.
+    #[prost(uint64, tag = "3")]
+    pub untold: u64,
+    #[prost(uint64, tag = "4")]
+    pub rate_limited: u64,
+    #[prost(uint64, tag = "5")]
+    pub ring_full: u64,
 }
 /// What the agent knows of the Kubernetes API.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1075,6 +1160,9 @@ pub struct EventLedger {
     pub state: ::prost::alloc::string::String,
     #[prost(int64, tag = "6")]
     pub unexplained_events: i64,
+    /// Starts of flows that were not produced, because the agent spares: the drain found the flows.
+    #[prost(uint64, tag = "7")]
+    pub deferred: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Subscriber {

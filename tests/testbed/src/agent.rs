@@ -44,12 +44,13 @@ impl AgentOptions {
         Self::of(program)
     }
 
-    /// An agent from a file.
+    /// An agent from a file. It may take all the CPU time that it needs: what it gives up else would
+    /// depend on how busy the machine is.
     #[must_use]
     pub fn of(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
-            environment: Vec::new(),
+            environment: vec![("ORB8_CPU_BUDGET".to_owned(), "100%".to_owned())],
             arguments: Vec::new(),
             listen: LISTEN.to_owned(),
             capabilities: None,

@@ -173,6 +173,21 @@ pub fn tcx_support() -> Result<(), String> {
     })
 }
 
+/// Whether programs may compare and exchange (kernel 5.12), by the kernel's version.
+///
+/// # Errors
+/// A sentence with the cause.
+pub fn exchange_support() -> Result<(), String> {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (5, 12) {
+        return Ok(());
+    }
+    Err(format!("the kernel has no compare-and-exchange ({release}): needs kernel 5.12 or newer"))
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct MapCreate {

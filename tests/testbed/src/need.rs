@@ -15,6 +15,8 @@ pub enum Need {
     Bpf,
     /// Kernel 6.6 or newer: programs attach by tcx links.
     Tcx,
+    /// Kernel 5.12 or newer: programs may compare and exchange.
+    CompareExchange,
     /// A program in `PATH`.
     Tool(&'static str),
     /// The Python environment with scapy that `make setup` makes.
@@ -38,6 +40,7 @@ impl Need {
             Self::Bpf => bpf::permission().err(),
             Self::Cgroup2 => cgroup::permission().err(),
             Self::Tcx => bpf::tcx_support().err(),
+            Self::CompareExchange => bpf::exchange_support().err(),
             Self::Tool(name) => tool(name).is_none().then(|| {
                 format!("{name} is not in PATH: install the package that has it (`make setup`)")
             }),

@@ -93,7 +93,10 @@ fn rows(root: &Path, kernels: &[&Kernel], base: &Path, suites: &[Suite]) -> Vec<
         rows.extend(std::thread::scope(|scope| {
             let guests: Vec<_> =
                 some.iter().map(|(kernel, found)| scope.spawn(|| row(kernel, found))).collect();
-            guests.into_iter().filter_map(|guest| guest.join().ok()).collect::<Vec<_>>()
+            let end = |guest: std::thread::ScopedJoinHandle<'_, table::Row>| {
+                guest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            guests.into_iter().map(end).collect::<Vec<_>>()
         }));
     }
     rows

@@ -16,7 +16,7 @@ use crate::pipeline::source::BATCH;
 /// Lines that take their next step out of use when a grace period has passed.
 pub(super) struct Waiting {
     ticket: Ticket,
-    /// Tick of the pass that found the first of those that are idle.
+    /// Tick of the pass that asked: what began before has ended when the period has passed.
     since: u32,
     /// To be [`State::Emptied`].
     idle: Vec<u32>,
@@ -26,14 +26,11 @@ pub(super) struct Waiting {
 
 impl LineSource {
     /// First step out of use: no program finds the line any more.
-    pub(super) fn unlist(&mut self, slot: u32, now: &Reference) {
+    pub(super) fn unlist(&mut self, slot: u32) {
         if !self.reach_index() {
             return;
         }
         self.clear_cells(slot);
-        if self.idle.is_empty() {
-            self.idle_since = now.stamp();
-        }
         self.slots[slot as usize].state = State::Unlisted;
         self.idle.push(slot);
     }
@@ -81,7 +78,9 @@ impl LineSource {
         let cells = (0..GROUP_CELLS).map(|cell| self.table.index.word32(group, cell * 4));
         cells
             .filter(|cell| {
-                cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                // Most cells are others', and an exchange that fails takes the cache line away too.
+                cell.load(Ordering::Relaxed) == old
+                    && cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             })
             .take(at_most)
             .count()
@@ -105,13 +104,10 @@ impl LineSource {
         if self.grace.failed(waiting.ticket) {
             // Asked for again at the end of the pass.
             self.idle.append(&mut waiting.idle);
-            self.idle_since = waiting.since;
             self.taken.append(&mut waiting.taken);
         } else if self.grace.passed(waiting.ticket) {
             self.taking_since = waiting.since;
-            for slot in waiting.idle {
-                self.empty(slot, waiting.since);
-            }
+            self.emptying.append(&mut waiting.idle);
             self.releasing.append(&mut waiting.taken);
             self.releasing.sort_unstable();
         } else {
@@ -119,18 +115,20 @@ impl LineSource {
         }
     }
 
-    /// Lets the caches be emptied for a line, if no program can find it any more. One that was
-    /// stopped between counting its first packet and leading others to it has done so meanwhile.
-    fn empty(&mut self, slot: u32, since: u32) {
-        if self.clear_cells(slot) == 0 {
-            self.slots[slot as usize].state = State::Emptied;
-            self.taking.push(slot);
-            return;
+    /// Lets the caches be emptied for some of the lines that no program finds any more; true when
+    /// none is left. A program that was stopped between counting a line's first packet and leading
+    /// others to it has done so meanwhile, and the line waits once more.
+    pub(super) fn empty(&mut self) -> bool {
+        let keep = self.emptying.len().saturating_sub(BATCH);
+        for slot in self.emptying.split_off(keep) {
+            if self.clear_cells(slot) == 0 {
+                self.slots[slot as usize].state = State::Emptied;
+                self.taking.push(slot);
+            } else {
+                self.idle.push(slot);
+            }
         }
-        if self.idle.is_empty() {
-            self.idle_since = since;
-        }
-        self.idle.push(slot);
+        self.emptying.is_empty()
     }
 
     /// Gives back some of the lines that nobody can hold any more; true when none is left.
@@ -160,13 +158,13 @@ impl LineSource {
     }
 
     /// Lets lines wait for a grace period, if none is under way.
-    pub(super) fn ask_for_grace(&mut self) {
+    pub(super) fn ask_for_grace(&mut self, now: &Reference) {
         if self.waiting.is_some() || self.idle.is_empty() && self.taken.is_empty() {
             return;
         }
         if let Some(ticket) = self.grace.ask() {
             let (idle, taken) = (std::mem::take(&mut self.idle), std::mem::take(&mut self.taken));
-            self.waiting = Some(Waiting { ticket, since: self.idle_since, idle, taken });
+            self.waiting = Some(Waiting { ticket, since: now.stamp(), idle, taken });
         }
     }
 }

@@ -52,7 +52,12 @@ fn start(flow_id: u64) -> Told {
 }
 
 fn packet(time_ns: u64, packets: u32) -> Told {
-    let packet = orb8_common::network::PacketEvent { time_ns, packets, ..Default::default() };
+    sampled(time_ns, packets, 1)
+}
+
+fn sampled(time_ns: u64, packets: u32, weight: u16) -> Told {
+    let packet =
+        orb8_common::network::PacketEvent { time_ns, packets, weight, ..Default::default() };
     Told::Packet(Box::new(PacketRecord { packet, flow: blank(udp(1)) }))
 }
 
@@ -114,6 +119,41 @@ async fn a_slow_subscriber_loses_its_own_and_is_told_first() {
     assert_eq!(hub.summaries().len(), 1);
 }
 
+#[test]
+fn an_event_is_in_memory_once_however_many_wait_for_it() {
+    let hub = Hub::shared();
+    let mut all: Vec<_> = (0..3).map(|_| subscribe(&hub, 4, None)).collect();
+    hub.exporter().export(&[start(1)]);
+    let held: Vec<Arc<Told>> = all
+        .iter_mut()
+        .map(|subscription| match subscription.items.try_recv() {
+            Ok(Item::Told(told)) => told,
+            _ => panic!("an event waits"),
+        })
+        .collect();
+    assert!(held.iter().all(|told| Arc::ptr_eq(told, &held[0])));
+    assert_eq!(size_of::<Item>(), 16, "what half a million times may be there");
+}
+
+#[test]
+fn of_many_subscribers_each_has_less_room_and_of_few_none_has() {
+    let lost = |subscribers: usize, events: u64| {
+        let hub = Hub::shared();
+        let _all: Vec<_> = (0..subscribers).map(|_| subscribe(&hub, 64, None)).collect();
+        let told: Vec<_> = (0..events).map(|n| start(2 * n + 1)).collect();
+        hub.exporter().export(&told);
+        let summaries = hub.summaries();
+        for one in &summaries {
+            assert_eq!(one.offered, one.delivered + one.filtered + one.lost + one.queued);
+            assert_eq!(one.lost, summaries[0].lost);
+        }
+        summaries[0].lost
+    };
+    assert_eq!((lost(FULL_QUEUES, 64), lost(FULL_QUEUES, 65)), (0, 1));
+    assert_eq!((lost(32, 32), lost(32, 33)), (0, 1));
+    assert_eq!((lost(MAX_SUBSCRIBERS, 16), lost(MAX_SUBSCRIBERS, 20)), (0, 4));
+}
+
 #[tokio::test]
 async fn updates_come_after_what_was_told_before_and_in_parts() {
     let hub = Hub::shared();
@@ -150,8 +190,11 @@ async fn packets_go_only_to_who_asked_and_only_at_its_rate() {
     let mut plain = subscribe(&hub, 16, None);
     let mut watching = subscribe(&hub, 16, Some(2));
     let second = SECOND_NS;
-    hub.exporter().export(&[packet(1, 1), packet(2, 1), packet(3, 4), packet(second + 1, 1)]);
-    assert_eq!(take(&mut watching).await, ["packet_view rate_limit 0e 4p", "1", "2", "1000000001"]);
+    hub.exporter().export(&[packet(1, 1), packet(2, 1), sampled(3, 4, 5), packet(second + 1, 1)]);
+    assert_eq!(
+        take(&mut watching).await,
+        ["packet_view rate_limit 0e 20p", "1", "2", "1000000001"]
+    );
     assert!(take(&mut plain).await.is_empty());
     assert_eq!(books(&hub), (0, 0, 0, 0, 0));
     let summary = &hub.summaries()[1];

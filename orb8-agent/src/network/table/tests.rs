@@ -213,6 +213,18 @@ fn a_full_table_evicts_who_was_silent_but_never_who_is_counted() {
 }
 
 #[test]
+fn a_history_that_is_shortened_is_forgotten_at_the_next_drain() {
+    let mut bench = Bench::new(limits(8));
+    bench.feed([start(udp(1), MS), count(udp(1), 1, 60, MS), Event::Released(udp(1))]);
+    bench.drain(10 * SECOND_NS);
+    assert_eq!(bench.table().ended_flows(), 1);
+    bench.processor.table.write().keep_for(Duration::ZERO);
+    bench.drain(11 * SECOND_NS);
+    assert_eq!(bench.table().ended_flows(), 0);
+    assert_eq!(bench.table().held_since_ns(), MS, "and that is told");
+}
+
+#[test]
 fn history_is_kept_for_its_time_and_a_flow_that_nobody_releases_ends() {
     let short = Limits { history: Duration::from_secs(10), ..limits(8) };
     let mut bench = Bench::new(short);

@@ -39,7 +39,7 @@ impl Bench {
             exporters: vec![Box::new(TotalsExporter(Arc::clone(&totals)))],
             ..Stages::default()
         };
-        let source = OnDemand::new(Box::new(source), totals.drains());
+        let source = OnDemand::new(Box::new(source), totals.drains(), Duration::from_secs(1));
         Self { totals, script, source, mover: Mover::new(stages, ledger) }
     }
 

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail, ensure};
 use orb8_testbed::cluster::NEEDS;
 use orb8_testbed::demo;
+use orb8_testbed::signals::end_on_signals;
 
 const USAGE: &str = "\
 Usage: demo [--bin-dir DIR]
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::FAILURE;
     }
-    end_on_signals();
+    end_on_signals("Stopped. Agents, pods and nodes are gone.");
     match std::panic::catch_unwind(|| demo::run(&programs(&dir)?)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
@@ -81,25 +82,4 @@ fn folder() -> anyhow::Result<Option<PathBuf>> {
 fn default_dir() -> anyhow::Result<PathBuf> {
     let exe = std::env::current_exe().context("the demo's own path")?;
     Ok(exe.parent().context("the demo's own folder")?.to_owned())
-}
-
-/// Ends the process on Ctrl-C and SIGTERM; the kernel and the reaper do the rest.
-fn end_on_signals() {
-    // SAFETY: a signal set is plain data that the next call fills.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `set` is ours. Threads started from here on inherit the mask; programs do not, since
-    // the testbed starts them with an empty one.
-    unsafe {
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGINT);
-        libc::sigaddset(&raw mut set, libc::SIGTERM);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-    }
-    std::thread::spawn(move || {
-        let mut signal = 0;
-        // SAFETY: both are ours and outlive the call.
-        unsafe { libc::sigwait(&raw const set, &raw mut signal) };
-        eprintln!("\nStopped. Agents, pods and nodes are gone.");
-        std::process::exit(128 + signal);
-    });
 }

@@ -1,0 +1,78 @@
+//! Gives the governor what it measures and acts on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use orb8_util::format;
+
+use super::Shared;
+use crate::config::Settings;
+use crate::datapath::Datapath;
+use crate::ebpf;
+use crate::event::{Notice, Severity};
+use crate::governor::{Board, Governor, GovernorSource, Hands, Meter, State};
+
+/// It must have been calm for so many intervals before something is taken back.
+const CALM_INTERVALS: u32 = 3;
+
+/// How long ended flows are kept as set.
+pub(super) fn history(settings: &Settings) -> Duration {
+    Duration::from_secs(settings.flow_history_secs.into())
+}
+
+/// Nothing is given up yet.
+pub(super) fn board(settings: &Settings) -> Arc<Board> {
+    let state = State::new(settings.budgets(), settings.drain_interval(), history(settings));
+    Arc::new(Board::new(state))
+}
+
+/// The governor of this agent.
+pub(super) fn source(
+    settings: &Settings,
+    shared: &Shared,
+    datapath: Option<Arc<dyn Datapath>>,
+) -> GovernorSource {
+    let interval = settings.governor_interval();
+    let meter = Meter::new(
+        settings.proc_root.clone(),
+        datapath.clone(),
+        Arc::clone(&shared.ledger),
+        shared.totals.drains(),
+        shared.clock.instant(),
+    );
+    let table = Arc::clone(&shared.table);
+    let hands = Hands {
+        drains: shared.totals.drains(),
+        datapath,
+        keep_history: Box::new(move |history| {
+            table.write().keep_for(history);
+            ebpf::memory::give_back();
+        }),
+        drain_interval: settings.drain_interval(),
+        history: history(settings),
+    };
+    GovernorSource::new(
+        Governor::new(settings.budgets(), CALM_INTERVALS * interval),
+        meter,
+        hands,
+        Arc::clone(&shared.governor),
+        Arc::clone(&shared.clock),
+        interval,
+        fewer_flows(settings).into_iter().collect(),
+    )
+}
+
+/// What is to be said if the memory budget has no room for the flows that are set.
+fn fewer_flows(settings: &Settings) -> Option<Notice> {
+    let held = settings.max_flows_held();
+    (held < settings.max_flows).then(|| Notice {
+        severity: Severity::Warning,
+        code: "max_flows_lowered",
+        message: format!(
+            "at most {held} flows are held, not {} (ORB8_MAX_FLOWS): {} have room for no more \
+             (ORB8_MEMORY_BUDGET)",
+            settings.max_flows,
+            format::bytes(settings.memory_budget.into()),
+        ),
+    })
+}

@@ -1,0 +1,70 @@
+//! What the programs cost and what they are asked to tell less of. Holds descriptors of all programs.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use orb8_common::network::Sparing;
+
+use super::load::{Programs, SparingMap};
+use super::sys;
+use crate::datapath::RingGauges;
+
+/// The running programs, as the governor sees them.
+pub struct Meter {
+    programs: Vec<OwnedFd>,
+    sparing: Mutex<SparingMap>,
+    rings: Arc<RingGauges>,
+}
+
+impl Meter {
+    /// Of loaded programs.
+    ///
+    /// # Errors
+    /// If no more descriptors can be had.
+    pub fn new(
+        programs: &Programs,
+        sparing: SparingMap,
+        rings: Arc<RingGauges>,
+    ) -> io::Result<Self> {
+        Ok(Self { programs: programs.duplicates()?, sparing: Mutex::new(sparing), rings })
+    }
+
+    /// How full the rings are.
+    #[must_use]
+    pub fn rings(&self) -> Arc<RingGauges> {
+        Arc::clone(&self.rings)
+    }
+
+    /// Lets the programs tell less from now on.
+    pub fn spare(&self, sparing: Sparing) {
+        let mut map = self.sparing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = map.set(0, [sparing.sampling, sparing.fewer_events], 0) {
+            tracing::warn!(%error, "the programs could not be asked to tell less");
+        }
+    }
+
+    /// CPU time of all programs while the kernel kept statistics.
+    #[must_use]
+    pub fn program_time(&self) -> Option<Duration> {
+        let mut sum = 0_u64;
+        for program in &self.programs {
+            sum = sum.saturating_add(sys::program_run_ns(program.as_fd()).ok()?);
+        }
+        Some(Duration::from_nanos(sum))
+    }
+
+    /// See [`crate::datapath::Datapath::keep_statistics`].
+    #[must_use]
+    pub fn keep_statistics() -> Option<Box<dyn Any + Send>> {
+        match sys::enable_statistics() {
+            Ok(guard) => Some(Box::new(guard)),
+            Err(error) => {
+                tracing::debug!(%error, "the kernel keeps no statistics of programs for us");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Budgets, what is given up for them, and what became of the packets of the packet view.
+
+use orb8_proto::v1;
+
+use crate::clock;
+use crate::datapath::PacketViewCounts;
+use crate::governor::State;
+
+/// Budgets, what they are compared with, and what is given up.
+pub(super) fn governor(state: &State, unix_offset_ns: i64) -> v1::Governor {
+    let share = |time| state.measured.map_or(0.0, |measured| measured.share(time));
+    let (user, programs) =
+        state.measured.map(|measured| (measured.user, measured.programs)).unwrap_or_default();
+    v1::Governor {
+        cpu_budget: state.budgets.cpu,
+        cpu_agent: share(user),
+        cpu_programs: share(programs),
+        cpu_programs_by: state.basis.word().to_owned(),
+        packet_ns: state.packet_ns,
+        memory_budget_bytes: state.budgets.memory_bytes,
+        memory_bytes: state.measured.map_or(0, |measured| measured.memory_bytes),
+        ring_threshold: state.budgets.ring,
+        event_ring: state.rings.events,
+        packet_ring: state.rings.packets,
+        level: u32::try_from(state.level).unwrap_or(u32::MAX),
+        given_up: state.sentences.clone(),
+        cause: state.cause.to_owned(),
+        since_ns: match state.since_ns {
+            0 => 0,
+            since_ns => clock::to_unix(since_ns, unix_offset_ns),
+        },
+        steps: state.steps,
+        drain_interval_ms: u32::try_from(state.drain_interval.as_millis()).unwrap_or(u32::MAX),
+        starts_deferred: state.given.fewer_events,
+        packet_sampling: state.given.sampling,
+        history_seconds: state.history.as_secs(),
+    }
+}
+
+/// What became of the packets of all packet views.
+pub(super) const fn packet_view(counts: &PacketViewCounts) -> v1::PacketView {
+    v1::PacketView {
+        matched: counts.matched,
+        told: counts.told,
+        untold: counts.untold,
+        rate_limited: counts.rate_limited,
+        ring_full: counts.ring_full,
+    }
+}
+
+/// The most flows that were set, if there is room for fewer.
+pub(super) fn lowered(set: u32, max_flows: u32) -> u64 {
+    if max_flows < set { set.into() } else { 0 }
+}

@@ -1,0 +1,283 @@
+//! Measures what the agent and its programs take.
+//!
+//! The kernel keeps the time of programs only while it is asked to, and then of all programs of the host,
+//! at a cost for each run. So it is asked for a moment only, now and then while there is traffic, and
+//! what a packet cost in that moment is multiplied by the packets that were seen. Where it may not be
+//! asked, a fixed cost stands in.
+
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Measured;
+use crate::clock;
+use crate::datapath::Datapath;
+use crate::pipeline::on_demand::Drains;
+use crate::pipeline::runner::{SharedLedger, lock};
+use crate::status;
+
+/// What a packet costs in the programs, in nanoseconds, until the kernel has told.
+pub(super) const PACKET_NS: f64 = 50.0;
+/// Packets a second below which nobody needs to know what one costs.
+const WORTH_KNOWING: f64 = 1000.0;
+/// The kernel keeps statistics for so long.
+const WINDOW: Duration = Duration::from_millis(100);
+/// Packets within it that are enough.
+const ENOUGH: u64 = 50;
+/// It is asked again after so long.
+const AGAIN: Duration = Duration::from_secs(60);
+/// A drain within a calibration must have come by then.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How the cost of the programs is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// The kernel keeps statistics all the time (`kernel.bpf_stats_enabled`).
+    Measured,
+    /// By packets, each at a cost that the kernel told for a moment.
+    Calibrated,
+    /// By packets, each at a fixed cost.
+    Estimated,
+}
+
+impl Basis {
+    /// The word that status uses.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Measured => "measured",
+            Self::Calibrated => "calibrated",
+            Self::Estimated => "estimated",
+        }
+    }
+}
+
+/// Everything that grows, at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    at: Instant,
+    user: Duration,
+    packets: u64,
+    /// CPU time of the programs, if the kernel keeps statistics all the time.
+    programs: Option<Duration>,
+}
+
+/// Asks the kernel what a packet costs.
+enum Calibration {
+    /// Nothing can be asked.
+    Refused,
+    /// Asked again from then on.
+    Resting { until: Instant },
+    /// Statistics are kept; the drain that says how many packets there were before is under way.
+    Opening { guard: Box<dyn Any + Send>, request: u64, late: Instant },
+    /// Statistics are kept.
+    Running { guard: Box<dyn Any + Send>, ran: Duration, packets: u64, until: Instant },
+    /// The drain that says how many packets there were after it is under way.
+    Closing { took: Duration, packets: u64, request: u64, late: Instant },
+}
+
+/// Measures.
+pub struct Meter {
+    proc_root: PathBuf,
+    cpus: u32,
+    datapath: Option<Arc<dyn Datapath>>,
+    ledger: SharedLedger,
+    drains: Arc<Drains>,
+    last: Option<Reading>,
+    packet_ns: f64,
+    basis: Basis,
+    /// Packets a second over the last interval.
+    rate: f64,
+    calibration: Calibration,
+    /// When it is looked whether a drain has come.
+    look: Instant,
+}
+
+impl std::fmt::Debug for Meter {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Meter").field("basis", &self.basis).finish_non_exhaustive()
+    }
+}
+
+impl Meter {
+    /// Measures from the first call of [`Self::measure`] on.
+    #[must_use]
+    pub fn new(
+        proc_root: PathBuf,
+        datapath: Option<Arc<dyn Datapath>>,
+        ledger: SharedLedger,
+        drains: Arc<Drains>,
+        now: Instant,
+    ) -> Self {
+        let calibration = match datapath {
+            Some(_) => Calibration::Resting { until: now },
+            None => Calibration::Refused,
+        };
+        Self {
+            proc_root,
+            cpus: online_cpus(),
+            datapath,
+            ledger,
+            drains,
+            last: None,
+            packet_ns: PACKET_NS,
+            basis: Basis::Estimated,
+            rate: 0.0,
+            calibration,
+            look: now,
+        }
+    }
+
+    /// What was taken since the last call; none at the first.
+    pub fn measure(&mut self, now: Instant) -> Option<Measured> {
+        let reading = self.read(now);
+        let last = self.last.replace(reading)?;
+        let interval = reading.at.saturating_duration_since(last.at);
+        let packets = reading.packets.saturating_sub(last.packets);
+        #[allow(clippy::cast_precision_loss, reason = "packets of seconds")]
+        let packets = packets as f64;
+        self.rate = packets / interval.as_secs_f64().max(f64::MIN_POSITIVE);
+        let programs = if let (Some(before), Some(after)) = (last.programs, reading.programs) {
+            self.basis = Basis::Measured;
+            after.saturating_sub(before)
+        } else {
+            if self.basis == Basis::Measured {
+                (self.basis, self.packet_ns) = (Basis::Estimated, PACKET_NS);
+            }
+            Duration::from_secs_f64(packets * self.packet_ns / 1e9)
+        };
+        Some(Measured {
+            interval,
+            cpus: self.cpus,
+            user: reading.user.saturating_sub(last.user),
+            programs,
+            memory_bytes: self.memory_bytes(),
+        })
+    }
+
+    /// How the cost of the programs is known, and what a packet costs in nanoseconds.
+    #[must_use]
+    pub const fn basis(&self) -> (Basis, f64) {
+        (self.basis, self.packet_ns)
+    }
+
+    /// When [`Self::advance`] is to be called; none: when there is time.
+    #[must_use]
+    pub const fn due(&self) -> Option<Instant> {
+        match self.calibration {
+            Calibration::Refused | Calibration::Resting { .. } => None,
+            Calibration::Opening { .. } | Calibration::Closing { .. } => Some(self.look),
+            Calibration::Running { until, .. } => Some(until),
+        }
+    }
+
+    /// Goes on with asking the kernel what a packet costs.
+    pub fn advance(&mut self, now: Instant) {
+        let calibration = std::mem::replace(&mut self.calibration, Calibration::Refused);
+        self.calibration = self.advanced(calibration, now);
+        self.look = now + LOOK;
+    }
+
+    fn advanced(&mut self, calibration: Calibration, now: Instant) -> Calibration {
+        let rest = Calibration::Resting { until: now + AGAIN };
+        match calibration {
+            Calibration::Resting { until } if now >= until && self.is_worth_knowing() => {
+                match self.datapath.as_ref().and_then(|datapath| datapath.keep_statistics()) {
+                    Some(guard) => {
+                        let request = self.drains.ask();
+                        Calibration::Opening { guard, request, late: now + PATIENCE }
+                    }
+                    None => Calibration::Refused,
+                }
+            }
+            Calibration::Opening { guard, request, .. } if self.drains.served() >= request => {
+                let packets = self.packets();
+                match self.ran() {
+                    Some(ran) => Calibration::Running { guard, ran, packets, until: now + WINDOW },
+                    None => Calibration::Refused,
+                }
+            }
+            Calibration::Running { guard, ran, packets, until } if now >= until => {
+                let Some(after) = self.ran() else { return Calibration::Refused };
+                drop(guard);
+                let took = after.saturating_sub(ran);
+                let request = self.drains.ask();
+                Calibration::Closing { took, packets, request, late: now + PATIENCE }
+            }
+            Calibration::Closing { took, packets, request, .. }
+                if self.drains.served() >= request =>
+            {
+                self.learn(took, self.packets().saturating_sub(packets));
+                rest
+            }
+            Calibration::Opening { late, .. } | Calibration::Closing { late, .. }
+                if now >= late =>
+            {
+                rest
+            }
+            going_on => going_on,
+        }
+    }
+
+    /// Notes what so many packets took.
+    fn learn(&mut self, took: Duration, packets: u64) {
+        if packets >= ENOUGH {
+            #[allow(clippy::cast_precision_loss, reason = "nanoseconds and packets of a moment")]
+            let (took, packets) = (took.as_nanos() as f64, packets as f64);
+            self.packet_ns = took / packets;
+            self.basis = Basis::Calibrated;
+        }
+    }
+
+    fn is_worth_knowing(&self) -> bool {
+        self.basis != Basis::Measured && self.rate >= WORTH_KNOWING
+    }
+
+    fn read(&self, now: Instant) -> Reading {
+        let programs = if self.keeps_statistics() { self.ran() } else { None };
+        Reading { at: now, user: clock::process_cpu(), packets: self.packets(), programs }
+    }
+
+    /// Whether the kernel keeps statistics all the time.
+    fn keeps_statistics(&self) -> bool {
+        let file = self.proc_root.join("sys/kernel/bpf_stats_enabled");
+        std::fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
+    }
+
+    fn ran(&self) -> Option<Duration> {
+        self.datapath.as_ref()?.program_time()
+    }
+
+    /// Packets seen as of the last drain.
+    fn packets(&self) -> u64 {
+        lock(&self.ledger).seen().packets
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let maps = self.datapath.as_ref().map_or(0, |datapath| datapath.map_bytes());
+        status::resident_bytes(&self.proc_root).saturating_add(maps)
+    }
+}
+
+/// The node's CPUs that can run something.
+fn online_cpus() -> u32 {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
+    online.ok().and_then(|text| count_of_list(&text)).unwrap_or(1)
+}
+
+/// How many numbers are in a list such as `0-3,8`.
+fn count_of_list(text: &str) -> Option<u32> {
+    let mut count = 0_u32;
+    for range in text.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
+        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    Some(count)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+//! Tests of measuring: a kernel side whose programs take what the test says.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use orb8_common::counter::SEEN_PACKETS;
+use orb8_common::network::PacketFilter;
+
+use super::*;
+use crate::datapath::{InterfaceStatus, PacketWatch, StartError};
+use crate::event::{DrainReport, Event};
+use crate::pipeline::on_demand::OnDemand;
+use crate::pipeline::source::{EventSource, SourceError, Wakeup};
+
+/// Programs that have run for so long.
+#[derive(Debug, Default)]
+struct Programs {
+    ran: Mutex<Duration>,
+    refuses: bool,
+    /// Statistics are kept for so many.
+    keepers: Arc<AtomicU32>,
+}
+
+struct Keeper(Arc<AtomicU32>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Datapath for Programs {
+    fn interfaces(&self) -> Vec<InterfaceStatus> {
+        Vec::new()
+    }
+
+    fn map_bytes(&self) -> u64 {
+        7 << 20
+    }
+
+    fn watch_packets(
+        &self,
+        _filter: &PacketFilter,
+        _rate: u32,
+    ) -> Result<Box<dyn PacketWatch>, StartError> {
+        Err(StartError { message: "no packets here".to_owned() })
+    }
+
+    fn program_time(&self) -> Option<Duration> {
+        Some(*self.ran.lock().unwrap())
+    }
+
+    fn keep_statistics(&self) -> Option<Box<dyn Any + Send>> {
+        if self.refuses {
+            return None;
+        }
+        self.keepers.fetch_add(1, Ordering::Relaxed);
+        Some(Box::new(Keeper(Arc::clone(&self.keepers))))
+    }
+
+    fn stop(&self, _deadline: Instant) -> bool {
+        true
+    }
+}
+
+/// A drain whenever somebody asks.
+struct Drain;
+
+impl EventSource for Drain {
+    fn name(&self) -> &'static str {
+        "drain"
+    }
+
+    fn wakeup(&self) -> Wakeup<'_> {
+        Wakeup::default()
+    }
+
+    fn collect(&mut self, _now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+        out.push(Event::Drained(Box::default()));
+        Ok(())
+    }
+
+    fn finish(&mut self, _out: &mut Vec<Event>) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
+/// A folder of the test's own, removed with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("orb8-meter-{}-{n}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+struct Bench {
+    meter: Meter,
+    programs: Arc<Programs>,
+    ledger: SharedLedger,
+    drain: OnDemand,
+    now: Instant,
+    packets: u64,
+    proc_root: Folder,
+}
+
+fn bench(refuses: bool) -> Bench {
+    let proc_root = Folder::new();
+    let programs = Arc::new(Programs { refuses, ..Programs::default() });
+    let (ledger, drains, now) =
+        (SharedLedger::default(), Drains::shared().unwrap(), Instant::now());
+    let datapath: Arc<dyn Datapath> = Arc::clone(&programs) as _;
+    let meter = Meter::new(
+        proc_root.0.clone(),
+        Some(datapath),
+        Arc::clone(&ledger),
+        Arc::clone(&drains),
+        now,
+    );
+    let drain = OnDemand::new(Box::new(Drain), drains, Duration::from_secs(1));
+    Bench { meter, programs, ledger, drain, now, packets: 0, proc_root }
+}
+
+impl Bench {
+    /// So many packets pass, each of which takes so many nanoseconds, and are drained.
+    fn pass(&mut self, packets: u64, each_ns: u64) {
+        self.packets += packets;
+        *self.programs.ran.lock().unwrap() += Duration::from_nanos(packets * each_ns);
+        let mut report = DrainReport::default();
+        report.after.0[SEEN_PACKETS] = self.packets;
+        report.before = report.after;
+        lock(&self.ledger).close_drain(&report);
+        self.drain.collect(self.now, &mut Vec::new()).unwrap();
+    }
+
+    fn after(&mut self, time: Duration) -> &mut Meter {
+        self.now += time;
+        &mut self.meter
+    }
+
+    fn advance(&mut self, time: Duration) {
+        let now = self.now + time;
+        self.after(time).advance(now);
+    }
+
+    fn measure(&mut self, time: Duration) -> Option<Measured> {
+        let now = self.now + time;
+        self.after(time).measure(now)
+    }
+
+    fn keepers(&self) -> u32 {
+        self.programs.keepers.load(Ordering::Relaxed)
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn where_the_kernel_may_not_be_asked_a_packet_costs_a_fixed_time() {
+    let mut bench = bench(true);
+    assert_eq!(bench.measure(Duration::ZERO), None);
+    bench.pass(1_000_000, 10);
+    let measured = bench.measure(SECOND).unwrap();
+    assert_eq!(measured.programs, Duration::from_millis(50));
+    assert_eq!(measured.interval, SECOND);
+    assert_eq!(measured.memory_bytes, 7 << 20, "no resident memory is told here");
+    bench.advance(Duration::ZERO);
+    assert_eq!((bench.meter.basis(), bench.meter.due()), ((Basis::Estimated, PACKET_NS), None));
+}
+
+#[test]
+fn a_packet_costs_what_the_kernel_told_in_a_moment_of_traffic() {
+    let mut bench = bench(false);
+    bench.measure(Duration::ZERO);
+    bench.pass(5_000, 10);
+    bench.measure(SECOND);
+    bench.advance(Duration::ZERO);
+    assert_eq!(bench.keepers(), 1);
+    bench.pass(200, 10);
+    bench.advance(LOOK);
+    bench.pass(1_000, 20);
+    bench.advance(LOOK);
+    assert_eq!(bench.keepers(), 1, "the window is still open");
+    bench.advance(WINDOW);
+    assert_eq!(bench.keepers(), 0, "the kernel keeps statistics no longer");
+    bench.pass(0, 0);
+    bench.advance(LOOK);
+    assert_eq!(bench.meter.basis(), (Basis::Calibrated, 20.0));
+    bench.measure(SECOND);
+    bench.pass(10_000, 20);
+    assert_eq!(bench.measure(SECOND).unwrap().programs, Duration::from_micros(200));
+    bench.advance(Duration::ZERO);
+    assert_eq!(bench.keepers(), 0, "not again before a minute has passed");
+}
+
+#[test]
+fn nobody_asks_the_kernel_what_a_packet_costs_while_few_pass() {
+    let mut bench = bench(false);
+    bench.measure(Duration::ZERO);
+    bench.pass(900, 10);
+    bench.measure(SECOND);
+    bench.advance(Duration::ZERO);
+    assert_eq!((bench.keepers(), bench.meter.due()), (0, None));
+}
+
+#[test]
+fn a_drain_that_does_not_come_ends_the_question() {
+    let mut bench = bench(false);
+    bench.measure(Duration::ZERO);
+    bench.pass(5_000, 10);
+    bench.measure(SECOND);
+    bench.advance(Duration::ZERO);
+    assert_eq!(bench.keepers(), 1);
+    bench.advance(PATIENCE);
+    assert_eq!((bench.keepers(), bench.meter.due()), (0, None));
+}
+
+#[test]
+fn statistics_that_are_kept_all_the_time_are_taken_as_they_are() {
+    let mut bench = bench(false);
+    let folder = bench.proc_root.0.join("sys/kernel");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("bpf_stats_enabled"), "1\n").unwrap();
+    bench.measure(Duration::ZERO);
+    bench.pass(100_000, 7);
+    assert_eq!(bench.measure(SECOND).unwrap().programs, Duration::from_micros(700));
+    assert_eq!(bench.meter.basis().0, Basis::Measured);
+    std::fs::write(folder.join("bpf_stats_enabled"), "0\n").unwrap();
+    bench.pass(1_000, 7);
+    assert_eq!(bench.measure(SECOND).unwrap().programs, Duration::from_micros(50));
+    assert_eq!(bench.meter.basis().0, Basis::Estimated);
+}
+
+#[test]
+fn cpus_are_counted_by_ranges() {
+    for (text, count) in [("0\n", Some(1)), ("0-3,8", Some(5)), ("0-1,3-4,9", Some(5)), ("", None)]
+    {
+        assert_eq!(count_of_list(text), count, "{text:?}");
+    }
+    assert!(online_cpus() >= 1);
+}

@@ -1,0 +1,160 @@
+//! Tests of the judge: steps, calm, what is given up.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const CALM_FOR: Duration = Duration::from_secs(10);
+
+/// A second on one CPU, with so much of it used.
+fn second(cpu: f64) -> Measured {
+    Measured {
+        interval: Duration::from_secs(1),
+        cpus: 1,
+        user: Duration::from_secs_f64(cpu / 2.0),
+        programs: Duration::from_secs_f64(cpu / 2.0),
+        memory_bytes: 0,
+    }
+}
+
+fn governor() -> Governor {
+    Governor::new(Budgets::default(), CALM_FOR)
+}
+
+fn judge(governor: &mut Governor, measured: &Measured) -> Vec<Change> {
+    governor.judge_load(measured).collect()
+}
+
+fn rings(governor: &mut Governor, events: f64, packets: f64, seconds: u64) -> Vec<Change> {
+    governor.judge_rings(RingFill { events, packets }, Duration::from_secs(seconds)).collect()
+}
+
+const fn further(cause: Cause) -> Change {
+    Change { cause, back: false }
+}
+
+const fn back(cause: Cause) -> Change {
+    Change { cause, back: true }
+}
+
+#[test]
+fn each_budget_that_is_exceeded_takes_a_step_of_its_own() {
+    let mut governor = governor();
+    assert_eq!(judge(&mut governor, &second(0.02)), [further(Cause::Cpu)]);
+    assert_eq!(governor.given(), Given { intervals: 2, ..Given::NOTHING });
+    let heavy = Measured { memory_bytes: 97 << 20, ..second(0.008) };
+    assert_eq!(judge(&mut governor, &heavy), [further(Cause::Memory)]);
+    assert_eq!(governor.given(), Given { intervals: 2, history_part: 2, ..Given::NOTHING });
+    assert_eq!(rings(&mut governor, 0.9, 0.9, 0).len(), 2);
+    let all = Given { intervals: 2, fewer_events: true, sampling: 2, history_part: 2 };
+    assert_eq!(governor.given(), all);
+    assert_eq!(governor.level(), 4);
+}
+
+#[test]
+fn the_budget_of_cpu_time_is_the_nodes() {
+    let of_two_cpus = Measured { cpus: 2, ..second(0.015) };
+    assert_eq!(judge(&mut governor(), &of_two_cpus), []);
+}
+
+#[test]
+fn what_was_given_up_comes_back_after_calm_and_not_after_a_lull() {
+    let mut governor = governor();
+    judge(&mut governor, &second(0.02));
+    for _ in 0..9 {
+        assert_eq!(judge(&mut governor, &second(0.001)), []);
+    }
+    assert_eq!(judge(&mut governor, &second(0.008)), [], "within the budget and not calm");
+    for _ in 0..9 {
+        assert_eq!(judge(&mut governor, &second(0.001)), []);
+    }
+    assert_eq!(judge(&mut governor, &second(0.001)), [back(Cause::Cpu)]);
+    assert_eq!(governor.given(), Given::NOTHING);
+}
+
+#[test]
+fn memory_takes_another_step_only_while_it_grows() {
+    let mut governor = governor();
+    let taking = |mib: u64| Measured { memory_bytes: mib << 20, ..second(0.0) };
+    assert_eq!(judge(&mut governor, &taking(97)), [further(Cause::Memory)]);
+    assert_eq!(judge(&mut governor, &taking(98)), []);
+    assert_eq!(judge(&mut governor, &taking(99)), [further(Cause::Memory)]);
+    assert_eq!(judge(&mut governor, &taking(101)), [further(Cause::Memory)]);
+    assert_eq!(governor.given().history(Duration::from_secs(300)), Duration::ZERO);
+    for _ in 0..10 {
+        assert_eq!(judge(&mut governor, &taking(90)), [], "not calm");
+    }
+    for _ in 0..9 {
+        judge(&mut governor, &taking(80));
+    }
+    assert_eq!(judge(&mut governor, &taking(80)), [back(Cause::Memory)]);
+    assert_eq!(governor.given().history(Duration::from_secs(300)), Duration::from_secs(75));
+}
+
+#[test]
+fn a_ring_over_the_threshold_doubles_the_sampling_up_to_an_end() {
+    let mut governor = governor();
+    for doublings in 1..=10 {
+        assert!(governor.is_pressed(RingFill { events: 0.0, packets: 0.9 }));
+        assert_eq!(rings(&mut governor, 0.0, 0.9, 0), [further(Cause::PacketRing)]);
+        assert_eq!(governor.given().sampling, 1 << doublings);
+    }
+    assert!(!governor.is_pressed(RingFill { events: 0.0, packets: 0.9 }));
+    assert_eq!(rings(&mut governor, 0.0, 0.9, 0), []);
+    assert!(!governor.given().fewer_events, "the other ring has room");
+    assert_eq!(rings(&mut governor, 0.0, 0.1, 10), [back(Cause::PacketRing)]);
+}
+
+#[test]
+fn steps_for_cpu_time_only_ever_give_up_more() {
+    for pair in CPU_STEPS.windows(2) {
+        let [(intervals, fewer, sampling), (more_intervals, fewer_yet, sparser)] =
+            [pair[0], pair[1]];
+        assert!(more_intervals >= intervals && more_intervals <= 2 * intervals);
+        assert!(fewer_yet || !fewer);
+        assert!(sparser >= sampling && sparser <= 2 * sampling);
+    }
+}
+
+proptest! {
+    /// A load that stays as it is: whatever part of the cost, up to half, a step saves, the level
+    /// is found and then kept.
+    #[test]
+    fn a_steady_load_finds_its_level_and_stays(
+        cost in 0.0_f64..0.1,
+        saved in prop::array::uniform8(0.0_f64..=0.5),
+    ) {
+        let mut governor = governor();
+        let cost_at = |level: usize| saved[..level].iter().fold(cost, |cost, part| cost * (1.0 - part));
+        for _ in 0..CPU_STEPS.len() {
+            let cost = cost_at(governor.level());
+            judge(&mut governor, &second(cost));
+        }
+        let found = governor.level();
+        for _ in 0..100 {
+            let cost = cost_at(governor.level());
+            prop_assert_eq!(judge(&mut governor, &second(cost)), []);
+        }
+        prop_assert!(cost_at(found) <= 0.01 || found + 1 == CPU_STEPS.len());
+    }
+
+    /// Whatever is measured, changes are of one step, and what is given up is one of the lists.
+    #[test]
+    fn steps_are_single(
+        measured in prop::collection::vec(
+            (0.0_f64..0.03, 0_u64..128, 0.0_f64..=1.0, 0.0_f64..=1.0, 0_u64..20), 0..200),
+    ) {
+        let mut governor = governor();
+        for (cpu, mib, events, packets, seconds) in measured {
+            let before = governor.level();
+            let interval = Duration::from_secs(seconds);
+            let measured = Measured { interval, memory_bytes: mib << 20, ..second(cpu * seconds as f64) };
+            let mut changes = judge(&mut governor, &measured);
+            changes.extend(rings(&mut governor, events, packets, seconds));
+            let back = changes.iter().filter(|change| change.back).count();
+            prop_assert_eq!(before + changes.len() - 2 * back, governor.level());
+            prop_assert!(changes.len() <= 4);
+            prop_assert!(governor.given().sampling <= 1024);
+        }
+    }
+}

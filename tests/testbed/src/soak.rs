@@ -1,0 +1,279 @@
+//! `make soak`: an agent under loads that no node should have, one after the other, and whether it
+//! keeps what it promises in each: every packet accounted for, memory within the budget, answers
+//! within a second, and normal again by itself.
+//!
+//! | module | content |
+//! |---|---|
+//! | `flows` | floods: each packet another flow, the smallest packets, the smallest tables |
+//! | `connections` | TCP connections that end as soon as they are open |
+//! | `subscribers` | watchers that never read |
+//! | `cluster` | an API that changes all the time; many flows with names for long |
+//! | `starved` | others on the agent's only CPU |
+//! | `bed` | an agent on a link, and what is asked of it |
+//! | `watch` | answers and memory, looked at all the time |
+//! | [`figures`] | what was found |
+//! | [`mod@judge`] | what of it is wrong |
+//! | [`mod@table`] | both, for people and programs |
+
+#![allow(clippy::print_stdout, reason = "a program that is there to be read")]
+
+mod bed;
+mod cluster;
+mod connections;
+pub mod figures;
+mod flows;
+pub mod judge;
+mod starved;
+mod subscribers;
+pub mod table;
+mod watch;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use bed::Bed;
+use figures::{Figures, MIB, Memory, Offered, Pace, Recovery, SubscriberAccount};
+
+/// The agent's default budget, `ORB8_MEMORY_BUDGET`.
+const MEMORY_LIMIT: u64 = 96 * MIB;
+/// The longest that an agent may take to be normal again; its flows end after two to four seconds.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
+/// How long is waited for it all the same, to tell how long it took.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a scenario takes besides its load: an agent that starts, recovers and stops.
+const BESIDES: Duration = Duration::from_secs(8);
+/// The load in the short form.
+const QUICK_LOAD: Duration = Duration::from_secs(2);
+
+/// What is to be run, and on which agent.
+#[derive(Debug)]
+pub struct Options {
+    /// `orb8-agent`.
+    pub agent: PathBuf,
+    /// It is built as users have it, so that figures of memory hold for them.
+    pub release: bool,
+    /// For how long in all.
+    pub time: Duration,
+    /// A few seconds each, whatever `time` says.
+    pub quick: bool,
+    /// Parts of names; none means all.
+    pub only: Vec<String>,
+    /// Where the figures go.
+    pub json: PathBuf,
+}
+
+/// One scenario's turn.
+struct Turn<'a> {
+    options: &'a Options,
+    /// How long the load goes on.
+    load: Duration,
+}
+
+/// What a load has to say about itself.
+#[derive(Default)]
+struct Load {
+    /// When it was under way; `None`: at once.
+    from: Option<Instant>,
+    flows: Option<u64>,
+    connections: Option<u64>,
+    pace: Option<Pace>,
+    /// Those who watched, before they went.
+    subscribers: Vec<SubscriberAccount>,
+    faults: Vec<String>,
+}
+
+struct Scenario {
+    name: &'static str,
+    what: &'static str,
+    /// Its share of the time.
+    weight: u32,
+    run: fn(&Turn<'_>) -> anyhow::Result<Figures>,
+}
+
+const SCENARIOS: [Scenario; 8] = [
+    Scenario {
+        name: "unique_flows",
+        what: "each packet is another flow: a million and more, from spoofed sources",
+        weight: 1,
+        run: flows::unique,
+    },
+    Scenario {
+        name: "packet_flood",
+        what: "the smallest packets, as many as a core sends, on one flow and on a thousand",
+        weight: 1,
+        run: flows::packets,
+    },
+    Scenario {
+        name: "minimum_maps",
+        what: "tables, ring and queues as small as they can be set, each packet another flow",
+        weight: 1,
+        run: flows::minimum,
+    },
+    Scenario {
+        name: "short_connections",
+        what: "10 000 TCP connections a second that end as soon as they are open",
+        weight: 1,
+        run: connections::run,
+    },
+    Scenario {
+        name: "stalled_subscribers",
+        what: "as many subscribers as there may be, of which one reads",
+        weight: 1,
+        run: subscribers::run,
+    },
+    Scenario {
+        name: "api_churn",
+        what: "pods that come, go and change addresses; an API that hangs up, fails and forgets",
+        weight: 1,
+        run: cluster::churn,
+    },
+    Scenario {
+        name: "starved",
+        what: "the agent's only CPU is wanted by six processes of higher priority",
+        weight: 1,
+        run: starved::run,
+    },
+    Scenario {
+        name: "steady",
+        what: "100 000 live flows with the names of 500 pods",
+        weight: 2,
+        run: cluster::steady,
+    },
+];
+
+/// Names of all scenarios, and what each is.
+pub fn scenarios() -> impl Iterator<Item = (&'static str, &'static str)> {
+    SCENARIOS.iter().map(|scenario| (scenario.name, scenario.what))
+}
+
+/// Runs what was asked for, prints a table and writes the figures; whether all promises were kept.
+///
+/// # Errors
+/// If no scenario has such a name, or the figures cannot be written.
+pub fn run(options: &Options) -> anyhow::Result<bool> {
+    let wanted = |scenario: &&Scenario| {
+        options.only.is_empty() || options.only.iter().any(|part| scenario.name.contains(part))
+    };
+    let mut left: Vec<&Scenario> = SCENARIOS.iter().filter(wanted).collect();
+    anyhow::ensure!(
+        !left.is_empty(),
+        "no scenario is called {}, see --list",
+        options.only.join(", ")
+    );
+    left.reverse();
+    let end = Instant::now() + options.time;
+    let mut all = Vec::new();
+    while let Some(scenario) = left.pop() {
+        let weights: u32 = left.iter().map(|other| other.weight).sum();
+        let share = end.saturating_duration_since(Instant::now()) * scenario.weight
+            / (scenario.weight + weights);
+        let load = if options.quick { QUICK_LOAD } else { share.saturating_sub(BESIDES) };
+        let turn = Turn { options, load: load.max(QUICK_LOAD) };
+        println!("{}: {}", scenario.name, scenario.what);
+        let start = Instant::now();
+        let figures = turn.figures(scenario);
+        let wrong = judge::judge(&figures);
+        let verdict = if wrong.is_empty() { "ok" } else { "FAILED" };
+        println!("    {verdict} after {:.1} s", start.elapsed().as_secs_f64());
+        wrong.iter().for_each(|wrong| println!("    WRONG: {wrong}"));
+        all.push(figures);
+    }
+    println!("\n{}", table::table(&all));
+    let text = serde_json::to_string_pretty(&table::json(&all))?;
+    let file = &options.json;
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    println!("written to {}", file.display());
+    Ok(all.iter().all(|figures| judge::judge(figures).is_empty()))
+}
+
+impl Turn<'_> {
+    /// Runs a scenario; what keeps it from its end is told as a fault, and the next ones run all the
+    /// same.
+    fn figures(&self, scenario: &Scenario) -> Figures {
+        let name = scenario.name.to_owned();
+        let found = catch_unwind(AssertUnwindSafe(|| (scenario.run)(self)))
+            .unwrap_or_else(|_told| Err(anyhow::anyhow!("it panicked, see above")));
+        match found {
+            Ok(figures) => Figures { name, ..figures },
+            Err(error) => {
+                let faults = vec![format!("it did not come to its end: {error:#}")];
+                Figures { name, faults, ..Figures::default() }
+            }
+        }
+    }
+
+    /// Puts a load on an agent, waits until it is normal again, and takes its ledgers at rest.
+    fn overload(
+        &self,
+        bed: Bed,
+        load: impl FnOnce(&Bed) -> anyhow::Result<Load>,
+    ) -> anyhow::Result<Figures> {
+        let ((mut load, from, to, recovered), watched) =
+            watch::watch(&bed, self.options.release, || {
+                let begun = Instant::now();
+                let load = load(&bed)?;
+                let (from, to) = (load.from.unwrap_or(begun), Instant::now());
+                let recovered = bed.recovery(PATIENCE)?;
+                Ok((load, from, to, recovered))
+            })?;
+        let (account, events, mut subscribers) = bed.rest()?;
+        let total = bed.carried();
+        load.faults.extend(bed.stop());
+        subscribers.append(&mut load.subscribers);
+        Ok(Figures {
+            name: String::new(),
+            seconds: to.duration_since(from).as_secs_f64(),
+            offered: Offered { total, flows: load.flows, connections: load.connections },
+            account,
+            events,
+            subscribers,
+            memory: Memory { limit: MEMORY_LIMIT, ..watched.memory(from, to) },
+            answers: watched.answers(),
+            recovery: Recovery {
+                seconds: recovered.map(|time| time.as_secs_f64()),
+                limit: RECOVERY_LIMIT.as_secs_f64(),
+            },
+            pace: load.pace,
+            faults: load.faults,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(only: &[&str]) -> Options {
+        Options {
+            agent: PathBuf::from("/nowhere/orb8-agent"),
+            release: false,
+            time: Duration::ZERO,
+            quick: true,
+            only: only.iter().map(|&part| part.to_owned()).collect(),
+            json: PathBuf::from("/nowhere/soak.json"),
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_scenario_has_is_refused_instead_of_passing() {
+        let error = run(&options(&["nothing"])).expect_err("nothing ran");
+        assert_eq!(error.to_string(), "no scenario is called nothing, see --list");
+    }
+
+    #[test]
+    fn a_scenario_that_panics_or_fails_is_not_passed() {
+        for run in [(|_| panic!("no agent")) as fn(&Turn<'_>) -> _, |_| anyhow::bail!("no agent")] {
+            let scenario = Scenario { name: "x", what: "y", weight: 1, run };
+            let options = options(&[]);
+            let figures = Turn { options: &options, load: Duration::ZERO }.figures(&scenario);
+            let wrong = judge::judge(&figures);
+            assert!(
+                wrong.iter().any(|wrong| wrong.contains("did not come to its end")),
+                "{wrong:?}"
+            );
+        }
+    }
+}
