@@ -14,6 +14,7 @@ use clap::{
 use orb8_util::duration::{self, DurationError};
 use orb8_util::net::{HostPort, HostPortError};
 
+use crate::bench::args::BenchArgs;
 use crate::network::args::{FlowsArgs, TraceArgs};
 use crate::output::Format;
 use crate::verify::args::VerifyArgs;
@@ -75,6 +76,7 @@ pub fn command() -> clap::Command {
     Cli::command()
         .mut_subcommand("status", |status| status.arg(unoffered()))
         .mut_subcommand("verify", |verify| verify.arg(unoffered()))
+        .mut_subcommand("bench", |bench| bench.arg(unoffered()))
         .mut_subcommand("completions", |completions| completions.arg(unoffered()))
         .mut_subcommand("trace", |trace| {
             trace.arg(unoffered()).mut_subcommand("network", |network| network.arg(unoffered()))
@@ -96,6 +98,9 @@ pub enum Verb {
     /// Compare what orb8 counts with the kernel's own counters
     #[command(after_help = crate::verify::args::EXAMPLES)]
     Verify(VerifyArgs),
+    /// Measure what orb8 costs on this host, with an agent against without
+    #[command(after_help = crate::bench::args::EXAMPLES)]
+    Bench(BenchArgs),
     /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -219,6 +224,11 @@ impl GlobalArgs {
                 Verb::Flows(_) | Verb::Completions { .. } => {}
                 Verb::Verify(_) => {
                     return conflict("verify asks an agent, not a file; leave --file out");
+                }
+                Verb::Bench(_) => {
+                    return conflict(
+                        "bench measures this host, it reads no file; leave --file out",
+                    );
                 }
                 Verb::Status(_) => {
                     return conflict("status asks agents, not a file; leave --file out");

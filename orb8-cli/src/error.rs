@@ -59,6 +59,9 @@ pub enum CliError {
         /// Why.
         cause: String,
     },
+    /// A measurement broke off.
+    #[error("{0}")]
+    Measure(String),
     /// The process lacks what it needs to run at all.
     #[error("cannot start: {0}")]
     Runtime(#[source] io::Error),
@@ -88,9 +91,11 @@ impl CliError {
             }
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
             Self::File { cause: FileError::Filter(_), .. } => Exit::Usage,
-            Self::File { .. } | Self::Output(_) | Self::Encode { .. } | Self::Runtime(_) => {
-                Exit::Failed
-            }
+            Self::File { .. }
+            | Self::Output(_)
+            | Self::Encode { .. }
+            | Self::Measure(_)
+            | Self::Runtime(_) => Exit::Failed,
         }
     }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod bench;
 pub mod error;
 pub mod network;
 pub mod output;
@@ -46,6 +47,7 @@ where
             TraceVerb::Network(args) => network::trace::run(&cli.global, args, terminal).await,
         },
         Verb::Verify(args) => verify::run(&cli.global, args, terminal).await,
+        Verb::Bench(args) => bench::run(&cli.global, args, terminal).await,
         Verb::Completions { shell } => completions(*shell, terminal),
     };
     done.and_then(|exit| {

@@ -1,5 +1,5 @@
 //! Pure helpers that the agent, the query client and the command line share: how numbers, durations,
-//! times, addresses and protocols are written and read.
+//! times, addresses and protocols are written and read, and what samples say.
 //!
 //! Nothing here does input or output, asks the clock or the environment, or knows orb8's messages.
 #![forbid(unsafe_code)]
@@ -9,5 +9,6 @@ pub mod format;
 pub mod icmp;
 pub mod net;
 pub mod protocol;
+pub mod stats;
 pub mod text;
 pub mod time;

@@ -102,6 +102,7 @@ fn help_of_every_verb() {
         ("trace", "trace --help"),
         ("trace_network", "trace network --help"),
         ("verify", "verify --help"),
+        ("bench", "bench --help"),
         ("completions", "completions --help"),
     ] {
         let words: Vec<&str> = line.split(' ').collect();

@@ -9,12 +9,12 @@ use anyhow::{Context as _, ensure};
 use orb8_proto::v1::AgentStatus;
 use orb8_testbed::link::{Veth, VethOptions};
 use orb8_testbed::need::Need;
+use orb8_util::stats::{Random, judge, median};
 
 use crate::bed::{Bed, wait};
 use crate::cgroup::Cgroup;
 use crate::counted::Counted;
 use crate::report::{Amount, Report, Row};
-use crate::stats::{Random, judge};
 
 /// A ratio of throughputs that may be lost at most.
 const GOAL: f64 = 0.97;
@@ -112,7 +112,7 @@ fn rounds(report: &mut Report, load: Load) -> anyhow::Result<Row> {
         alone.push(without);
     }
     let verdict = judge(&ratios, &of_equals, GOAL);
-    Ok(Row::judged(load.row, &verdict, GOAL, rounds).against(crate::stats::median(&alone) / 1e9))
+    Ok(Row::judged(load.row, &verdict, GOAL, rounds).against(median(&alone) / 1e9))
 }
 
 impl Scene {

@@ -23,7 +23,6 @@ mod packets;
 mod process;
 mod programs;
 mod report;
-mod stats;
 mod testrun;
 mod veth;
 

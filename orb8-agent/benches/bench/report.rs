@@ -9,7 +9,7 @@ use orb8_proto::v1::AgentStatus;
 use serde::Serialize;
 
 use crate::bed::Bed;
-use crate::stats::{Interval, Verdict};
+use orb8_util::stats::{Interval, Verdict};
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
@@ -80,11 +80,11 @@ impl Row {
         let both = |of: Interval| Some([rounded(of.low), rounded(of.high)]);
         Self {
             pass: verdict.pass,
-            interval: both(verdict.interval),
-            noise: both(verdict.noise),
+            interval: both(verdict.found.interval),
+            noise: both(verdict.found.noise),
             undecided: Some(verdict.undecided),
             pairs: Some(pairs),
-            ..Self::new(name, verdict.median, "ratio", Goal::AtLeast(goal))
+            ..Self::new(name, verdict.found.median, "ratio", Goal::AtLeast(goal))
         }
     }
 

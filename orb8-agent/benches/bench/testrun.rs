@@ -13,13 +13,13 @@ use aya::sys::{Stats, enable_stats};
 use orb8_agent::ebpf::sys;
 use orb8_proto::v1::QueryFlowsRequest;
 use orb8_testbed::link::{Veth, VethOptions};
+use orb8_util::stats::median;
 
 use crate::bed::{self, Bed, Cost};
 use crate::cgroup::Cgroup;
 use crate::packets::Kind;
 use crate::programs::{self, Draw, Empty, Rotation, time};
 use crate::report::{Goal, Report, Row};
-use crate::stats::median;
 
 /// Runs of one sample: some 20 ms.
 const RUNS: u32 = 200_000;

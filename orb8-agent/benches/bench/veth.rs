@@ -12,13 +12,13 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use aya::sys::{Stats, enable_stats};
 use orb8_testbed::link::{Port, Veth, VethOptions};
+use orb8_util::stats::median;
 
 use crate::bed::{self, Bed, Cost};
 use crate::cgroup::Cgroup;
 use crate::counted::Counted;
 use crate::programs::Empty;
 use crate::report::{Amount, Goal, Report, Row};
-use crate::stats::median;
 
 /// Data bytes of a small datagram.
 const SMALL: usize = 64;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::Measured;
 use crate::clock;
 use crate::datapath::Datapath;
-use crate::pipeline::on_demand::Drains;
+use crate::pipeline::on_demand::{Drains, SPACING};
 use crate::pipeline::runner::{SharedLedger, lock};
 use crate::status;
 
@@ -21,8 +21,9 @@ use crate::status;
 pub(super) const PACKET_NS: f64 = 50.0;
 /// Packets a second below which nobody needs to know what one costs.
 const WORTH_KNOWING: f64 = 1000.0;
-/// The kernel keeps statistics for so long.
-const WINDOW: Duration = Duration::from_millis(100);
+/// The kernel keeps statistics for so long. The drain at its end is then begun at once, so that no
+/// packets are among it of which the statistics know nothing.
+const WINDOW: Duration = SPACING;
 /// Packets within it that are enough.
 const ENOUGH: u64 = 50;
 /// It is asked again after so long.

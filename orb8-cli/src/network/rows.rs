@@ -98,7 +98,7 @@ impl<'a> Line<'a> {
                 let flags = flow.tcp.as_ref().map(|tcp| tcp.flags.join(","));
                 // For how many it stands, if it is one of several.
                 let words = [flags.unwrap_or_default(), flow.state.clone()];
-                Cell::new(words.join(" ").trim().to_owned())
+                Cell::new(words.join(" ").trim())
             }
             "time" => {
                 let time_ns = self.event.and_then(|event| event.time_ns);

@@ -1,0 +1,312 @@
+//! An agent of our own: started, asked, stopped. It never outlives the run, whichever way that ends.
+//!
+//! The agent is a program like any other here; nothing of its code is.
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use orb8_proto::v1::condition::{Field, Side};
+use orb8_proto::v1::{
+    AgentStatus, Condition, FlowFilter, PortRange, Ports, QueryFlowsRequest, Strings,
+};
+use orb8_query::Client;
+use orb8_query::rows::FlowRecord;
+use orb8_util::net::HostPort;
+
+use super::args::BenchArgs;
+use super::load::Datagrams;
+use crate::error::CliError;
+
+/// The agent's program.
+const NAME: &str = "orb8-agent";
+/// How long it may take to load its programs, and how long to detach them.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long counts may take from an answer of totals, which has them read, to one of flows.
+const COUNTED: Duration = Duration::from_secs(2);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// Lines of its log that are kept.
+const LINES: usize = 5;
+/// Longer than a run of loads with what comes after it; the agent keeps totals for so long.
+const KEEP: Duration = Duration::from_secs(60);
+
+/// How agents are started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    program: PathBuf,
+    arguments: Vec<&'static str>,
+    timeout: Duration,
+}
+
+impl Options {
+    /// As the words say.
+    ///
+    /// # Errors
+    /// The file that is named is none.
+    pub fn of(args: &BenchArgs, timeout: Duration) -> Result<Self, CliError> {
+        let program = match &args.agent_binary {
+            Some(file) if !file.is_file() => {
+                let text = format!("--agent-binary {} is no file", file.display());
+                return Err(CliError::Usage(text));
+            }
+            Some(file) => file.clone(),
+            None => found(),
+        };
+        let mut arguments = vec!["--strict", "--rust-log", "warn", "--grpc-listen", "127.0.0.1"];
+        if !args.kubernetes {
+            arguments.extend(["--kubernetes", "off"]);
+        }
+        if let Some(capture) = args.capture {
+            arguments.extend(["--capture", capture.word()]);
+        }
+        Ok(Self { program, arguments, timeout })
+    }
+}
+
+/// The agent beside this program; else its name, which the system looks up in PATH.
+fn found() -> PathBuf {
+    let own = std::env::current_exe().and_then(std::fs::canonicalize);
+    let beside = own.ok().map(|own| own.with_file_name(NAME));
+    beside.filter(|file| file.is_file()).unwrap_or_else(|| PathBuf::from(NAME))
+}
+
+/// The last lines that a program says.
+#[derive(Debug)]
+struct Tail {
+    lines: Arc<Mutex<VecDeque<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Tail {
+    fn follow(pipe: impl Read + Send + 'static) -> Self {
+        let lines = Arc::new(Mutex::new(VecDeque::new()));
+        let kept = Arc::clone(&lines);
+        let reader = std::thread::spawn(move || {
+            let mut pipe = BufReader::new(pipe);
+            let mut line = Vec::new();
+            while let Ok(1..) = pipe.read_until(b'\n', &mut line) {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.push_back(String::from_utf8_lossy(&line).trim_end().to_owned());
+                if kept.len() > LINES {
+                    kept.pop_front();
+                }
+                line.clear();
+            }
+        });
+        Self { lines, reader: Some(reader) }
+    }
+
+    /// The last lines in one, once the program has ended.
+    fn finish(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            // A reader that panicked has kept what came before.
+            reader.join().ok();
+        }
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().map(String::as_str).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// A running agent. Dropping it stops it and waits until it has ended.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    log: Tail,
+    address: HostPort,
+    client: Client,
+}
+
+impl Agent {
+    /// Starts one. It answers, and counts, when this returns; `None` if `stop` was set meanwhile.
+    ///
+    /// # Errors
+    /// There is no such program, or it ends, or it does not answer in time.
+    pub async fn start(options: &Options, stop: &AtomicBool) -> Result<Option<Self>, CliError> {
+        let mut agent = Self::spawn(options)?;
+        let end = Instant::now() + PATIENCE;
+        while !stop.load(Ordering::Relaxed) {
+            if let Some(status) = agent.child.try_wait().map_err(CliError::Runtime)? {
+                let said = agent.log.finish();
+                let text = format!("the agent ended with {status} before it answered: {said}");
+                return Err(CliError::Measure(text));
+            }
+            if !agent.client.status().await.agents.is_empty() {
+                return Ok(Some(agent));
+            }
+            if Instant::now() > end {
+                let text = format!("the agent did not answer at {} in a minute", agent.address);
+                return Err(CliError::Measure(text));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        agent.stop().await?;
+        Ok(None)
+    }
+
+    fn spawn(options: &Options) -> Result<Self, CliError> {
+        let port = free_port().map_err(CliError::Runtime)?;
+        let mut command = Command::new(&options.program);
+        command.args(&options.arguments).args(["--grpc-port", &port.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // Ctrl-C is for this process, which stops the agent in order.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn().map_err(|error| no_agent(&options.program, &error))?;
+        let log = match child.stderr.take() {
+            Some(pipe) => Tail::follow(pipe),
+            None => Tail::follow(std::io::empty()),
+        };
+        let address = HostPort { host: Ipv4Addr::LOCALHOST.to_string(), port };
+        let client = Client::new(std::slice::from_ref(&address), options.timeout);
+        Ok(Self { child, log, address, client })
+    }
+
+    /// Its process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn status(&mut self) -> Result<AgentStatus, CliError> {
+        let mut answer = self.client.status().await;
+        if let Some(status) = answer.agents.pop() {
+            return Ok(status);
+        }
+        Err(self.gone(answer.errors.first().map_or_else(String::new, ToString::to_string)))
+    }
+
+    /// How many of these datagrams it has counted, each end once: as many as were sent and received,
+    /// or what it has after a while.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn counted(&mut self, datagrams: &Datagrams) -> Result<u64, CliError> {
+        let (request, end) = (of_ports(datagrams.ports), Instant::now() + COUNTED);
+        loop {
+            // Has what was counted until now read from the kernel.
+            if let Err(error) = self.client.totals(&self.address, KEEP).await {
+                return Err(self.gone(error.to_string()));
+            }
+            let answer = self.client.query_flows(&request).await;
+            if let Some(error) = answer.errors.first() {
+                return Err(self.gone(error.to_string()));
+            }
+            let records = answer.flows.iter().map(FlowRecord::from);
+            let counted: u64 = records.map(|record| record.packets).sum();
+            if counted >= datagrams.sent + datagrams.received || Instant::now() > end {
+                return Ok(counted);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Stops it and waits until it has ended.
+    ///
+    /// # Errors
+    /// It had ended before, or had to be killed.
+    pub async fn stop(mut self) -> Result<(), CliError> {
+        if self.child.try_wait().map_err(CliError::Runtime)?.is_some() {
+            return Err(self.gone(String::new()));
+        }
+        terminate(&mut self.child);
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().map_err(CliError::Runtime)? {
+                let said = self.log.finish();
+                let text = || format!("the agent ended with {status} when asked to stop: {said}");
+                return if ended_well(status) { Ok(()) } else { Err(CliError::Measure(text())) };
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let text = "the agent did not stop in a minute and was killed, see `orb8-agent --cleanup`";
+        Err(CliError::Measure(text.to_owned()))
+    }
+
+    /// It does not answer any more: with its last words if it has ended.
+    fn gone(&mut self, error: String) -> CliError {
+        CliError::Measure(match self.child.try_wait() {
+            Ok(Some(status)) => {
+                format!("the agent ended with {status} while it was needed: {}", self.log.finish())
+            }
+            _ => error,
+        })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let has_ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        if has_ended(&mut self.child) {
+            return;
+        }
+        terminate(&mut self.child);
+        let end = Instant::now() + PATIENCE;
+        while !has_ended(&mut self.child) && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
+        // If it has ended meanwhile, both do nothing.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// True if it did as it was asked. One that had only just been started, and does not heed signals yet,
+/// is ended by the signal itself.
+fn ended_well(status: ExitStatus) -> bool {
+    #[cfg(unix)]
+    let asked = std::os::unix::process::ExitStatusExt::signal(&status)
+        == Some(rustix::process::Signal::TERM.as_raw());
+    #[cfg(not(unix))]
+    let asked = true;
+    status.success() || asked
+}
+
+/// Asks it to end in order.
+#[cfg(unix)]
+fn terminate(child: &mut Child) {
+    use rustix::process::{Pid, Signal, kill_process};
+    // It may have ended by itself.
+    kill_process(Pid::from_child(child), Signal::TERM).ok();
+}
+
+#[cfg(not(unix))]
+fn terminate(child: &mut Child) {
+    child.kill().ok();
+}
+
+/// A port that nobody has now. Whoever takes it in between makes the agent end with that reason.
+fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn no_agent(program: &Path, error: &std::io::Error) -> CliError {
+    CliError::Usage(format!(
+        "{} cannot be started ({error}): bench runs on the host that is measured and starts an agent \
+         there; name it with --agent-binary FILE",
+        program.display()
+    ))
+}
+
+/// The flows between two ports, as totals have them.
+fn of_ports(ports: [u16; 2]) -> QueryFlowsRequest {
+    let either = |field| Condition { side: Side::Either.into(), negate: false, field: Some(field) };
+    let port = |port: u16| {
+        let range = PortRange { first: port.into(), last: port.into() };
+        either(Field::Port(Ports { ranges: vec![range] }))
+    };
+    let udp = either(Field::Protocol(Strings { values: vec!["udp".to_owned()] }));
+    let totals = either(Field::Supplement(false));
+    let all = vec![port(ports[0]), port(ports[1]), udp, totals];
+    QueryFlowsRequest { filter: Some(FlowFilter { all }), limit: 100, ..Default::default() }
+}

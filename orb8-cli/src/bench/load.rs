@@ -1,0 +1,263 @@
+//! The loads: bytes over TCP, small datagrams, requests and answers. They run for a time and tell what
+//! they moved.
+//!
+//! Blocking, on a thread of their own. Over loopback both ends are in this process; datagrams are sent
+//! and read by one thread, so that nothing but the kernel is between.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::cpu;
+use super::far::{self, LARGE, SILENCE, SMALL, Service};
+use super::histogram::Histogram;
+
+/// Datagrams on their way at once; few enough for any socket's buffer.
+const WINDOW: u64 = 32;
+/// A datagram that has not come back over a link after this is lost.
+const LOST_AFTER: Duration = Duration::from_millis(200);
+
+/// Where loads go, and for how long.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The far end; none: loopback.
+    pub target: Option<SocketAddr>,
+    /// Of each load.
+    pub duration: Duration,
+    /// Ends them early.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What TCP moved.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes {
+    /// As the far end counted them.
+    pub bytes: u64,
+    /// Until the far end had them all.
+    pub seconds: f64,
+    /// CPU seconds of this process.
+    pub cpu: Option<f64>,
+}
+
+/// What became of datagrams.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Datagrams {
+    /// By this process.
+    pub sent: u64,
+    /// Over loopback by the other socket, over a link those that came back.
+    pub received: u64,
+    /// In all.
+    pub seconds: f64,
+    /// CPU seconds of this process.
+    pub cpu: Option<f64>,
+    /// The ports of both ends.
+    pub ports: [u16; 2],
+}
+
+/// What a run of all loads gave.
+#[derive(Clone, Debug)]
+pub struct Loads {
+    /// Over TCP.
+    pub bytes: Bytes,
+    /// Over UDP.
+    pub datagrams: Datagrams,
+    /// Nanoseconds from requests to their answers.
+    pub answers: Histogram,
+}
+
+/// Time and CPU from a moment on.
+struct Watch {
+    start: Instant,
+    cpu: Option<f64>,
+}
+
+impl Watch {
+    fn start() -> Self {
+        Self { start: Instant::now(), cpu: cpu::own() }
+    }
+
+    fn read(&self) -> (f64, Option<f64>) {
+        let cpu = cpu::own().zip(self.cpu).map(|(now, then)| now - then);
+        (self.start.elapsed().as_secs_f64(), cpu)
+    }
+}
+
+impl Plan {
+    /// All loads, one after the other.
+    ///
+    /// # Errors
+    /// The far end cannot be reached, is none, or is gone.
+    pub fn run(&self) -> io::Result<Loads> {
+        Ok(Loads { bytes: self.bytes()?, datagrams: self.datagrams()?, answers: self.answers()? })
+    }
+
+    /// As many bytes over one TCP connection as go.
+    ///
+    /// # Errors
+    /// As for [`Plan::run`].
+    pub fn bytes(&self) -> io::Result<Bytes> {
+        self.with_far(Service::Sink, |mut stream| {
+            let (data, watch) = (vec![0x5a; LARGE], Watch::start());
+            while self.goes_on(&watch) {
+                stream.write_all(&data)?;
+            }
+            stream.shutdown(Shutdown::Write)?;
+            let mut told = [0; 8];
+            stream.read_exact(&mut told)?;
+            let (seconds, cpu) = watch.read();
+            Ok(Bytes { bytes: u64::from_be_bytes(told), seconds, cpu })
+        })
+    }
+
+    /// Requests, each sent when the one before is answered.
+    ///
+    /// # Errors
+    /// As for [`Plan::run`].
+    pub fn answers(&self) -> io::Result<Histogram> {
+        self.with_far(Service::Answers, |mut stream| {
+            let (mut histogram, watch) = (Histogram::default(), Watch::start());
+            let mut buffer = [0x5a; SMALL];
+            while self.goes_on(&watch) {
+                let start = Instant::now();
+                stream.write_all(&buffer)?;
+                stream.read_exact(&mut buffer)?;
+                let nanoseconds = start.elapsed().as_nanos();
+                histogram.record(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+            }
+            Ok(histogram)
+        })
+    }
+
+    /// Small datagrams, 32 at a time.
+    ///
+    /// # Errors
+    /// As for [`Plan::run`].
+    pub fn datagrams(&self) -> io::Result<Datagrams> {
+        let Some(target) = self.target else {
+            let [near, far] = [udp(Ipv4Addr::LOCALHOST.into())?, udp(Ipv4Addr::LOCALHOST.into())?];
+            near.connect(far.local_addr()?)?;
+            far.connect(near.local_addr()?)?;
+            far.set_read_timeout(Some(SILENCE))?;
+            return self.exchange(&near, &far, far.local_addr()?.port());
+        };
+        self.with_far(Service::Datagrams, |mut stream| {
+            let near = udp(stream.local_addr()?.ip())?;
+            stream.write_all(&near.local_addr()?.port().to_be_bytes())?;
+            let mut port = [0; 2];
+            stream.read_exact(&mut port)?;
+            let port = u16::from_be_bytes(port);
+            near.connect((target.ip(), port))?;
+            near.set_read_timeout(Some(LOST_AFTER))?;
+            self.exchange(&near, &near, port)
+        })
+    }
+
+    /// Sends at one socket and receives at another, or the same.
+    fn exchange(&self, from: &UdpSocket, to: &UdpSocket, far_port: u16) -> io::Result<Datagrams> {
+        let (mut sent, mut received, watch) = (0, 0, Watch::start());
+        let mut buffer = [0x5a; SMALL];
+        while self.goes_on(&watch) {
+            for _ in 0..WINDOW {
+                from.send(&buffer)?;
+            }
+            sent += WINDOW;
+            for _ in 0..WINDOW {
+                match to.recv(&mut buffer) {
+                    Ok(_) => received += 1,
+                    Err(error) if far::is_silence(&error) => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let (seconds, cpu) = watch.read();
+        let ports = [from.local_addr()?.port(), far_port];
+        Ok(Datagrams { sent, received, seconds, cpu, ports })
+    }
+
+    fn goes_on(&self, watch: &Watch) -> bool {
+        watch.start.elapsed() < self.duration && !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Works with a connection to a far end, which over loopback is a thread.
+    fn with_far<T>(
+        &self,
+        service: Service,
+        work: impl FnOnce(TcpStream) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let asked = |mut stream| {
+            far::ask(&mut stream, service)?;
+            work(stream)
+        };
+        if let Some(target) = self.target {
+            return asked(TcpStream::connect_timeout(&target, SILENCE)?);
+        }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let near = TcpStream::connect(listener.local_addr()?)?;
+        let (far, from) = listener.accept()?;
+        if from != near.local_addr()? {
+            let text = "somebody else connected to the port of the measurement";
+            return Err(io::Error::new(ErrorKind::AddrInUse, text));
+        }
+        std::thread::scope(|scope| {
+            let served = scope.spawn(|| far::serve(far));
+            let done = asked(near)?;
+            served.join().map_err(|_panic| io::Error::other("the far end panicked"))??;
+            Ok(done)
+        })
+    }
+}
+
+fn udp(address: IpAddr) -> io::Result<UdpSocket> {
+    UdpSocket::bind((address, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::far::Far;
+
+    fn plan(target: Option<SocketAddr>) -> Plan {
+        let duration = Duration::from_millis(50);
+        Plan { target, duration, stop: Arc::default() }
+    }
+
+    fn assert_moved(loads: &Loads) {
+        assert!(loads.bytes.bytes > 0 && loads.bytes.seconds >= 0.05, "{:?}", loads.bytes);
+        let datagrams = loads.datagrams;
+        assert!(datagrams.sent > 0 && datagrams.received > 0, "{datagrams:?}");
+        assert!(datagrams.received <= datagrams.sent, "{datagrams:?}");
+        assert!(datagrams.ports[0] != datagrams.ports[1], "{datagrams:?}");
+        let (p50, p99) = (loads.answers.per_mille(500), loads.answers.per_mille(990));
+        assert!(p50 > Some(0) && p50 <= p99, "{p50:?} {p99:?}");
+    }
+
+    #[test]
+    fn over_loopback_everything_moves_and_no_datagram_is_lost() {
+        let loads = plan(None).run().unwrap();
+        assert_moved(&loads);
+        assert_eq!(loads.datagrams.sent, loads.datagrams.received);
+        #[cfg(unix)]
+        assert!(
+            loads.bytes.cpu > Some(0.0) && loads.datagrams.cpu > Some(0.0),
+            "{:?}",
+            loads.bytes
+        );
+    }
+
+    #[test]
+    fn a_far_end_of_another_process_serves_the_same_loads() {
+        let far = Far::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_moved(&plan(Some(far.address)).run().unwrap());
+    }
+
+    #[test]
+    fn stopping_ends_loads_long_before_their_time() {
+        let long = Plan { duration: Duration::from_secs(3600), ..plan(None) };
+        long.stop.store(true, Ordering::Relaxed);
+        let start = Instant::now();
+        assert!(long.run().unwrap().answers.is_empty());
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+}
