@@ -106,7 +106,8 @@ pub(super) fn steady(turn: &Turn<'_>) -> anyhow::Result<Figures> {
         let faults = nameless(bed)?.into_iter().collect();
         Ok(Load { from: Some(from), flows: Some(FLOWS.into()), faults, ..Load::default() })
     })?;
-    figures.memory.growth_limit = Some(GROWTH_LIMIT);
+    // Two seconds are too few to tell growth from a beginning.
+    figures.memory.growth_limit = (!turn.options.quick).then_some(GROWTH_LIMIT);
     if turn.options.release {
         figures.memory.limit = STEADY_LIMIT;
     }
