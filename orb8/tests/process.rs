@@ -340,11 +340,11 @@ fn ctrl_c_and_sigterm_end_a_trace_with_a_summary() {
         }
         kill_process(Pid::from_child(&child), signal).unwrap();
         let output = finish(child);
-        assert_eq!(lines, "type\nflow_start\npacket\nflow_update\nflow_end\n");
+        assert_eq!(lines, "type\nflow_start\npacket\npacket\nflow_update\nflow_end\n");
         assert_eq!(
             page(&output),
             "--- stderr ---\nwarning: node-a: no longer first on eth0\n\
-             note: 1 flow started, 1 ended, 1 update, 1 packet; nothing lost\n--- exit 0 ---"
+             note: 1 flow started, 1 ended, 1 update, 2 packets that stand for 9; nothing lost\n--- exit 0 ---"
         );
     }
 }
