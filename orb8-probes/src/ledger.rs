@@ -36,10 +36,10 @@ impl<const HOOK: u32> Counters<HOOK> {
         }
     }
 
-    /// Counts a packet as seen.
+    /// Counts a packet as seen. The segments of a super-packet may be too many for one word.
     #[inline(always)]
-    pub fn see(self, packets: u64, bytes: u64) {
-        if is_interrupted::<HOOK>() {
+    pub fn see(self, packets: u64, bytes: u64, is_super: bool) {
+        if is_interrupted::<HOOK>() && !is_super {
             self.add(counter::SEEN_TOGETHER, counter::together(packets, bytes));
         } else {
             self.add(counter::SEEN_PACKETS, packets);

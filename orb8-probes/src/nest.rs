@@ -28,7 +28,6 @@ use aya_ebpf::macros::{classifier, map, perf_event};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::{PerfEventContext, TcContext};
 use core::arch::asm;
-use orb8_common::counter;
 use orb8_common::index;
 use orb8_common::network::{FlowKey, flag};
 use orb8_common::parse::Parsed;
@@ -204,9 +203,7 @@ fn timer<const HOOK: u32>() -> u32 {
             *noted.add(1) -= bytes;
             return 0;
         }
-        let counters = Counters::<HOOK>::of(cpu);
-        counters.add(counter::SEEN_PACKETS, 1);
-        counters.add(counter::SEEN_BYTES, bytes);
+        Counters::<HOOK>::of(cpu).see(1, bytes, false);
     }
     0
 }

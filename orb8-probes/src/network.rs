@@ -127,7 +127,7 @@ pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let counters = Counters::<HOOK>::of(cpu);
     let called = Called::of::<HOOK>(ctx);
     let frame = frame::<LINK>(ctx);
-    counters.see(frame.packets_estimate() as u64, frame.bytes());
+    counters.see(frame.packets_estimate() as u64, frame.bytes(), frame.gso_size != 0);
     let bytes = Linear::of(ctx);
     let mut rest = MaybeUninit::uninit();
     // A super-packet is rare and pays once for many.

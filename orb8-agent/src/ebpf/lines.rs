@@ -40,6 +40,8 @@ pub const LINES: &str = "lines";
 const LINES_A_CALL: u32 = 2048;
 /// Lines of the caches looked at in one call: most hold nothing or only add to a sum.
 const CACHED_A_CALL: u32 = 16_384;
+/// The counters are read so much too late that they may have wrapped.
+const LATE: Duration = Duration::from_secs(10);
 /// Between two readings of the counters, at most.
 const LOOK_INTERVAL: Duration = Duration::from_secs(4);
 /// Lines beyond the highest one used that are looked at for new ones: programs take numbers in
@@ -203,6 +205,18 @@ impl LineSource {
             Step::Tell => return Ok(true),
         }
         Ok(false)
+    }
+
+    fn tell_late(&self, late: Duration) {
+        self.side.notify(Notice {
+            severity: Severity::Warning,
+            code: "counters_read_late",
+            message: format!(
+                "the agent stood still for {} s: if a CPU had more than 67 million packets at \
+                 sockets meanwhile, fewer are told as seen",
+                late.as_secs()
+            ),
+        });
     }
 
     /// Lets caches grow with the flows, between two passes.
@@ -409,6 +423,9 @@ impl EventSource for LineSource {
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         if self.look_due <= now {
+            if now.saturating_duration_since(self.look_due) > LATE {
+                self.tell_late(now - self.look_due);
+            }
             // Only to be read in time, see `counter::apart`.
             let _counters = self.table.cpus.counters();
             self.look_due = now + LOOK_INTERVAL;

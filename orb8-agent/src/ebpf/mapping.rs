@@ -53,6 +53,8 @@ impl<T: Copy> Mapping<T> {
         const { assert!(size_of::<T>().is_power_of_two() && size_of::<T>() >= 8) };
         let map = map.as_fd().try_clone_to_owned()?;
         let windows = Vec::new();
+        // What is mapped begins at pages, which have 64 KiB on some arm64 kernels.
+        let window = window.max(rustix::param::page_size());
         Ok(Self { map, windows, window, count, _values: PhantomData })
     }
 

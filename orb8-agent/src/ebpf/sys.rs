@@ -167,23 +167,22 @@ pub fn program_name(id: u32) -> io::Result<String> {
     let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut by_id)?;
     // SAFETY: the kernel has just given us this descriptor.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let info = program_info(fd.as_fd())?;
+    let info = program_info::<{ NAME.end }>(fd.as_fd())?;
     let name = info[NAME].split(|b| *b == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(name).into_owned())
 }
 
 /// The first bytes of `struct bpf_prog_info` (include/uapi/linux/bpf.h).
-fn program_info(program: BorrowedFd<'_>) -> io::Result<[u8; 80]> {
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+fn program_info<const N: usize>(program: BorrowedFd<'_>) -> io::Result<[u8; N]> {
     #[repr(C)]
     struct GetInfo {
         fd: u32,
         len: u32,
         info: u64,
     }
-    let mut info = [0u8; 80];
-    let fd = program.as_raw_fd().unsigned_abs();
-    let mut attr = GetInfo { fd, len: 80, info: info.as_mut_ptr() as u64 };
+    let mut info = [0u8; N];
+    let (fd, len) = (program.as_raw_fd().unsigned_abs(), u32::try_from(N).unwrap_or(u32::MAX));
+    let mut attr = GetInfo { fd, len, info: info.as_mut_ptr() as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
 }
@@ -195,7 +194,7 @@ fn program_info(program: BorrowedFd<'_>) -> io::Result<[u8; 80]> {
 pub fn is_compiled(program: BorrowedFd<'_>) -> io::Result<bool> {
     /// `jited_prog_len`.
     const LENGTH: std::ops::Range<usize> = 16..20;
-    Ok(program_info(program)?[LENGTH] != [0; 4])
+    Ok(program_info::<{ LENGTH.end }>(program)?[LENGTH] != [0; 4])
 }
 
 /// `struct bpf_insn`: code, registers, offset, operand.
@@ -247,16 +246,7 @@ pub fn load_instructions(program: &[Instruction]) -> io::Result<OwnedFd> {
 pub fn program_run_ns(program: BorrowedFd<'_>) -> io::Result<u64> {
     /// Where `run_time_ns` is in `struct bpf_prog_info`.
     const RUN_TIME: std::ops::Range<usize> = 192..200;
-    let mut info = [0u8; 200];
-    #[repr(C)]
-    struct GetInfo {
-        fd: u32,
-        len: u32,
-        info: u64,
-    }
-    let fd = program.as_raw_fd().unsigned_abs();
-    let mut attr = GetInfo { fd, len: 200, info: info.as_mut_ptr() as u64 };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let info = program_info::<{ RUN_TIME.end }>(program)?;
     let mut ns = [0; 8];
     ns.copy_from_slice(&info[RUN_TIME]);
     Ok(u64::from_ne_bytes(ns))

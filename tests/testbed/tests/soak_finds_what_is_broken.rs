@@ -55,7 +55,8 @@ fn an_agent_that_takes_more_than_its_budget_fails() {
     let folder = Scratch::folder("greedy");
     let greedy = folder.path().join("orb8-agent");
     let agent = binary("orb8-agent").expect("a need of the test");
-    let script = format!("#!/bin/sh\nORB8_MAX_FLOWS=2000000 exec {} \"$@\"\n", agent.display());
+    let settings = "ORB8_MAX_FLOWS=2000000 ORB8_MEMORY_BUDGET=1024MiB";
+    let script = format!("#!/bin/sh\n{settings} exec {} \"$@\"\n", agent.display());
     std::fs::write(&greedy, script).expect("a file of our own");
     std::fs::set_permissions(&greedy, std::fs::Permissions::from_mode(0o755)).expect("ours");
     let run = soak("packet_flood", &greedy);
@@ -82,6 +83,8 @@ fn what_cannot_be_meant_is_refused() {
     for wrong in [&["--minutes", "0"][..], &["--minutes", "x"], &["--fast"], &["--only"]] {
         assert_eq!(code(wrong), Some(2), "{wrong:?}");
     }
+    let misspelt = ["--quick", "--only", "packet_flood", "--only", "packet_floot"];
+    assert_eq!(code(&misspelt), Some(2), "one of two names is no scenario's");
     assert_eq!(code(&["--agent", "/nowhere/orb8-agent"]), Some(2));
     assert_eq!((code(&["--help"]), code(&["--list"])), (Some(0), Some(0)));
 }

@@ -22,7 +22,7 @@ Runs an agent under one overload after the other and ends with 1 if it breaks a 
 accounted for, memory within its budget, answers within a second, normal again by itself.
 
   --minutes N   how long in all (default: 10)
-  --quick       a few seconds each: all checks, in less than a minute
+  --quick       a few seconds each, with the same checks but for growth
   --only NAME   scenarios whose names hold this
   --release     the agent that `make build` makes, which users have, instead of that of this build
   --agent FILE  another one; it is held to what users have
@@ -93,7 +93,7 @@ fn asked(arguments: impl Iterator<Item = std::ffi::OsString>) -> anyhow::Result<
             "--list" => return Ok(Asked::List),
             "--quick" => options.quick = true,
             "--minutes" => options.time = minutes(&value()?.to_string_lossy())?,
-            "--only" => options.only.push(value()?.to_string_lossy().into_owned()),
+            "--only" => options.only.push(scenario(value()?.to_string_lossy().into_owned())?),
             "--json" => options.json = PathBuf::from(value()?),
             "--agent" => (options.agent, options.release) = (PathBuf::from(value()?), true),
             "--release" => {
@@ -108,6 +108,15 @@ fn asked(arguments: impl Iterator<Item = std::ffi::OsString>) -> anyhow::Result<
         options.agent.display()
     );
     Ok(Asked::Run(options))
+}
+
+/// A part of a scenario's name.
+fn scenario(part: String) -> anyhow::Result<String> {
+    ensure!(
+        soak::scenarios().any(|(name, _)| name.contains(&part)),
+        "--only {part}: no scenario is called so, see --list"
+    );
+    Ok(part)
 }
 
 fn minutes(text: &str) -> anyhow::Result<Duration> {

@@ -50,6 +50,7 @@ pub(super) struct Bed {
 /// An agent that counts at the near end of a link, with the defaults of all that is a budget.
 pub(super) fn options(program: &Path, link: &Veth) -> AgentOptions {
     AgentOptions::of(program)
+        .unset("ORB8_CPU_BUDGET")
         .env("ORB8_CAPTURE", "tc")
         .env("ORB8_INTERFACES", &link.near.ifname)
         .env("ORB8_KUBERNETES", "off")

@@ -16,6 +16,8 @@ use crate::link::{Veth, VethOptions, mac_text};
 
 /// Connections a second, if the machine is fast enough.
 const RATE: f64 = 10_000.0;
+/// A machine that opens fewer than one in so many shows nothing.
+const SLOWEST: f64 = 10.0;
 /// Who opens them; each asks a listener of its own.
 const CLIENTS: u16 = 4;
 /// Addresses of each client: a port that rests after a connection is not free for a minute.
@@ -93,6 +95,10 @@ fn load(bed: &Bed, time: Duration) -> anyhow::Result<Load> {
     // A machine that is too busy drops one now and then; more than that is a fault.
     if failed.len() as u64 > opened / 100 {
         faults.push(format!("{} of {opened} connections failed: {}", failed.len(), failed[0]));
+    }
+    let least = RATE * time.as_secs_f64() / SLOWEST;
+    if (opened as f64) < least {
+        faults.push(format!("{opened} connections were opened, of which {least:.0} are the least"));
     }
     Ok(Load { connections: Some(opened), faults, ..Load::default() })
 }

@@ -9,15 +9,16 @@ use orb8_proto::v1::{StreamEventsRequest, event, flow_event};
 
 use super::bed::{Bed, connect, connect_narrowly, of_ring, options, runtime, wait};
 use super::figures::{Figures, SubscriberAccount};
-use super::{Load, Turn};
+use super::{Load, Options, Turn};
 use crate::flood::{BATCH, Flood, Small};
 use crate::link::{Veth, VethOptions};
 
 /// Subscribers that never read; with the one that does, as many as there may be.
 const STALLED: usize = 63;
 /// The same for an agent that is not built for users, which takes ten times as long to fill what lies
-/// between it and a subscriber, and the events that its queues hold.
+/// between it and a subscriber.
 const FEW_STALLED: usize = 15;
+/// The events that its queues hold; also in the short form, which is over before a whole queue is full.
 const SHORT_QUEUE: usize = 2_048;
 /// Flows that begin in a second.
 const RATE: f64 = 3_000.0;
@@ -33,10 +34,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) fn run(turn: &Turn<'_>) -> anyhow::Result<Figures> {
     let link = Veth::quiet(VethOptions::default());
     let options = options(&turn.options.agent, &link);
-    let (stalled, options) = if turn.options.release {
-        (STALLED, options)
+    let Options { release, quick, .. } = *turn.options;
+    let stalled = if release { STALLED } else { FEW_STALLED };
+    let options = if release && !quick {
+        options
     } else {
-        (FEW_STALLED, options.env("ORB8_BROADCAST_CHANNEL_SIZE", SHORT_QUEUE))
+        options.env("ORB8_BROADCAST_CHANNEL_SIZE", SHORT_QUEUE)
     };
     let bed = Bed::start(link, &options)?;
     turn.overload(bed, |bed| load(bed, stalled, turn.load))
