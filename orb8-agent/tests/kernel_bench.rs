@@ -36,7 +36,8 @@ struct Done {
 impl Bench {
     fn start(netns: &Netns, tree: &Tree, cgroup: &Path, words: &str) -> Self {
         let mut command: Command = netns.command("sh");
-        let join = r#"echo 0 > "$0/cgroup.procs" && exec "$@""#;
+        // Also where the tests themselves were started with nohup.
+        let join = r#"echo 0 > "$0/cgroup.procs" && exec env --default-signal=HUP "$@""#;
         command.args(["-c", join]).arg(cgroup).arg(need::binary("orb8").expect("orb8 is built"));
         command.args(["bench", "--agent-binary", env!("CARGO_BIN_EXE_orb8-agent"), "-o", "json"]);
         command.args(words.split_whitespace()).env("ORB8_CGROUP_ROOT", tree.root());
@@ -56,8 +57,8 @@ impl Bench {
         });
     }
 
-    fn interrupt(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::INT).expect("our own child");
+    fn tell(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child");
     }
 
     fn finish(mut self) -> Done {
@@ -113,6 +114,15 @@ fn every_row_is_measured_and_the_agent_counts_each_datagram_at_both_its_ends() {
 
 #[test]
 fn ctrl_c_ends_the_agent_too_and_prints_the_rounds_that_there_are() {
+    check_end(Signal::INT);
+}
+
+#[test]
+fn a_terminal_that_is_closed_ends_the_agent_too() {
+    check_end(Signal::HUP);
+}
+
+fn check_end(signal: Signal) {
     need!(@check NEEDS);
     let (netns, tree) = (Netns::new("bench"), Tree::new("bench"));
     let cgroup = tree.make("host");
@@ -120,7 +130,7 @@ fn ctrl_c_ends_the_agent_too_and_prints_the_rounds_that_there_are() {
     let mut bench = Bench::start(&netns, &tree, &cgroup, words);
     bench.wait_until("a round to end", |bench| bench.stderr.contains("round 1 of 1000"));
     bench.wait_until("an agent to run", |_| living(&cgroup) == 2);
-    bench.interrupt();
+    bench.tell(signal);
     let done = bench.finish();
     assert_eq!(done.code, Some(0), "{done:?}");
     assert_eq!(living(&cgroup), 0, "its agent is gone");
@@ -164,7 +174,7 @@ fn over_a_link_each_datagram_is_counted_there_and_back() {
     assert!(agent["datagrams"].as_u64() > Some(0), "{agent:#}");
     assert_eq!(agent["datagrams_counted"], agent["datagrams"], "{agent:#}");
     assert_eq!(agent["capture"], "tc");
-    listener.interrupt();
+    listener.tell(Signal::INT);
     assert_eq!(listener.finish().code, Some(0));
     assert_eq!((living(&near), living(&far)), (0, 0));
 }

@@ -131,7 +131,7 @@ impl Terminal<'_> {
     }
 }
 
-/// Ctrl-C or, on Unix, SIGTERM.
+/// Ctrl-C or, on Unix, SIGTERM, or that the terminal was closed.
 async fn interrupted() {
     let ctrl_c = async {
         if tokio::signal::ctrl_c().await.is_err() {
@@ -140,11 +140,16 @@ async fn interrupted() {
     };
     #[cfg(unix)]
     let terminated = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
+        let terminate = heard(tokio::signal::unix::SignalKind::terminate());
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        // Who listens to a signal that was ignored undoes what `nohup` has set.
+        if ignores_hangup(&status) {
+            terminate.await;
+        } else {
+            tokio::select! {
+                () = terminate => {}
+                () = heard(tokio::signal::unix::SignalKind::hangup()) => {}
             }
-            Err(_) => std::future::pending().await,
         }
     };
     #[cfg(not(unix))]
@@ -153,6 +158,25 @@ async fn interrupted() {
         () = ctrl_c => {}
         () = terminated => {}
     }
+}
+
+#[cfg(unix)]
+async fn heard(kind: tokio::signal::unix::SignalKind) {
+    match tokio::signal::unix::signal(kind) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Whether a process ignores SIGHUP, by its `/proc/PID/status`; where that tells nothing it may.
+#[cfg(unix)]
+fn ignores_hangup(status: &str) -> bool {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // SIGHUP is the first signal.
+    ignored.is_none_or(|mask| mask & 1 != 0)
 }
 
 /// Completes when the reader of stdout has closed its end. A stream that is quiet would otherwise
@@ -179,4 +203,20 @@ async fn stdout_closed() {
 #[cfg(not(unix))]
 async fn stdout_closed() {
     std::future::pending().await
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hangup_is_left_alone_where_it_is_ignored_or_may_be() {
+        let status = |ignored: &str| {
+            format!("Name:\torb8\nSigBlk:\t0000000000000001\nSigIgn:\t{ignored}\nSigCgt:\t01\n")
+        };
+        assert!(ignores_hangup(&status("0000000000000001")));
+        assert!(ignores_hangup(&status("0000000000001003")));
+        assert!(!ignores_hangup(&status("0000000000001000")), "a broken pipe is another signal");
+        assert!(ignores_hangup("") && ignores_hangup("SigIgn:\tx\n"));
+    }
 }

@@ -9,7 +9,7 @@ use orb8_cli::bench::judge::{self, Figures, Round};
 use orb8_cli::bench::page::{self, AgentFigures, Report};
 use orb8_cli::error::Exit;
 use orb8_cli::terminal::Terminal;
-use orb8_proto::v1::Totals;
+use orb8_proto::v1::{AgentStatus, Totals};
 use support::fake_agent::{FakeAgent, Script};
 use support::orb8;
 
@@ -54,6 +54,8 @@ fn report(rounds: &[Round]) -> Report {
             lost_packets: 0,
             lost_events: 0,
             ledger: "balanced".to_owned(),
+            governor_steps: 0,
+            given_up: Vec::new(),
             health_message: String::new(),
         },
     }
@@ -123,6 +125,75 @@ fn what_the_agent_lost_or_counted_wrongly_is_a_warning_and_partial() {
 }
 
 #[test]
+fn what_agents_gave_up_to_keep_to_their_budgets_is_a_warning_and_still_whole() {
+    let told = |steps, given_up: &[&str]| {
+        let mut report = report(&rounds());
+        report.agent.governor_steps = steps;
+        report.agent.given_up = given_up.iter().map(ToString::to_string).collect();
+        assert!(report.is_whole());
+        let page = printed(&report, &["--no-headers"]);
+        page.lines().last().unwrap().to_owned()
+    };
+    let starts = "early word of starts without a SYN";
+    assert_eq!(
+        [told(3, &["time between reads: 2 s", starts]), told(1, &[])],
+        [
+            "warning: the agents took 3 steps to keep to their budgets; given up at the end of a run: \
+             time between reads: 2 s; early word of starts without a SYN",
+            "warning: the agents took 1 step to keep to their budgets; nothing was given up at the end \
+             of a run",
+        ]
+    );
+    assert!(told(0, &[]).starts_with("note: "));
+}
+
+/// Somebody who does not hinder a run here.
+fn elsewhere() -> FakeAgent {
+    let totals = Totals { boot_id: "of another machine".to_owned(), ..Totals::default() };
+    FakeAgent::start(Script { totals: Ok(totals), ..Script::default() })
+}
+
+#[test]
+fn ended_before_a_round_it_is_a_document_without_figures() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let run = |format| {
+        let words = ["bench", "--agent-binary", file, "--duration", "10m", "-o", format];
+        let run = support::orb8_until(&words, &[&elsewhere()], "Ctrl-C ends it");
+        assert_eq!(run.exit, Exit::Done, "{run:?}");
+        assert!(run.err.contains("ended before a round was complete"), "{run:?}");
+        run.out
+    };
+    let document: serde_json::Value = serde_json::from_str(&run("json")).unwrap();
+    let verdicts = document["rows"].as_array().unwrap().iter().map(|row| &row["verdict"]);
+    assert_eq!(verdicts.collect::<Vec<_>>(), ["not_measured"; 6]);
+    assert_eq!((&document["rounds"], &document["agent"]["cpu_percent"]), (&0.into(), &().into()));
+    assert_eq!(run("csv").lines().count(), 7);
+    assert_eq!(run("table"), "");
+}
+
+#[test]
+fn an_agent_that_answers_with_an_error_may_count_here() {
+    use tonic::Status;
+    let refusal = |script: Script| orb8(&["bench"], &[&FakeAgent::start(script)], b"");
+    let failed = Err(Status::resource_exhausted("not now"));
+    let older = Err(Status::unimplemented("GetTotals"));
+    for (totals, status, says) in [
+        (failed, Ok(AgentStatus::default()), "not now"),
+        (older.clone(), Ok(AgentStatus::default()), "does not serve orb8"),
+    ] {
+        let run = refusal(Script { totals, status, ..Script::default() });
+        assert_eq!(run.exit, Exit::Usage, "{run:?}");
+        assert!(run.err.contains(says) && run.err.contains("is not known"), "{run:?}");
+    }
+    // Something else that speaks gRPC.
+    let other =
+        Script { totals: older, status: Err(Status::unimplemented("")), ..Script::default() };
+    let agent = FakeAgent::start(other);
+    let run = orb8(&["bench", "--agent-binary", "/nowhere/orb8-agent"], &[&agent], b"");
+    assert!(run.err.ends_with("error: --agent-binary /nowhere/orb8-agent is no file\n"), "{run:?}");
+}
+
+#[test]
 fn another_agent_on_this_host_is_refused_with_the_remedy() {
     let agent = FakeAgent::start(Script { totals: Ok(Totals::default()), ..Script::default() });
     assert_snapshot!(orb8(&["bench"], &[&agent], b"").page());
@@ -130,8 +201,7 @@ fn another_agent_on_this_host_is_refused_with_the_remedy() {
 
 #[test]
 fn an_agent_of_another_machine_is_no_hindrance_but_one_is_needed_here() {
-    let elsewhere = Totals { boot_id: "of another machine".to_owned(), ..Totals::default() };
-    let agent = FakeAgent::start(Script { totals: Ok(elsewhere), ..Script::default() });
+    let agent = elsewhere();
     let run = orb8(&["bench", "--agent-binary", "/nowhere/orb8-agent"], &[&agent], b"");
     assert_eq!(run.exit, Exit::Usage);
     assert!(run.err.ends_with("error: --agent-binary /nowhere/orb8-agent is no file\n"), "{run:?}");
@@ -148,12 +218,8 @@ fn an_agent_of_another_machine_is_no_hindrance_but_one_is_needed_here() {
 #[test]
 fn an_agent_that_ends_at_once_is_told_with_its_status() {
     let run = |program| {
-        let agent = FakeAgent::start(Script {
-            totals: Ok(Totals { boot_id: "elsewhere".to_owned(), ..Totals::default() }),
-            ..Script::default()
-        });
         let words = ["bench", "--agent-binary", program, "--duration", "50ms", "--pairs", "1"];
-        orb8(&words, &[&agent], b"")
+        orb8(&words, &[&elsewhere()], b"")
     };
     // It refuses the agent's words, and says so.
     let refused = run("/bin/ls");

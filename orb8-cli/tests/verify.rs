@@ -309,6 +309,60 @@ fn a_pod_is_compared_with_its_own_namespace() {
     check(&refused, [Ok, Ok, Ok]);
 }
 
+/// The verdicts on what a pod took and sent.
+fn on_ip(window: &Window) -> [Verdict; 2] {
+    let report = report(window, 0.0);
+    let rows = of_pod(&report);
+    [rows[0].verdict, rows[1].verdict]
+}
+
+#[test]
+fn one_packet_without_a_socket_does_not_excuse_hundreds_counted_too_often() {
+    use Verdict::{Differs, Ok};
+    // As many bytes, so that no headers can be in them.
+    let mut refused = at_sockets([20 + 500, 2000], [30 + 500, 3000]);
+    also(&mut refused, POD, &[("Udp.NoPorts", 1), ("Icmp.OutMsgs", 1)]);
+    assert_eq!(on_ip(&refused), [Differs, Differs]);
+    // Whole packets, counted twice.
+    let mut doubled = at_sockets([20, 2000], [30 + 40, 3000 + 40 * 1500]);
+    also(&mut doubled, POD, &[("Icmp.OutMsgs", 1)]);
+    assert_eq!(on_ip(&doubled), [Ok, Differs]);
+    // One is no hindrance for segments either.
+    let mut segments = at_sockets([20, 2000], [29 + 40, 2500 + 40 * 52]);
+    also(&mut segments, POD, &[("Icmp.OutMsgs", 1)]);
+    assert_eq!(on_ip(&segments), [Ok, Ok]);
+}
+
+#[test]
+fn one_faulty_packet_does_not_excuse_dozens_counted_twice() {
+    use Verdict::{Differs, Ok};
+    let with_fault = |come| {
+        let mut window = at_interfaces(come, [50, 4000]);
+        for reading in [&mut window.end.before, &mut window.end.after] {
+            reading.devices.get_mut("eth0").unwrap().rx.faulty = 1;
+        }
+        window
+    };
+    check(&with_fault([140, 10_000 + 40 * 1500]), 0.0, &[Differs, Ok]);
+    check(&with_fault([101, 10_000 + 1500]), 0.0, &[Ok, Ok]);
+    // It came beside segments.
+    check(&with_fault([131, 10_000 + 1500 + 30 * 52]), 0.0, &[Ok, Ok]);
+}
+
+#[test]
+fn small_packets_counted_twice_are_no_segments_where_the_kernel_tells_segments() {
+    use Verdict::{Differs, Ok};
+    let mut doubled = at_sockets([40, 2000 + 20 * 52], [30, 3000]);
+    assert_eq!(on_ip(&doubled), [Differs, Ok]);
+    // A kernel that does not tell them.
+    for end in [&mut doubled.start, &mut doubled.end] {
+        for reading in [&mut end.before, &mut end.after] {
+            reading.stacks.get_mut(&POD).unwrap().remove("IpExt.InNoECTPkts");
+        }
+    }
+    assert_eq!(on_ip(&doubled), [Ok, Ok]);
+}
+
 #[test]
 fn a_namespace_that_forwards_is_compared_by_tcp_alone() {
     let mut window = at_sockets([20, 2000], [30, 3000]);

@@ -1,9 +1,10 @@
 //! Pure helpers that the agent, the query client and the command line share: how numbers, durations,
-//! times, addresses and protocols are written and read, and what samples say.
+//! times, addresses, protocols and CPU times are written and read, and what samples say.
 //!
 //! Nothing here does input or output, asks the clock or the environment, or knows orb8's messages.
 #![forbid(unsafe_code)]
 
+pub mod cpu;
 pub mod duration;
 pub mod format;
 pub mod icmp;

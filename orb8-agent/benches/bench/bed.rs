@@ -19,6 +19,7 @@ use orb8_proto::v1::{
 use orb8_testbed::agent::{AgentOptions, AgentProcess, LISTEN};
 use orb8_testbed::link::{Port, Veth, VethOptions};
 use orb8_testbed::raw::RawSocket;
+use orb8_util::cpu::Threads;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::report::Amount;
@@ -183,24 +184,22 @@ impl Bed {
         Ok((kib * 1024.0 / MIB, maps.max(told) / MIB))
     }
 
-    /// Seconds on a CPU of all threads that live, to the nanosecond, in user space and kernel.
-    pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let mut ns = 0.0;
-        for task in std::fs::read_dir(format!("/proc/{}/task", self.agent.pid()))? {
-            // A thread may end meanwhile.
-            let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-            let first = text.split(' ').next().unwrap_or_default();
-            ns += first.trim().parse::<f64>().unwrap_or_default();
-        }
-        ensure!(ns > 0.0, "/proc/PID/task/TID/schedstat says nothing (CONFIG_SCHED_INFO)");
-        Ok(ns / 1e9)
+    /// The agent's threads with their time on a CPU, in user space and kernel.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Threads> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.agent.pid()))?;
+        let told = tasks.flatten().filter_map(|task| {
+            let thread = task.file_name().to_str()?.parse().ok()?;
+            // It may end meanwhile.
+            Some((thread, std::fs::read_to_string(task.path().join("schedstat")).ok()?))
+        });
+        Threads::read(told).context("/proc/PID/task/TID/schedstat says nothing (CONFIG_SCHED_INFO)")
     }
 
     /// Percent of a core over some time in which nobody asks it anything.
     pub(crate) fn cpu_percent(&self, over: Duration) -> anyhow::Result<f64> {
-        let (before, start) = (self.cpu_seconds()?, Instant::now());
+        let (before, start) = (self.cpu()?, Instant::now());
         std::thread::sleep(over);
-        Ok((self.cpu_seconds()? - before) / start.elapsed().as_secs_f64() * 100.0)
+        Ok(self.cpu()?.since(&before) / start.elapsed().as_secs_f64() * 100.0)
     }
 }
 

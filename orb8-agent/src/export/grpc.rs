@@ -34,7 +34,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Streams and calls of one connection at a time.
 const STREAMS_PER_CONNECTION: u32 = 128;
 
-/// Requests for totals at a time. Each waits for the kernel side to be read, and has a thread that
+/// Requests for totals that are served at a time, the others wait. Each waits for the kernel side to be read, and has a thread that
 /// queries and status need too.
 const TOTALS_AT_ONCE: usize = 2;
 
@@ -136,11 +136,9 @@ impl OrbitAgentService for Service {
     ) -> Result<Response<Totals>, Status> {
         let page = Arc::clone(&self.totals);
         let request = request.into_inner();
-        let Ok(place) = Arc::clone(&self.places_for_totals).try_acquire_owned() else {
-            return Err(Status::resource_exhausted(format!(
-                "totals are being read for {TOTALS_AT_ONCE} others, ask again in a moment"
-            )));
-        };
+        // Who waits has no thread, and who leaves waits no more.
+        let place = Arc::clone(&self.places_for_totals).acquire_owned().await;
+        let place = place.map_err(|closed| Status::unavailable(closed.to_string()))?;
         let work = move || {
             // As long as the thread is taken, whether anybody still waits for the answer or not.
             let _place = place;

@@ -143,10 +143,6 @@ impl EventSource for OnDemand {
         Wakeup { fd: Some(self.drains.wake.as_fd()), due }
     }
 
-    fn hurry(&mut self, now: Instant) {
-        self.inner.hurry(now);
-    }
-
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         // Empty is an error of its own, and no request is lost: the number is what counts.
         rustix::io::read(&self.drains.wake, &mut [0; 8]).ok();

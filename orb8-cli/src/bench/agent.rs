@@ -1,4 +1,4 @@
-//! An agent of our own: started, asked, stopped. It never outlives the run, whichever way that ends.
+//! An agent of our own: started, asked, stopped. It never outlives the run, unless that is killed.
 //!
 //! The agent is a program like any other here; nothing of its code is.
 
@@ -34,7 +34,8 @@ const COUNTED: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
 /// Lines of its log that are kept.
 const LINES: usize = 5;
-/// Longer than a run of loads with what comes after it; the agent keeps totals for so long.
+/// Totals are asked for to have the lines read; kept for longer than [`COUNTED`], they are not begun anew
+/// each time.
 const KEEP: Duration = Duration::from_secs(60);
 
 /// How agents are started.
@@ -186,8 +187,7 @@ impl Agent {
         Err(self.gone(answer.errors.first().map_or_else(String::new, ToString::to_string)))
     }
 
-    /// How many of these datagrams it has counted, each end once: as many as were sent and received,
-    /// or what it has after a while.
+    /// How many of these datagrams it has counted, each end once: as many as there were, or what it has after a while.
     ///
     /// # Errors
     /// It does not answer.
@@ -204,7 +204,7 @@ impl Agent {
             }
             let records = answer.flows.iter().map(FlowRecord::from);
             let counted: u64 = records.map(|record| record.packets).sum();
-            if counted >= datagrams.sent + datagrams.received || Instant::now() > end {
+            if counted >= datagrams.ends() || Instant::now() > end {
                 return Ok(counted);
             }
             tokio::time::sleep(LOOK).await;
@@ -229,6 +229,8 @@ impl Agent {
             }
             tokio::time::sleep(LOOK).await;
         }
+        // Asked once more, it would be waited for once more.
+        self.child.kill().ok();
         let text = "the agent did not stop in a minute and was killed, see `orb8-agent --cleanup`";
         Err(CliError::Measure(text.to_owned()))
     }

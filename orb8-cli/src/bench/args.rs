@@ -19,13 +19,14 @@ Examples:
   sudo orb8 bench --target node-b:7000     over the link instead of loopback
 
 It loads the host: run it where that harms nobody, with nothing else to do. It starts an
-orb8-agent of its own in each round and stops it again; no other may count here meanwhile. The
-agent takes its settings from the environment (ORB8_INTERFACES, ...) as it always does.
+orb8-agent of its own in each round and stops it again; no other may count here meanwhile: one
+that answers at --agent is refused, of other processes of that name bench only tells. The agent
+takes its settings from the environment (ORB8_INTERFACES, ...) as it always does.
 
 A difference that is no greater than what two runs without an agent differ by is called undecided.
 
-Exits with 0 also if orb8 makes a difference, with 2 if another agent counts here or its own
-cannot see the load, with 3 if the agent lost something.";
+Exits with 0 also if orb8 makes a difference, with 2 if the agent at --agent counts here or its
+own cannot see the load, with 3 if the agent lost something.";
 
 /// `orb8 bench`.
 #[derive(Debug, Args)]

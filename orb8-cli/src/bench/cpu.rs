@@ -1,7 +1,6 @@
 //! CPU time, as far as the system tells it.
 
-#[cfg(target_os = "linux")]
-use std::fs;
+use orb8_util::cpu::Threads;
 
 /// Why this process's CPU time is not known.
 pub const UNTOLD: &str = "this system does not tell the CPU time of a process";
@@ -21,26 +20,15 @@ pub fn own() -> Option<f64> {
     None
 }
 
-/// Seconds on a CPU of all threads that a process has now, to the nanosecond.
-#[cfg(target_os = "linux")]
+/// The threads that a process has now, with their time on a CPU; none where there is no `/proc` of Linux.
 #[must_use]
-pub fn of_process(pid: u32) -> Option<f64> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    let nanoseconds = tasks.flatten().filter_map(|task| {
-        // A thread may end meanwhile.
-        let told = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        told.split(' ').next()?.trim().parse::<u64>().ok()
-    });
-    let total: u64 = nanoseconds.sum();
-    // Kernels without scheduler statistics tell zeros.
-    (total > 0).then(|| total as f64 / 1e9)
-}
-
-/// Seconds on a CPU of a process.
-#[cfg(not(target_os = "linux"))]
-#[must_use]
-pub fn of_process(_pid: u32) -> Option<f64> {
-    None
+pub fn of_process(pid: u32) -> Option<Threads> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    Threads::read(tasks.flatten().filter_map(|task| {
+        let thread = task.file_name().to_str()?.parse().ok()?;
+        // It may end meanwhile.
+        Some((thread, std::fs::read_to_string(task.path().join("schedstat")).ok()?))
+    }))
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -51,11 +39,14 @@ mod tests {
 
     #[test]
     fn work_is_seen_by_both_clocks() {
-        let both =
-            || [own(), of_process(std::process::id())].map(|told| told.expect("Linux tells"));
+        let both = || own().zip(of_process(std::process::id())).expect("Linux tells");
         let (before, end) = (both(), Instant::now() + Duration::from_secs(30));
-        while both().iter().zip(before).any(|(now, before)| now - before < 0.02) {
-            assert!(Instant::now() < end, "{before:?} became {:?}", both());
+        loop {
+            let now = both();
+            if now.0 - before.0 >= 0.02 && now.1.since(&before.1) >= 0.02 {
+                return;
+            }
+            assert!(Instant::now() < end, "{before:?} became {now:?}");
         }
     }
 }

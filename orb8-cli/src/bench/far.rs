@@ -81,7 +81,7 @@ pub fn serve(mut stream: TcpStream) -> io::Result<()> {
     match Service::of(service[0])? {
         Service::Sink => sink(&mut stream),
         Service::Answers => answer(&mut stream),
-        Service::Datagrams => send_back(&mut stream),
+        Service::Datagrams => send_back(&mut stream, SILENCE),
     }
 }
 
@@ -106,25 +106,35 @@ fn answer(stream: &mut TcpStream) -> io::Result<()> {
     }
 }
 
-fn send_back(stream: &mut TcpStream) -> io::Result<()> {
+/// The same address with another port. It keeps its scope, without which a link-local one leads nowhere.
+#[must_use]
+pub fn with_port(mut address: SocketAddr, port: u16) -> SocketAddr {
+    address.set_port(port);
+    address
+}
+
+/// Until the connection is closed, or no datagram came for so long: a peer that vanished closes nothing.
+fn send_back(stream: &mut TcpStream, patience: Duration) -> io::Result<()> {
     let mut port = [0; 2];
     stream.read_exact(&mut port)?;
-    let near = SocketAddr::new(stream.peer_addr()?.ip(), u16::from_be_bytes(port));
-    let socket = UdpSocket::bind((stream.local_addr()?.ip(), 0))?;
+    let near = with_port(stream.peer_addr()?, u16::from_be_bytes(port));
+    let socket = UdpSocket::bind(with_port(stream.local_addr()?, 0))?;
     // From now on it takes nothing from anybody else.
     socket.connect(near)?;
     socket.set_read_timeout(Some(LOOK))?;
     stream.write_all(&socket.local_addr()?.port().to_be_bytes())?;
     stream.set_nonblocking(true)?;
-    let mut buffer = [0; SMALL];
+    let (mut buffer, mut silence) = ([0; SMALL], Duration::ZERO);
     loop {
         match socket.recv(&mut buffer) {
             Ok(count) => {
                 // A datagram that cannot be sent is one that is lost, as on the way.
                 socket.send(&buffer[..count]).ok();
+                silence = Duration::ZERO;
             }
             Err(error) if is_silence(&error) => {
-                if !is_open(stream) {
+                silence += LOOK;
+                if silence >= patience || !is_open(stream) {
                     return Ok(());
                 }
             }
@@ -212,6 +222,19 @@ mod tests {
         let mut told = [0; 8];
         near.read_exact(&mut told).unwrap();
         assert_eq!(u64::from_be_bytes(told), 100_000);
+    }
+
+    #[test]
+    fn a_near_end_that_vanishes_does_not_keep_its_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        let (ended, end) = std::sync::mpsc::sync_channel(1);
+        std::thread::spawn(move || ended.send(send_back(&mut far, 2 * LOOK).is_ok()));
+        near.write_all(&[0, 9]).unwrap();
+        // It closes nothing and says nothing.
+        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok(true));
+        assert_eq!(near.read(&mut [0; 3]).unwrap(), 2, "the port was told first");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! and read by one thread, so that nothing but the kernel is between.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -48,12 +48,22 @@ pub struct Datagrams {
     pub sent: u64,
     /// Over loopback by the other socket, over a link those that came back.
     pub received: u64,
+    /// That came when the time was over; in no rate, but on a wire and in an agent like the others.
+    pub late: u64,
     /// In all.
     pub seconds: f64,
     /// CPU seconds of this process.
     pub cpu: Option<f64>,
     /// The ports of both ends.
     pub ports: [u16; 2],
+}
+
+impl Datagrams {
+    /// Both ends of each: as many as an agent counts that sees all of them.
+    #[must_use]
+    pub const fn ends(&self) -> u64 {
+        self.sent + self.received + self.late
+    }
 }
 
 /// What a run of all loads gave.
@@ -85,12 +95,14 @@ impl Watch {
 }
 
 impl Plan {
-    /// All loads, one after the other.
+    /// All loads, one after the other. Datagrams are last: an agent is asked for their flow, and forgets
+    /// flows that have been idle for long.
     ///
     /// # Errors
     /// The far end cannot be reached, is none, or is gone.
     pub fn run(&self) -> io::Result<Loads> {
-        Ok(Loads { bytes: self.bytes()?, datagrams: self.datagrams()?, answers: self.answers()? })
+        let (bytes, answers) = (self.bytes()?, self.answers()?);
+        Ok(Loads { bytes, answers, datagrams: self.datagrams()? })
     }
 
     /// As many bytes over one TCP connection as go.
@@ -136,19 +148,20 @@ impl Plan {
     /// As for [`Plan::run`].
     pub fn datagrams(&self) -> io::Result<Datagrams> {
         let Some(target) = self.target else {
-            let [near, far] = [udp(Ipv4Addr::LOCALHOST.into())?, udp(Ipv4Addr::LOCALHOST.into())?];
+            let local = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+            let [near, far] = [local()?, local()?];
             near.connect(far.local_addr()?)?;
             far.connect(near.local_addr()?)?;
             far.set_read_timeout(Some(SILENCE))?;
             return self.exchange(&near, &far, far.local_addr()?.port());
         };
         self.with_far(Service::Datagrams, |mut stream| {
-            let near = udp(stream.local_addr()?.ip())?;
+            let near = UdpSocket::bind(far::with_port(stream.local_addr()?, 0))?;
             stream.write_all(&near.local_addr()?.port().to_be_bytes())?;
             let mut port = [0; 2];
             stream.read_exact(&mut port)?;
             let port = u16::from_be_bytes(port);
-            near.connect((target.ip(), port))?;
+            near.connect(far::with_port(target, port))?;
             near.set_read_timeout(Some(LOST_AFTER))?;
             self.exchange(&near, &near, port)
         })
@@ -172,8 +185,16 @@ impl Plan {
             }
         }
         let (seconds, cpu) = watch.read();
+        let mut late = 0;
+        while received + late < sent {
+            match to.recv(&mut buffer) {
+                Ok(_) => late += 1,
+                Err(error) if far::is_silence(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
         let ports = [from.local_addr()?.port(), far_port];
-        Ok(Datagrams { sent, received, seconds, cpu, ports })
+        Ok(Datagrams { sent, received, late, seconds, cpu, ports })
     }
 
     fn goes_on(&self, watch: &Watch) -> bool {
@@ -207,10 +228,6 @@ impl Plan {
             Ok(done)
         })
     }
-}
-
-fn udp(address: IpAddr) -> io::Result<UdpSocket> {
-    UdpSocket::bind((address, 0))
 }
 
 #[cfg(test)]
@@ -252,12 +269,91 @@ mod tests {
         assert_moved(&plan(Some(far.address)).run().unwrap());
     }
 
+    /// Between a near end and a far end, tells what service each connection asks for.
+    fn between(told: impl Fn(u8) + Send + 'static) -> SocketAddr {
+        let far = Far::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let (mut near, mut far) = (near.unwrap(), TcpStream::connect(far.address).unwrap());
+                let (mut back, mut to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    io::copy(&mut back, &mut to).ok();
+                    to.shutdown(Shutdown::Write).ok();
+                });
+                let mut service = [0];
+                near.read_exact(&mut service).unwrap();
+                told(service[0]);
+                far.write_all(&service).unwrap();
+                std::thread::spawn(move || {
+                    io::copy(&mut near, &mut far).ok();
+                    far.shutdown(Shutdown::Write).ok();
+                });
+            }
+        });
+        address
+    }
+
     #[test]
-    fn stopping_ends_loads_long_before_their_time() {
-        let long = Plan { duration: Duration::from_secs(3600), ..plan(None) };
-        long.stop.store(true, Ordering::Relaxed);
+    fn datagrams_are_the_last_load_so_that_an_agent_has_not_forgotten_them() {
+        let (tell, told) = std::sync::mpsc::sync_channel(8);
+        let address = between(move |service| tell.send(service).unwrap());
+        assert_moved(&plan(Some(address)).run().unwrap());
+        assert_eq!(told.try_iter().collect::<Vec<u8>>(), *b"sad");
+    }
+
+    #[test]
+    fn stopping_ends_loads_that_go_on_long_before_their_time() {
+        let stop: Arc<AtomicBool> = Arc::default();
+        let stopper = Arc::clone(&stop);
+        let address = between(move |_service| stopper.store(true, Ordering::Relaxed));
+        let duration = Duration::from_secs(3600);
         let start = Instant::now();
-        assert!(long.run().unwrap().answers.is_empty());
+        let loads = Plan { target: Some(address), duration, stop }.run().unwrap();
         assert!(start.elapsed() < Duration::from_secs(60));
+        assert!(loads.answers.is_empty(), "it was stopped before");
+    }
+
+    /// Sends each datagram back but the first ones, which wait until the second ones come; then ends it.
+    fn send_back_late(far: &UdpSocket, stop: &AtomicBool) {
+        let mut buffer = [0; SMALL];
+        for number in 0..8 * WINDOW {
+            let (_, near) = far.recv_from(&mut buffer).unwrap();
+            let back = match number {
+                0..WINDOW => 0,
+                WINDOW => 1 + WINDOW,
+                _ => 1,
+            };
+            for _ in 0..back {
+                far.send_to(&buffer, near).unwrap();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        // Until the other end has seen it.
+        while let Ok((1.., near)) = far.recv_from(&mut buffer) {
+            far.send_to(&buffer, near).ok();
+        }
+    }
+
+    #[test]
+    fn datagrams_that_come_back_late_are_no_loss() {
+        let local = || UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (near, far) = (local(), local());
+        near.connect(far.local_addr().unwrap()).unwrap();
+        // Longer than a busy machine keeps the other end waiting.
+        near.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        far.set_read_timeout(Some(SILENCE)).unwrap();
+        let plan = Plan { duration: Duration::from_secs(3600), ..plan(None) };
+        let stop = Arc::clone(&plan.stop);
+        let found = std::thread::scope(|scope| {
+            scope.spawn(|| send_back_late(&far, &stop));
+            let found = plan.exchange(&near, &near, 0).unwrap();
+            // The other end waits no longer.
+            near.send(&[]).ok();
+            found
+        });
+        assert_eq!(found.sent, found.received + found.late, "{found:?}");
+        assert!(found.late >= WINDOW, "a window stays behind: {found:?}");
     }
 }

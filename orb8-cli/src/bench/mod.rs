@@ -13,7 +13,7 @@ pub mod load;
 pub mod page;
 
 use std::future::Future;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use orb8_proto::v1::AgentStatus;
-use orb8_query::Client;
+use orb8_query::{AgentError, Client, ErrorKind};
 use orb8_util::duration;
 use orb8_util::net::HostPort;
 use orb8_util::stats::median;
@@ -62,7 +62,7 @@ pub async fn run(
     refuse_if_counted(global, terminal).await?;
     let options = Options::of(args, global.timeout)?;
     let target = match &args.target {
-        Some(target) => Some(resolve(target).await?),
+        Some(target) => Some(find(target).await?),
         None => None,
     };
     let stop = Arc::new(AtomicBool::new(false));
@@ -76,10 +76,6 @@ pub async fn run(
          what there is"
     ));
     let rounds = bench.rounds(args.pairs, terminal).await?;
-    if rounds.is_empty() {
-        terminal.note("ended before a round was complete, so there is nothing to compare");
-        return Ok(Exit::Done);
-    }
     let report = Report {
         target: args.target.as_ref().map_or_else(|| LOOPBACK.to_owned(), ToString::to_string),
         rounds: rounds.len(),
@@ -115,7 +111,18 @@ async fn refuse_if_counted(
     let client = Client::new(&global.agents, global.timeout);
     let own = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     for agent in client.agents() {
-        let Ok(totals) = client.totals(agent, Duration::from_secs(1)).await else { continue };
+        let totals = match client.totals(agent, Duration::from_secs(1)).await {
+            Ok(totals) => totals,
+            Err(error) => {
+                if is_none(&error, global.timeout).await {
+                    continue;
+                }
+                return Err(CliError::Usage(format!(
+                    "{error}; whether it counts on this host is not known, and without one it is to be \
+                     compared: stop it, or name another address with --agent, then run bench again"
+                )));
+            }
+        };
         // That of another machine does not matter.
         if totals.boot_id.is_empty() || totals.boot_id == own.trim() {
             return Err(CliError::Usage(format!(
@@ -135,6 +142,18 @@ async fn refuse_if_counted(
     Ok(())
 }
 
+/// True if what was asked is no agent. One of an older version knows no totals, but has a status.
+async fn is_none(error: &AgentError, timeout: Duration) -> bool {
+    match error.kind {
+        ErrorKind::Unreachable => true,
+        ErrorKind::NotOrb8 => {
+            let client = Client::new(std::slice::from_ref(&error.address), timeout);
+            client.status().await.agents.is_empty()
+        }
+        _ => false,
+    }
+}
+
 /// Processes of this host that bear the agent's name.
 fn others(proc: &Path) -> Vec<u32> {
     let processes = std::fs::read_dir(proc).into_iter().flatten().flatten();
@@ -149,12 +168,23 @@ fn others(proc: &Path) -> Vec<u32> {
     found
 }
 
-async fn resolve(target: &HostPort) -> Result<SocketAddr, CliError> {
+/// The address of a far end that takes connections, if its name has several.
+async fn find(target: &HostPort) -> Result<SocketAddr, CliError> {
     let (host, port) = (target.host.clone(), target.port);
-    let found = blocking(move || (host.as_str(), port).to_socket_addrs()).await;
+    let look = move || {
+        let found: Vec<SocketAddr> = (host.as_str(), port).to_socket_addrs()?.collect();
+        Ok(first_that_answers(&found))
+    };
     let unknown = |why: String| CliError::Usage(format!("--target {target} is not found: {why}"));
-    let mut found = found.map_err(|error| unknown(error.to_string()))?;
-    found.next().ok_or_else(|| unknown("it has no address".to_owned()))
+    let found = blocking(look).await.map_err(|error| unknown(error.to_string()))?;
+    found.ok_or_else(|| unknown("it has no address".to_owned()))
+}
+
+/// The only one, or the first that can be connected to; if there is none, the load says why not.
+fn first_that_answers(found: &[SocketAddr]) -> Option<SocketAddr> {
+    let answers = |address: &SocketAddr| TcpStream::connect_timeout(address, far::SILENCE).is_ok();
+    let several = found.len() > 1;
+    found.iter().find(|address| several && answers(address)).or(found.first()).copied()
 }
 
 /// Runs what waits on a thread.
@@ -258,7 +288,7 @@ impl Bench {
             let (cpu, start) = (cpu::of_process(agent.pid()), Instant::now());
             let loads = self.load(self.plan.clone()).await?;
             let seconds = start.elapsed().as_secs_f64();
-            let cpu = cpu::of_process(agent.pid()).zip(cpu).map(|(now, then)| now - then);
+            let cpu = cpu::of_process(agent.pid()).zip(cpu).map(|(now, then)| now.since(&then));
             if !self.is_going_on() {
                 agent.stop().await?;
                 return Ok(None);
@@ -350,7 +380,7 @@ impl Sums {
         let memory = status.memory.unwrap_or_default();
         sums.resident_bytes = sums.resident_bytes.max(memory.resident_bytes);
         sums.map_bytes = sums.map_bytes.max(memory.map_bytes);
-        sums.datagrams += run.loads.datagrams.sent + run.loads.datagrams.received;
+        sums.datagrams += run.loads.datagrams.ends();
         sums.datagrams_counted += run.counted;
         let packets = status.packet_ledger.iter().flat_map(|ledger| &ledger.lost);
         // What passed before the agent counted is not of the load.
@@ -362,6 +392,13 @@ impl Sums {
         if sums.ledger != "unbalanced" {
             ledger.clone_into(&mut sums.ledger);
         }
+        let governor = status.governor.clone().unwrap_or_default();
+        sums.governor_steps += governor.steps;
+        for given_up in governor.given_up {
+            if !sums.given_up.contains(&given_up) {
+                sums.given_up.push(given_up);
+            }
+        }
         if sums.health_message.is_empty() {
             sums.health_message.clone_from(&status.health_message);
         }
@@ -370,5 +407,24 @@ impl Sums {
     fn finish(self) -> AgentFigures {
         let cpu_percent = (!self.cpu_percent.is_empty()).then(|| median(&self.cpu_percent));
         AgentFigures { cpu_percent, ..self.sums }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn of_several_addresses_the_first_that_answers_is_taken() {
+        let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+        let answers = listening.local_addr().unwrap();
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(first_that_answers(&[gone, answers]), Some(answers));
+        assert_eq!(first_that_answers(&[answers, gone]), Some(answers));
+        // Who reports it says why.
+        assert_eq!(first_that_answers(&[gone, gone]), Some(gone));
+        assert_eq!(first_that_answers(&[]), None);
     }
 }

@@ -4,6 +4,7 @@ use orb8_util::format;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::cpu;
 use super::judge::{Measure, Row, Verdict};
 use crate::args::GlobalArgs;
 use crate::error::CliError;
@@ -48,6 +49,10 @@ pub struct AgentFigures {
     pub lost_events: u64,
     /// balanced or unbalanced, the worse of all runs.
     pub ledger: String,
+    /// Steps to keep to budgets, in both directions.
+    pub governor_steps: u64,
+    /// What was given up for that at the end of any run, one sentence each.
+    pub given_up: Vec<String>,
     /// Why an agent did not see everything, if so.
     pub health_message: String,
 }
@@ -73,6 +78,7 @@ pub fn write(
 ) -> Result<(), CliError> {
     let out = &mut *terminal.out;
     match global.output {
+        Format::Table | Format::Wide if report.rounds == 0 => Ok(()),
         Format::Table | Format::Wide => table(report, global, terminal),
         Format::Json => json::document(out, report),
         Format::Jsonl => report.rows.iter().try_for_each(|row| json::line(out, row)),
@@ -114,16 +120,25 @@ fn table(
     let mut rows: Vec<Vec<Cell>> = report.rows.iter().map(cells).collect();
     let agent = &report.agent;
     let cpu = agent.cpu_percent.map(|percent| format!("{percent:.2}%"));
-    rows.push(of_agent("agent CPU, of a core", cpu.unwrap_or_default()));
-    rows.push(of_agent("agent memory", format::bytes(agent.resident_bytes)));
-    rows.push(of_agent("agent kernel maps", format::bytes(agent.map_bytes)));
+    rows.push(of_agent("agent CPU, of a core", cpu));
+    rows.push(of_agent("agent memory", Some(format::bytes(agent.resident_bytes))));
+    rows.push(of_agent("agent kernel maps", Some(format::bytes(agent.map_bytes))));
     table.write(&mut terminal.out, &rows, !global.no_headers)?;
     Ok(())
 }
 
-fn of_agent(what: &str, figure: String) -> Vec<Cell> {
+fn of_agent(what: &str, figure: Option<String>) -> Vec<Cell> {
     let none = || Cell::new("");
-    vec![Cell::new(what), none(), Cell::new(figure), none(), none(), none(), none()]
+    let why = match figure {
+        Some(_) => String::new(),
+        None => not_measured(cpu::UNTOLD),
+    };
+    let figure = Cell::new(figure.unwrap_or_default());
+    vec![Cell::new(what), none(), figure, none(), none(), none(), Cell::new(why)]
+}
+
+fn not_measured(why: &str) -> String {
+    format!("not measured: {why}")
 }
 
 fn cells(row: &Row) -> Vec<Cell> {
@@ -171,10 +186,13 @@ fn verdict(row: &Row) -> Cell {
         Measure::TcpCpu | Measure::UdpCpu => ("dearer", "cheaper"),
         _ => ("slower", "faster"),
     };
-    let reason = row.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let reason = row.reason.as_deref();
     match row.verdict {
-        Verdict::Undecided => Cell::new(format!("undecided{reason}")),
-        Verdict::NotMeasured => Cell::new(format!("not measured{reason}")),
+        Verdict::Undecided => {
+            let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            Cell::new(format!("undecided{reason}"))
+        }
+        Verdict::NotMeasured => Cell::new(not_measured(reason.unwrap_or_default())),
         Verdict::Worse => Cell::new(format!("{worse} by {percent:.1}%")).style(RED),
         Verdict::Better => Cell::new(format!("{better} by {percent:.1}%")).style(GREEN),
     }
@@ -182,6 +200,10 @@ fn verdict(row: &Row) -> Cell {
 
 /// What a person should know beside the figures, and what is missing.
 pub fn conclude(report: &Report, terminal: &mut Terminal<'_>) {
+    if report.rounds == 0 {
+        terminal.note("ended before a round was complete, so there is nothing to compare");
+        return;
+    }
     let agent = &report.agent;
     let rounds = if report.rounds == 1 { "round" } else { "rounds" };
     terminal.note(format!(
@@ -203,6 +225,9 @@ pub fn conclude(report: &Report, terminal: &mut Terminal<'_>) {
     if !agent.health_message.is_empty() {
         terminal.warn(format!("the agent was not healthy: {}", agent.health_message));
     }
+    if let Some(sparing) = sparing(agent) {
+        terminal.warn(sparing);
+    }
     if report.is_whole() {
         return;
     }
@@ -215,6 +240,20 @@ pub fn conclude(report: &Report, terminal: &mut Terminal<'_>) {
             if agent.lost_packets > 0 { "ORB8_MAX_FLOWS" } else { "ORB8_RING_BUFFER_SIZE" };
         terminal.warn(format!("the agent lost something and says so; {setting} may be too small"));
     }
+}
+
+/// What agents did to keep to their budgets: without that, they would have cost something else.
+fn sparing(agent: &AgentFigures) -> Option<String> {
+    let steps = match agent.governor_steps {
+        0 if agent.given_up.is_empty() => return None,
+        1 => "1 step".to_owned(),
+        steps => format!("{steps} steps"),
+    };
+    let given_up = match agent.given_up.join("; ") {
+        none if none.is_empty() => "nothing was given up at the end of a run".to_owned(),
+        some => format!("given up at the end of a run: {some}"),
+    };
+    Some(format!("the agents took {steps} to keep to their budgets; {given_up}"))
 }
 
 /// Where an agent counts, in words.

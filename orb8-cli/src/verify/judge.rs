@@ -16,6 +16,11 @@ const ETHERNET: u64 = 14;
 pub(super) const LEAST_HEADERS: u64 = 28;
 /// IP and TCP with all options that are common.
 pub(super) const MOST_HEADERS: u64 = 120;
+/// Bytes of the largest packet.
+pub(super) const MOST_BYTES: u64 = 65_536;
+/// Bytes of a packet as links carry it. What one side alone has is taken for no larger where headers are
+/// looked for: one that may have 64 KiB would pass for the headers of hundreds of segments.
+const ORDINARY_BYTES: u64 = 1500;
 
 /// Whether two counts agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -102,6 +107,10 @@ pub(super) struct Pair<'a> {
     pub(super) kernel: Bounds,
     /// What may be on the kernel's side alone, by what it is.
     pub(super) alone: Count,
+    /// Packets that the kernel may have counted or not.
+    pub(super) faulty: u64,
+    /// Whether the kernel may have counted super-packets as one packet.
+    pub(super) merged: bool,
     /// Segments that are in super-packets according to the kernel itself.
     pub(super) segments: u64,
     pub(super) reason: Option<String>,
@@ -109,14 +118,14 @@ pub(super) struct Pair<'a> {
 
 /// Compares one pair; `tolerance` is in percent of what the kernel counted.
 pub(super) fn row(pair: Pair<'_>, tolerance: f64) -> Row {
-    let (ours, kernel) = (pair.ours, pair.kernel);
+    let (ours, kernel) = (pair.ours, with_faults(pair.kernel, pair.faulty, MOST_BYTES));
     // As if it had been counted, for the comparison.
     let whole = or_more(ours, pair.alone);
     let packets = whole.packets.beyond(kernel.packets);
     let both = ours.bytes.zip(kernel.bytes);
     let bytes = whole.bytes.zip(kernel.bytes).map(|(ours, kernel)| ours.beyond(kernel));
     let differs = packets != 0 || bytes.is_some_and(|bytes| bytes != 0);
-    let segments = if differs { super_packets(whole, kernel) } else { 0 };
+    let segments = if differs && pair.merged { super_packets(&pair) } else { 0 };
     let (packets, bytes) = if segments > 0 { (0, bytes.map(|_| 0)) } else { (packets, bytes) };
     let percent = [
         Some(share(packets, kernel.packets)),
@@ -156,7 +165,11 @@ fn share(difference: i64, kernel: Between) -> f64 {
 
 /// Segments that we have more, if what we have more can be their headers: the kernel counted
 /// super-packets as one packet with one header. 0 if it cannot.
-fn super_packets(ours: Bounds, kernel: Bounds) -> u64 {
+fn super_packets(pair: &Pair<'_>) -> u64 {
+    let Count { packets, bytes } = pair.alone;
+    let alone = Count { packets, bytes: bytes.min(packets.saturating_mul(ORDINARY_BYTES)) };
+    let ours = or_more(pair.ours, alone);
+    let kernel = with_faults(pair.kernel, pair.faulty, ORDINARY_BYTES);
     let Some((our_bytes, kernel_bytes)) = ours.bytes.zip(kernel.bytes) else { return 0 };
     // The least and the most that we can have more.
     let more = |ours: Between, kernel: Between| {
@@ -268,14 +281,12 @@ fn header_of(interface: &Interface) -> Option<u64> {
     }
 }
 
-/// Drivers may or may not count faulty packets among the others.
-fn with_faults(bounds: Bounds, faulty: u64) -> Bounds {
-    /// The largest packet.
-    const MOST: u64 = 65_536;
+/// Drivers may or may not count faulty packets, of so many bytes at most, among the others.
+fn with_faults(bounds: Bounds, faulty: u64, most_bytes: u64) -> Bounds {
     let of = |value: Between, by: u64| value.or_more(by).or_less(by);
     Bounds {
         packets: of(bounds.packets, faulty),
-        bytes: bounds.bytes.map(|bytes| of(bytes, faulty.saturating_mul(MOST))),
+        bytes: bounds.bytes.map(|bytes| of(bytes, faulty.saturating_mul(most_bytes))),
     }
 }
 
@@ -306,8 +317,10 @@ fn interface_rows(
             protocol: None,
             kernel_counter: counter,
             ours: or_more(ours, untold),
-            kernel: with_faults(kernel, faulty),
+            kernel,
             alone: Count::default(),
+            faulty,
+            merged: true,
             segments: 0,
             reason: explain(untold.packets, faulty, header_of(interface).is_none()),
         };
@@ -379,8 +392,10 @@ fn all_interfaces(
         protocol: None,
         kernel_counter: "rx and tx of all".to_owned(),
         ours: or_more(ours, untold),
-        kernel: with_faults(kernel, faults),
+        kernel,
         alone: Count::default(),
+        faulty: faults,
+        merged: true,
         segments: 0,
         reason: explain(untold.packets, faults, kernel.bytes.is_none()),
     };

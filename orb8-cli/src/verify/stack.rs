@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use orb8_proto::v1::{Count, Total};
 
 use super::counters::{Between, Bounds};
-use super::judge::{LEAST_HEADERS, MOST_HEADERS, Pair, Row, Verdict, count, or_more, row, sum};
+use super::judge::{
+    LEAST_HEADERS, MOST_BYTES, MOST_HEADERS, Pair, Row, Verdict, count, or_more, row, sum,
+};
 use super::kernel::Home;
 use super::window::{self, Grown, Window};
 
@@ -59,14 +61,14 @@ const OPENS: [&str; 2] = ["Tcp.ActiveOpens", "Tcp.PassiveOpens"];
 /// Packets of a TCP connection in each direction after its socket is gone and the kernel waits alone
 /// (TIME_WAIT): the peer's FIN, the last ACK, and one of them again. They are headers and no more.
 const CLOSING: u64 = 2;
-/// The largest packet, in bytes.
-const MOST_BYTES: u64 = 65_536;
 
 /// What the kernel counted of one direction.
 struct Kernel {
     bounds: Bounds,
     /// What may have had no socket that took or sent it, and more that sockets do not see.
     alone: Count,
+    /// It may have counted super-packets as one packet, and does not tell their segments.
+    merged: bool,
     segments: u64,
     without_socket: u64,
 }
@@ -189,6 +191,8 @@ fn namespace_rows(
             ours: or_more(counted, maybe.all()),
             kernel: kernel.bounds,
             alone: kernel.alone,
+            faulty: 0,
+            merged: kernel.merged,
             segments: kernel.segments,
             reason: explain(kernel.without_socket, &maybe),
         };
@@ -296,19 +300,21 @@ fn received(window: &Window, namespace: u64) -> Option<Kernel> {
     let taken = all(&["Ip.InReceives", "Ip6InReceives"])?;
     let counted = all(&SEGMENTS_IN)?;
     // Where the kernel does not tell segments, there is no more to say than packets.
-    let packets = if counted.high < taken.high { taken } else { counted };
+    let merged = counted.high < taken.high;
+    let packets = if merged { taken } else { counted };
     let segments = packets.high.saturating_sub(taken.high);
     let mut bytes = all(&["IpExt.InOctets", "Ip6InOctets"])?;
     bytes.low = bytes.low.saturating_add(segments.saturating_mul(LEAST_HEADERS));
     bytes.high = bytes.high.saturating_add(segments.saturating_mul(MOST_HEADERS));
     let (fragments, whole) =
         (all(&["Ip.ReasmReqds", "Ip6ReasmReqds"])?, all(&["Ip.ReasmOKs", "Ip6ReasmOKs"])?);
-    let merged = fragments.high.saturating_sub(whole.low);
+    let joined = fragments.high.saturating_sub(whole.low);
     let without_socket = all(&WITHOUT_SOCKET_IN)?.high;
     let closing = CLOSING * closed(window, namespace)?;
     Some(Kernel {
         bounds: Bounds { packets, bytes: Some(bytes) },
-        alone: alone(without_socket + merged, closing),
+        alone: alone(without_socket + joined, closing),
+        merged,
         segments,
         without_socket: without_socket + closing,
     })
@@ -323,6 +329,7 @@ fn sent(window: &Window, namespace: u64) -> Option<Kernel> {
     Some(Kernel {
         bounds: Bounds { packets, bytes: Some(bytes) },
         alone: alone(without_socket, closing),
+        merged: true,
         segments: 0,
         without_socket: without_socket + closing,
     })
@@ -337,6 +344,7 @@ fn tcp_sent(window: &Window, namespace: u64) -> Option<Kernel> {
     Some(Kernel {
         bounds: Bounds { packets, bytes: None },
         alone: alone(resets, closing),
+        merged: false,
         segments: 0,
         without_socket: resets + closing,
     })
