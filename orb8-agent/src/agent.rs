@@ -189,13 +189,13 @@ struct Shared {
 impl Shared {
     fn new(settings: &Settings, known: Knowledge, clock: Arc<dyn Clock>) -> io::Result<Self> {
         let ledger = SharedLedger::default();
-        let interval = settings.drain_interval();
+        let timeout = Duration::from_secs(settings.flow_timeout_secs.into());
         let limits = Limits {
             max_flows: settings.max_flows_held(),
             history: govern::history(settings),
             // The kernel side ends idle flows; this is for what it never knew or told.
-            idle: Duration::from_secs(settings.flow_timeout_secs.into()) + 3 * interval,
-            drain_interval: interval,
+            idle: Limits::idle(timeout, govern::most_between_drains(settings)),
+            drain_interval: settings.drain_interval(),
         };
         Ok(Self {
             table: FlowTable::shared(limits, clock.monotonic_ns()),

@@ -81,7 +81,8 @@ pub struct Settings {
     pub cpu_budget: Share,
 
     /// Part of a ring of events that may be full; above it packets of the packet view are sampled, and
-    /// starts of flows that no SYN opens are told by the next read of the counters.
+    /// starts of flows that no SYN opens are told by the next read of the counters. With 100% neither is
+    /// ever done.
     #[arg(long, env = "ORB8_SAMPLING_THRESHOLD", default_value = "80%", value_name = "PERCENT",
         value_parser = sampling_threshold)]
     pub sampling_threshold: Share,

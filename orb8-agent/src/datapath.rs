@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -100,8 +101,13 @@ pub trait Datapath: Send + Sync + Debug {
         rate: u32,
     ) -> Result<Box<dyn PacketWatch>, StartError>;
 
-    /// Lets the programs tell less from now on.
-    fn spare(&self, _sparing: Sparing) {}
+    /// Lets the programs tell less from now on, or more again.
+    ///
+    /// # Errors
+    /// They could not be asked, and tell as much as before.
+    fn spare(&self, _sparing: Sparing) -> io::Result<()> {
+        Ok(())
+    }
 
     /// How full the rings are; none where there are no rings.
     fn rings(&self) -> Option<Arc<RingGauges>> {
@@ -152,6 +158,14 @@ pub struct RingFill {
     pub events: f64,
     /// The ring of the packet view.
     pub packets: f64,
+}
+
+impl RingFill {
+    /// Of each ring the fuller of two.
+    #[must_use]
+    pub const fn or_fuller(self, other: Self) -> Self {
+        Self { events: self.events.max(other.events), packets: self.packets.max(other.packets) }
+    }
 }
 
 impl RingGauges {

@@ -107,7 +107,7 @@ pub struct FlowCount {
 /// The end of one drain.
 #[derive(Clone, Debug, Default)]
 pub struct DrainReport {
-    /// CLOCK_MONOTONIC nanoseconds at the end of the drain.
+    /// CLOCK_MONOTONIC nanoseconds when the drain began, and `before` was read.
     pub time_ns: u64,
     /// Kernel counters summed over all CPUs, read before the lines were read.
     /// Indices: `orb8_common::counter`.

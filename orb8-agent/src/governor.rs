@@ -106,6 +106,9 @@ const CPU_STEPS: [(u32, bool, u32); 9] = [
     (4, true, 32),
 ];
 
+/// No more intervals than this pass between drains, whatever is given up.
+pub const MOST_INTERVALS: u32 = 4;
+
 /// The part of the history that is kept, for memory.
 const HISTORY_PARTS: [u32; 4] = [1, 2, 4, 0];
 
@@ -134,6 +137,9 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::Memory, Self::EventRing, Self::PacketRing];
+
     /// The word that status uses.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -163,7 +169,7 @@ pub struct Governor {
     memory: Ladder,
     events: Ladder,
     packets: Ladder,
-    /// Memory when the last step was taken for it.
+    /// Memory when the last step was taken for it, in either direction.
     memory_before: u64,
 }
 
@@ -199,6 +205,17 @@ impl Governor {
         self.cpu.step() + self.memory.step() + self.events.step() + self.packets.step()
     }
 
+    /// How many of them are taken for a budget.
+    #[must_use]
+    pub const fn steps_for(&self, cause: Cause) -> usize {
+        match cause {
+            Cause::Cpu => self.cpu.step(),
+            Cause::Memory => self.memory.step(),
+            Cause::EventRing => self.events.step(),
+            Cause::PacketRing => self.packets.step(),
+        }
+    }
+
     /// Judges CPU time and memory of an interval: for each one step further at once if its budget was
     /// exceeded, one step back after a while of calm.
     pub fn judge_load(&mut self, measured: &Measured) -> impl Iterator<Item = Change> + use<> {
@@ -206,7 +223,7 @@ impl Governor {
         let memory = self.load_of_memory(measured.memory_bytes);
         let cpu = self.cpu.judge(cpu, measured.interval);
         let memory = self.memory.judge(memory, measured.interval);
-        if memory == Some(Step::Further) {
+        if memory.is_some() {
             self.memory_before = measured.memory_bytes;
         }
         changes([(Cause::Cpu, cpu), (Cause::Memory, memory)])

@@ -233,7 +233,7 @@ pub struct PacketFilter {
     pub flags: u8,
     /// Packets a CPU may pass on in each window of [`RATE_WINDOW_SHIFT`].
     pub per_window: u32,
-    /// Number of the view: another when one was opened after none was.
+    /// Number of the view: another whenever what is asked for has changed.
     pub view: u32,
 }
 

@@ -10,7 +10,8 @@ use crate::config::Settings;
 use crate::datapath::Datapath;
 use crate::ebpf;
 use crate::event::{Notice, Severity};
-use crate::governor::{Board, Governor, GovernorSource, Hands, Meter, State};
+use crate::governor::{Board, Governor, GovernorSource, Hands, MOST_INTERVALS, Meter, State};
+use crate::pipeline::on_demand::Drains;
 
 /// It must have been calm for so many intervals before something is taken back.
 const CALM_INTERVALS: u32 = 3;
@@ -18,6 +19,11 @@ const CALM_INTERVALS: u32 = 3;
 /// How long ended flows are kept as set.
 pub(super) fn history(settings: &Settings) -> Duration {
     Duration::from_secs(settings.flow_history_secs.into())
+}
+
+/// The most time between drains, whatever is given up.
+pub(super) fn most_between_drains(settings: &Settings) -> Duration {
+    Drains::stretched_by(settings.drain_interval(), MOST_INTERVALS)
 }
 
 /// Nothing is given up yet.
@@ -35,6 +41,7 @@ pub(super) fn source(
     let interval = settings.governor_interval();
     let meter = Meter::new(
         settings.proc_root.clone(),
+        cpus(),
         datapath.clone(),
         Arc::clone(&shared.ledger),
         shared.totals.drains(),
@@ -44,10 +51,8 @@ pub(super) fn source(
     let hands = Hands {
         drains: shared.totals.drains(),
         datapath,
-        keep_history: Box::new(move |history| {
-            table.write().keep_for(history);
-            ebpf::memory::give_back();
-        }),
+        keep_history: Box::new(move |history| table.write().keep_for(history)),
+        give_back: Box::new(ebpf::memory::give_back),
         drain_interval: settings.drain_interval(),
         history: history(settings),
     };
@@ -60,6 +65,16 @@ pub(super) fn source(
         interval,
         fewer_flows(settings).into_iter().collect(),
     )
+}
+
+/// The node's CPUs. Where the kernel does not tell, those that the agent may run on, which are no more:
+/// then a step may come too early, not too late.
+fn cpus() -> u32 {
+    ebpf::meter::online_cpus().unwrap_or_else(|error| {
+        let own = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        tracing::warn!(%error, cpus = own, "the node's CPUs are not known, those of the agent are taken");
+        u32::try_from(own).unwrap_or(1)
+    })
 }
 
 /// What is to be said if the memory budget has no room for the flows that are set.
@@ -75,4 +90,20 @@ fn fewer_flows(settings: &Settings) -> Option<Notice> {
             format::bytes(settings.memory_budget.into()),
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn drains_are_never_further_apart_than_the_table_is_told() {
+        let most = |seconds: &str| {
+            let line = ["orb8-agent", "--expiration-interval-secs", seconds];
+            most_between_drains(&Settings::parse_from(line)).as_secs()
+        };
+        assert_eq!(["1", "5", "10", "60"].map(most), [4, 20, 20, 60]);
+    }
 }

@@ -1,6 +1,7 @@
 //! The kernel side as the rest of the agent sees it: settings in, `Datapath` out.
 
 use std::any::Any;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -104,9 +105,24 @@ struct TcDatapath {
 #[derive(Debug, Default)]
 struct Views {
     open: Vec<View>,
-    /// How often one was opened after none was: what was sampled away before belongs to no view of
-    /// now.
+    /// What they ask for together, as the kernel was told last.
+    filter: Option<PacketFilter>,
+    /// How often that has changed: what was sampled away before was let through by another filter, and
+    /// no packet of now stands for it.
     number: u32,
+}
+
+impl Views {
+    /// What the kernel is to let through for all of them; none if none is open.
+    fn together(&mut self) -> Option<PacketFilter> {
+        let first = self.open.first().map(|view| view.filter);
+        let alike = self.open.iter().all(|view| Some(view.filter) == first);
+        let filter = if alike { first } else { Some(PacketFilter::default()) };
+        if filter != self.filter {
+            (self.filter, self.number) = (filter, self.number.wrapping_add(1));
+        }
+        filter.map(|filter| PacketFilter { view: self.number, ..filter })
+    }
 }
 
 /// What one reader of packets asked for.
@@ -123,14 +139,11 @@ impl TcDatapath {
     }
 
     /// Sets the kernel's filter to what all readers together ask for.
-    fn apply(&self, views: &Views) -> Result<(), StartError> {
-        let Some(first) = views.open.first() else {
+    fn apply(&self, views: &mut Views) -> Result<(), StartError> {
+        let Some(filter) = views.together() else {
             self.kernel.close_packet_view();
             return Ok(());
         };
-        let alike = views.open.iter().all(|v| v.filter == first.filter);
-        let filter = if alike { first.filter } else { PacketFilter::default() };
-        let filter = PacketFilter { view: views.number, ..filter };
         let rate = views.open.iter().fold(0u32, |sum, v| sum.saturating_add(v.rate));
         self.kernel
             .open_packet_view(filter, rate)
@@ -140,7 +153,7 @@ impl TcDatapath {
     fn close(&self, number: u64) {
         let mut views = self.views();
         views.open.retain(|v| v.number != number);
-        if let Err(error) = self.apply(&views) {
+        if let Err(error) = self.apply(&mut views) {
             tracing::warn!(%error, "the packet view could not be narrowed");
         }
     }
@@ -171,20 +184,19 @@ impl Datapath for TcDatapath {
         let mut views = self.views();
         let number = views.open.iter().map(|v| v.number).max().map_or(0, |n| n + 1);
         let before = self.kernel.packet_view_counts();
-        if views.open.is_empty() {
-            views.number = views.number.wrapping_add(1);
-        }
         views.open.push(View { number, filter: *filter, rate });
-        if let Err(error) = self.apply(&views) {
+        if let Err(error) = self.apply(&mut views) {
             views.open.pop();
+            // The kernel has what it had; the number may move on.
+            views.together();
             return Err(error);
         }
         let datapath = Weak::clone(&self.me);
         Ok(Box::new(OpenView { datapath, number, before }))
     }
 
-    fn spare(&self, sparing: Sparing) {
-        self.kernel.meter().spare(sparing);
+    fn spare(&self, sparing: Sparing) -> io::Result<()> {
+        self.kernel.meter().spare(sparing)
     }
 
     fn rings(&self) -> Option<Arc<RingGauges>> {
@@ -235,8 +247,27 @@ impl Drop for OpenView {
 mod tests {
     use aya::maps::MapError;
 
+    use orb8_common::network::PacketFilter;
+
     use super::super::load::LoadError;
-    use super::with_causes;
+    use super::{View, Views, with_causes};
+
+    #[test]
+    fn packets_of_one_filter_never_stand_for_those_of_another() {
+        let of_port = |port| PacketFilter { port: [0, port], ..PacketFilter::default() };
+        let view = |number, port| View { number, filter: of_port(port), rate: 1 };
+        let mut views = Views::default();
+        let mut change = |open: Vec<View>| {
+            views.open = open;
+            views.together().map(|filter| (filter.port[1], filter.view))
+        };
+        assert_eq!(change(vec![view(0, 80)]), Some((80, 1)));
+        assert_eq!(change(vec![view(0, 80), view(1, 80)]), Some((80, 1)));
+        assert_eq!(change(vec![view(0, 80), view(1, 53)]), Some((0, 2)));
+        assert_eq!(change(vec![view(1, 53)]), Some((53, 3)));
+        assert_eq!(change(Vec::new()), None);
+        assert_eq!(change(vec![view(2, 53)]), Some((53, 5)));
+    }
 
     #[test]
     fn what_the_kernel_answered_is_told_once_and_last() {

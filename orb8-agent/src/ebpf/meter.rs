@@ -16,6 +16,16 @@ use crate::datapath::RingGauges;
 /// One value: the two words of [`Sparing`].
 pub type SparingMap = Array<MapData, [u32; 2]>;
 
+/// How many CPUs the node has that can run something.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn online_cpus() -> io::Result<u32> {
+    let cpus = aya::util::online_cpus()
+        .map_err(|(file, error)| io::Error::new(error.kind(), format!("{file}: {error}")))?;
+    u32::try_from(cpus.len()).map_err(io::Error::other)
+}
+
 /// The running programs, as the governor sees them.
 pub struct Meter {
     programs: Vec<OwnedFd>,
@@ -42,12 +52,13 @@ impl Meter {
         Arc::clone(&self.rings)
     }
 
-    /// Lets the programs tell less from now on.
-    pub fn spare(&self, sparing: Sparing) {
+    /// Lets the programs tell less from now on, or more again.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn spare(&self, sparing: Sparing) -> io::Result<()> {
         let mut map = self.sparing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = map.set(0, [sparing.sampling, sparing.fewer_events], 0) {
-            tracing::warn!(%error, "the programs could not be asked to tell less");
-        }
+        map.set(0, [sparing.sampling, sparing.fewer_events], 0).map_err(io::Error::other)
     }
 
     /// CPU time of all programs while the kernel kept statistics.

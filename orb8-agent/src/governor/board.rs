@@ -13,11 +13,13 @@ pub struct State {
     pub budgets: Budgets,
     /// What was measured over the last interval; none before the first has passed.
     pub measured: Option<Measured>,
+    /// Bytes, resident and maps, when it was looked last.
+    pub memory_bytes: u64,
     /// How the programs' share of it is known.
     pub basis: Basis,
     /// Nanoseconds that a packet costs in the programs, as far as it is not measured.
     pub packet_ns: f64,
-    /// The fullest that the rings were over the last interval.
+    /// The fullest that the rings were over the last interval, or since if one filled.
     pub rings: RingFill,
     /// What is given up.
     pub given: Given,
@@ -25,9 +27,10 @@ pub struct State {
     pub level: usize,
     /// What is given up, a sentence each.
     pub sentences: Vec<String>,
-    /// Why the last step was taken; empty if none was.
+    /// The budget for which the last step further was taken that was not taken back yet; `calm` if all
+    /// were, empty if none was taken.
     pub cause: &'static str,
-    /// CLOCK_MONOTONIC nanoseconds of the last step, 0 if none was taken.
+    /// CLOCK_MONOTONIC nanoseconds of that step, or of the last step back; 0 if none was taken.
     pub since_ns: u64,
     /// Steps so far, in both directions.
     pub steps: u64,
@@ -44,6 +47,7 @@ impl State {
         Self {
             budgets,
             measured: None,
+            memory_bytes: 0,
             basis: Basis::Estimated,
             packet_ns: super::meter::PACKET_NS,
             rings: RingFill::default(),

@@ -21,8 +21,8 @@ use crate::status;
 pub(super) const PACKET_NS: f64 = 50.0;
 /// Packets a second below which nobody needs to know what one costs.
 const WORTH_KNOWING: f64 = 1000.0;
-/// The kernel keeps statistics for so long. The drain at its end is then begun at once, so that no
-/// packets are among it of which the statistics know nothing.
+/// The kernel keeps statistics for so long. The drain at its end is then begun at once, and what passes
+/// while it reads is left out: of such packets the statistics know nothing.
 const WINDOW: Duration = SPACING;
 /// Packets within it that are enough.
 const ENOUGH: u64 = 50;
@@ -56,12 +56,11 @@ impl Basis {
     }
 }
 
-/// Everything that grows, at one moment.
+/// What grows all the time, at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
     at: Instant,
     user: Duration,
-    packets: u64,
     /// CPU time of the programs, if the kernel keeps statistics all the time.
     programs: Option<Duration>,
 }
@@ -87,10 +86,15 @@ pub struct Meter {
     datapath: Option<Arc<dyn Datapath>>,
     ledger: SharedLedger,
     drains: Arc<Drains>,
-    last: Option<Reading>,
+    started: Instant,
+    last: Reading,
+    /// When the drain began that told the rate (CLOCK_MONOTONIC nanoseconds), and the packets that were
+    /// seen by then.
+    drained: (u64, u64),
     packet_ns: f64,
     basis: Basis,
-    /// Packets a second over the last interval.
+    /// Packets a second, between drains: those of an interval are not known, since more or fewer drains
+    /// may fall into it than the last time.
     rate: f64,
     calibration: Calibration,
     /// When it is looked whether a drain has come.
@@ -104,10 +108,11 @@ impl std::fmt::Debug for Meter {
 }
 
 impl Meter {
-    /// Measures from the first call of [`Self::measure`] on.
+    /// Measures from now on, on a node with so many CPUs.
     #[must_use]
     pub fn new(
         proc_root: PathBuf,
+        cpus: u32,
         datapath: Option<Arc<dyn Datapath>>,
         ledger: SharedLedger,
         drains: Arc<Drains>,
@@ -117,30 +122,32 @@ impl Meter {
             Some(_) => Calibration::Resting { until: now },
             None => Calibration::Refused,
         };
-        Self {
+        let last = Reading { at: now, user: clock::process_cpu(), programs: None };
+        let mut meter = Self {
             proc_root,
-            cpus: online_cpus(),
+            cpus,
             datapath,
             ledger,
             drains,
-            last: None,
+            started: now,
+            last,
+            drained: (0, 0),
             packet_ns: PACKET_NS,
             basis: Basis::Estimated,
             rate: 0.0,
             calibration,
             look: now,
-        }
+        };
+        meter.last = meter.read(now);
+        meter
     }
 
-    /// What was taken since the last call; none at the first.
-    pub fn measure(&mut self, now: Instant) -> Option<Measured> {
+    /// What was taken since the last call, or since the start.
+    pub fn measure(&mut self, now: Instant) -> Measured {
         let reading = self.read(now);
-        let last = self.last.replace(reading)?;
+        let last = std::mem::replace(&mut self.last, reading);
         let interval = reading.at.saturating_duration_since(last.at);
-        let packets = reading.packets.saturating_sub(last.packets);
-        #[allow(clippy::cast_precision_loss, reason = "packets of seconds")]
-        let packets = packets as f64;
-        self.rate = packets / interval.as_secs_f64().max(f64::MIN_POSITIVE);
+        self.note_rate(now);
         let programs = if let (Some(before), Some(after)) = (last.programs, reading.programs) {
             self.basis = Basis::Measured;
             after.saturating_sub(before)
@@ -148,15 +155,33 @@ impl Meter {
             if self.basis == Basis::Measured {
                 (self.basis, self.packet_ns) = (Basis::Estimated, PACKET_NS);
             }
+            let packets = self.rate * interval.as_secs_f64();
             Duration::from_secs_f64(packets * self.packet_ns / 1e9)
         };
-        Some(Measured {
+        Measured {
             interval,
             cpus: self.cpus,
             user: reading.user.saturating_sub(last.user),
             programs,
             memory_bytes: self.memory_bytes(),
-        })
+        }
+    }
+
+    /// Notes how many packets a second passed between the drain that told it last and the last one.
+    fn note_rate(&mut self, now: Instant) {
+        let (began_ns, seen) = lock(&self.ledger).seen_before();
+        let (last_ns, packets) = self.drained;
+        if began_ns <= last_ns {
+            return;
+        }
+        let passed = match last_ns {
+            0 => now.saturating_duration_since(self.started),
+            _ => Duration::from_nanos(began_ns - last_ns),
+        };
+        #[allow(clippy::cast_precision_loss, reason = "packets of seconds")]
+        let packets = seen.packets.saturating_sub(packets) as f64;
+        self.rate = if passed.is_zero() { 0.0 } else { packets / passed.as_secs_f64() };
+        self.drained = (began_ns, seen.packets);
     }
 
     /// How the cost of the programs is known, and what a packet costs in nanoseconds.
@@ -211,7 +236,8 @@ impl Meter {
             Calibration::Closing { took, packets, request, .. }
                 if self.drains.served() >= request =>
             {
-                self.learn(took, self.packets().saturating_sub(packets));
+                let (_, seen) = lock(&self.ledger).seen_before();
+                self.learn(took, seen.packets.saturating_sub(packets));
                 rest
             }
             Calibration::Opening { late, .. } | Calibration::Closing { late, .. }
@@ -239,7 +265,7 @@ impl Meter {
 
     fn read(&self, now: Instant) -> Reading {
         let programs = if self.keeps_statistics() { self.ran() } else { None };
-        Reading { at: now, user: clock::process_cpu(), packets: self.packets(), programs }
+        Reading { at: now, user: clock::process_cpu(), programs }
     }
 
     /// Whether the kernel keeps statistics all the time.
@@ -252,32 +278,17 @@ impl Meter {
         self.datapath.as_ref()?.program_time()
     }
 
-    /// Packets seen as of the last drain.
+    /// Packets seen as of the end of the last drain.
     fn packets(&self) -> u64 {
         lock(&self.ledger).seen().packets
     }
 
-    fn memory_bytes(&self) -> u64 {
+    /// Bytes, resident and maps.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
         let maps = self.datapath.as_ref().map_or(0, |datapath| datapath.map_bytes());
         status::resident_bytes(&self.proc_root).saturating_add(maps)
     }
-}
-
-/// The node's CPUs that can run something.
-fn online_cpus() -> u32 {
-    let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
-    online.ok().and_then(|text| count_of_list(&text)).unwrap_or(1)
-}
-
-/// How many numbers are in a list such as `0-3,8`.
-fn count_of_list(text: &str) -> Option<u32> {
-    let mut count = 0_u32;
-    for range in text.trim().split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
-        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
-    }
-    Some(count)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::pipeline::source::{EventSource, SourceError, Wakeup};
 /// A ring over the threshold takes another step after so long: until then it cannot have shown what the
 /// last one did.
 const RING_PAUSE: Duration = Duration::from_millis(50);
-/// A minute, in which so many notices of steps are told, and one of those for rings.
+/// A minute, in which so many notices of steps are told, and one of steps further for rings.
 const MINUTE: Duration = Duration::from_secs(60);
 const NOTICES: u32 = 30;
 
@@ -26,8 +26,10 @@ pub struct Hands {
     pub drains: Arc<Drains>,
     /// What the programs tell.
     pub datapath: Option<Arc<dyn Datapath>>,
-    /// Keeps ended flows for so long from now on, and gives memory back.
+    /// Keeps ended flows for so long from now on; the next drain forgets those beyond.
     pub keep_history: Box<dyn Fn(Duration) + Send>,
+    /// Gives free memory back to the kernel.
+    pub give_back: Box<dyn Fn() + Send>,
     /// The set time between drains.
     pub drain_interval: Duration,
     /// How long ended flows are kept as set.
@@ -43,15 +45,24 @@ impl std::fmt::Debug for Hands {
 }
 
 impl Hands {
-    fn give(&self, before: Given, given: Given) {
+    /// Gives up what is to be given up; gives what holds then.
+    fn give(&self, before: Given, given: Given) -> Given {
         self.drains.stretch(given.intervals);
-        if let Some(datapath) = &self.datapath {
-            let fewer_events = u32::from(given.fewer_events);
-            datapath.spare(Sparing { sampling: given.sampling, fewer_events });
-        }
         if given.history_part != before.history_part {
             (self.keep_history)(given.history(self.history));
         }
+        let (sampling, fewer_events) = (given.sampling, given.fewer_events);
+        if let Some(datapath) = &self.datapath
+            && (sampling, fewer_events) != (before.sampling, before.fewer_events)
+        {
+            let sparing = Sparing { sampling, fewer_events: u32::from(fewer_events) };
+            if let Err(error) = datapath.spare(sparing) {
+                tracing::warn!(%error, "the programs could not be asked to tell less or more");
+                let Given { sampling, fewer_events, .. } = before;
+                return Given { sampling, fewer_events, ..given };
+            }
+        }
+        given
     }
 
     /// What is given up, a sentence each.
@@ -91,25 +102,37 @@ struct Allowance {
     of_a_minute: u32,
     since: Option<Instant>,
     left: u32,
-    withheld: u64,
 }
 
 impl Allowance {
     const fn new(of_a_minute: u32) -> Self {
-        Self { of_a_minute, since: None, left: 0, withheld: 0 }
+        Self { of_a_minute, since: None, left: 0 }
     }
 
-    /// How many were withheld before this one; none if this one is too.
-    fn spend(&mut self, now: Instant) -> Option<u64> {
+    /// Whether one more may be told.
+    fn spend(&mut self, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= MINUTE) {
             (self.since, self.left) = (Some(now), self.of_a_minute);
         }
-        if self.left == 0 {
-            self.withheld += 1;
-            return None;
-        }
-        self.left -= 1;
-        Some(std::mem::take(&mut self.withheld))
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
+/// When a step further was taken last for each cause (CLOCK_MONOTONIC nanoseconds), 0: never.
+#[derive(Debug, Default)]
+struct Forward([u64; Cause::ALL.len()]);
+
+impl Forward {
+    const fn note(&mut self, cause: Cause, now_ns: u64) {
+        self.0[cause as usize] = now_ns;
+    }
+
+    /// The cause of what is given up, and since when; none if nothing is.
+    fn holds(&self, governor: &Governor) -> Option<(&'static str, u64)> {
+        let held = Cause::ALL.into_iter().filter(|cause| governor.steps_for(*cause) > 0);
+        held.map(|cause| (cause.word(), self.0[cause as usize])).max_by_key(|(_, at_ns)| *at_ns)
     }
 }
 
@@ -123,14 +146,26 @@ pub struct GovernorSource {
     clock: Arc<dyn Clock>,
     rings: Arc<RingGauges>,
     interval: Duration,
+    /// What holds.
+    given: Given,
+    forward: Forward,
+    /// The request for the drain that forgets flows for a step of memory; none: nothing was forgotten.
+    forgets: Option<u64>,
+    /// Whether an interval is over: what starting takes is shown, but nothing is given up for it.
+    is_started: bool,
     /// When load and rings are judged next.
     due: Instant,
-    /// When they were judged last.
-    judged: Instant,
+    /// When the rings were judged last.
+    rings_judged: Instant,
+    /// The fullest that they were since load was judged.
+    fullest: RingFill,
     /// Before it no further step is taken for a ring.
     ring_pause: Instant,
     of_load: Allowance,
+    /// Steps further for a ring.
     of_rings: Allowance,
+    /// Steps that were not told.
+    withheld: u64,
     /// To be told at the beginning.
     opening: Vec<Notice>,
 }
@@ -149,6 +184,7 @@ impl GovernorSource {
     ) -> Self {
         let now = clock.instant();
         let rings = hands.datapath.as_ref().and_then(|datapath| datapath.rings());
+        board.update(|state| state.memory_bytes = meter.memory_bytes());
         Self {
             governor,
             meter,
@@ -157,47 +193,52 @@ impl GovernorSource {
             clock,
             rings: rings.unwrap_or_default(),
             interval,
-            due: if opening.is_empty() { now + interval } else { now },
-            judged: now,
+            given: Given::NOTHING,
+            forward: Forward::default(),
+            forgets: None,
+            is_started: false,
+            due: now + interval,
+            rings_judged: now,
+            fullest: RingFill::default(),
             ring_pause: now,
             of_load: Allowance::new(NOTICES),
             of_rings: Allowance::new(1),
+            withheld: 0,
             opening,
         }
     }
 
     /// Judges what was measured over the interval.
     fn judge(&mut self, now: Instant, out: &mut Vec<Event>) {
-        let since = now.saturating_duration_since(self.judged);
-        self.judged = now;
-        let before = self.governor.given();
+        self.give_back();
+        self.hold();
         let measured = self.meter.measure(now);
-        let fill = self.rings.take();
         let (basis, packet_ns) = self.meter.basis();
         self.board.update(|state| {
-            (state.measured, state.rings) = (measured.or(state.measured), fill);
+            (state.measured, state.memory_bytes) = (Some(measured), measured.memory_bytes);
             (state.basis, state.packet_ns) = (basis, packet_ns);
         });
-        if let Some(measured) = measured {
+        if std::mem::replace(&mut self.is_started, true) {
             for change in self.governor.judge_load(&measured) {
                 let why = match change.cause {
                     Cause::Cpu => self.why_cpu(measured.cpu()),
                     _ => self.why_memory(measured.memory_bytes),
                 };
-                self.act(before, change, &why, now, out);
+                self.act(change, &why, now, out);
             }
         }
-        self.judge_rings(fill, since, now, out);
+        self.judge_rings(now, out);
+        self.fullest = RingFill::default();
     }
 
-    fn judge_rings(
-        &mut self,
-        fill: RingFill,
-        interval: Duration,
-        now: Instant,
-        out: &mut Vec<Event>,
-    ) {
-        let before = self.governor.given();
+    /// Judges how full the rings were since they were judged last.
+    fn judge_rings(&mut self, now: Instant, out: &mut Vec<Event>) {
+        let interval = now.saturating_duration_since(self.rings_judged);
+        self.rings_judged = now;
+        let fill = self.rings.take();
+        self.fullest = self.fullest.or_fuller(fill);
+        let fullest = self.fullest;
+        self.board.update(|state| state.rings = fullest);
         for change in self.governor.judge_rings(fill, interval) {
             self.ring_pause = now + RING_PAUSE;
             let (name, fill) = match change.cause {
@@ -207,9 +248,9 @@ impl GovernorSource {
             let why = format!(
                 "the ring of {name} was {:.0} % full, the threshold is {} % (ORB8_SAMPLING_THRESHOLD)",
                 100.0 * fill,
-                100.0 * self.board.state().budgets.ring,
+                percent(self.board.state().budgets.ring),
             );
-            self.act(before, change, &why, now, out);
+            self.act(change, &why, now, out);
         }
     }
 
@@ -217,7 +258,7 @@ impl GovernorSource {
         format!(
             "the agent and its programs took {:.2} % of the node's CPU time, the budget is {} % (ORB8_CPU_BUDGET)",
             100.0 * used,
-            100.0 * self.board.state().budgets.cpu,
+            percent(self.board.state().budgets.cpu),
         )
     }
 
@@ -230,34 +271,68 @@ impl GovernorSource {
     }
 
     /// Does what the judge says, and tells it.
-    fn act(
-        &mut self,
-        before: Given,
-        change: Change,
-        why: &str,
-        now: Instant,
-        out: &mut Vec<Event>,
-    ) {
-        let given = self.governor.given();
-        self.hands.give(before, given);
-        let sentences = self.hands.sentences(given);
+    fn act(&mut self, change: Change, why: &str, now: Instant, out: &mut Vec<Event>) {
+        let now_ns = self.clock.monotonic_ns();
+        if !change.back {
+            self.forward.note(change.cause, now_ns);
+        }
+        self.hold();
+        if change == (Change { cause: Cause::Memory, back: false }) {
+            self.forgets = Some(self.hands.drains.ask());
+        }
         let level = self.governor.level();
-        let since_ns = self.clock.monotonic_ns();
+        let (cause, since_ns) = self.forward.holds(&self.governor).unwrap_or(("calm", now_ns));
+        self.board.update(|state| {
+            (state.level, state.cause, state.since_ns) = (level, cause, since_ns);
+            state.steps += 1;
+        });
+        if self.may_tell(change, now) {
+            let withheld = std::mem::take(&mut self.withheld);
+            let sentences = self.board.state().sentences;
+            out.push(Event::Notice(notice(change, why, &sentences, withheld)));
+        } else {
+            self.withheld += 1;
+        }
+    }
+
+    /// Sees to it that what the judge says is given up is, and shows what holds.
+    fn hold(&mut self) {
+        let wanted = self.governor.given();
+        if wanted == self.given {
+            return;
+        }
+        let given = self.hands.give(self.given, wanted);
+        self.given = given;
+        let sentences = self.hands.sentences(given);
         let drain_interval = self.hands.drains.stretched(self.hands.drain_interval);
         let history = given.history(self.hands.history);
         self.board.update(|state| {
-            (state.given, state.level, state.since_ns) = (given, level, since_ns);
+            (state.given, state.sentences) = (given, sentences);
             (state.drain_interval, state.history) = (drain_interval, history);
-            state.sentences.clone_from(&sentences);
-            state.cause = if change.back { "calm" } else { change.cause.word() };
-            state.steps += 1;
         });
-        let is_of_ring = matches!(change.cause, Cause::EventRing | Cause::PacketRing);
-        let allowance = if is_of_ring { &mut self.of_rings } else { &mut self.of_load };
-        if let Some(withheld) = allowance.spend(now) {
-            out.push(Event::Notice(notice(change, why, &sentences, withheld)));
+    }
+
+    /// Gives back what the flows took that were forgotten for a step of memory, once they are.
+    fn give_back(&mut self) {
+        if self.forgets.is_some_and(|request| self.hands.drains.served() >= request) {
+            self.forgets = None;
+            (self.hands.give_back)();
         }
     }
+
+    /// That nothing is given up any more is always told.
+    fn may_tell(&mut self, change: Change, now: Instant) -> bool {
+        let is_of_ring = matches!(change.cause, Cause::EventRing | Cause::PacketRing);
+        let is_all_clear = change.back && self.governor.level() == 0;
+        let allowance =
+            if is_of_ring && !change.back { &mut self.of_rings } else { &mut self.of_load };
+        is_all_clear || allowance.spend(now)
+    }
+}
+
+/// A share of a whole as the settings write it, without what binary fractions leave.
+fn percent(part: f64) -> f64 {
+    (1e6 * part).round() / 1e4
 }
 
 fn notice(change: Change, why: &str, sentences: &[String], withheld: u64) -> Notice {
@@ -287,7 +362,8 @@ impl EventSource for GovernorSource {
     fn wakeup(&self) -> Wakeup<'_> {
         let pressed = self.governor.is_pressed(self.rings.fullest());
         let rings = pressed.then_some(self.ring_pause);
-        let due = [Some(self.due), rings, self.meter.due()];
+        let opening = (!self.opening.is_empty()).then_some(self.rings_judged);
+        let due = [Some(self.due), opening, rings, self.meter.due()];
         Wakeup { fd: None, due: due.into_iter().flatten().min() }
     }
 
@@ -297,9 +373,7 @@ impl EventSource for GovernorSource {
             self.due = now + self.interval;
             self.judge(now, out);
         } else if now >= self.ring_pause && self.governor.is_pressed(self.rings.fullest()) {
-            // It is no time of calm for anybody.
-            let fill = self.rings.take();
-            self.judge_rings(fill, Duration::ZERO, now, out);
+            self.judge_rings(now, out);
         }
         self.meter.advance(now);
         Ok(())

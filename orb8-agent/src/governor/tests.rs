@@ -92,6 +92,33 @@ fn memory_takes_another_step_only_while_it_grows() {
 }
 
 #[test]
+fn memory_that_grows_again_after_a_step_back_is_over_its_budget_again() {
+    let mut governor = governor();
+    let taking = |mib: u64| Measured { memory_bytes: mib << 20, ..second(0.0) };
+    assert_eq!(judge(&mut governor, &taking(97)), [further(Cause::Memory)]);
+    assert_eq!(judge(&mut governor, &taking(200)), [further(Cause::Memory)]);
+    let steps: Vec<_> = (0..10).flat_map(|_| judge(&mut governor, &taking(80))).collect();
+    assert_eq!(steps, [back(Cause::Memory)]);
+    assert_eq!(judge(&mut governor, &taking(150)), [further(Cause::Memory)]);
+}
+
+#[test]
+fn what_had_to_be_given_up_again_at_once_comes_back_after_twice_the_calm() {
+    let mut governor = governor();
+    let mut calm_until_back = || {
+        assert_eq!(rings(&mut governor, 1.0, 0.0, 1), [further(Cause::EventRing)]);
+        (1..).find(|_| !rings(&mut governor, 0.0, 0.0, 1).is_empty()).unwrap()
+    };
+    let waits = [(); 8].map(|()| calm_until_back());
+    assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300, 300]);
+    for _ in 0..=300 {
+        assert_eq!(rings(&mut governor, 0.7, 0.0, 1), []);
+    }
+    assert_eq!(rings(&mut governor, 1.0, 0.0, 1), [further(Cause::EventRing)]);
+    assert_eq!(rings(&mut governor, 0.0, 0.0, 10), [back(Cause::EventRing)], "it had held");
+}
+
+#[test]
 fn a_ring_over_the_threshold_doubles_the_sampling_up_to_an_end() {
     let mut governor = governor();
     for doublings in 1..=10 {
@@ -107,6 +134,7 @@ fn a_ring_over_the_threshold_doubles_the_sampling_up_to_an_end() {
 
 #[test]
 fn steps_for_cpu_time_only_ever_give_up_more() {
+    assert_eq!(CPU_STEPS.map(|(intervals, ..)| intervals).into_iter().max(), Some(MOST_INTERVALS));
     for pair in CPU_STEPS.windows(2) {
         let [(intervals, fewer, sampling), (more_intervals, fewer_yet, sparser)] =
             [pair[0], pair[1]];
@@ -117,6 +145,23 @@ fn steps_for_cpu_time_only_ever_give_up_more() {
 }
 
 proptest! {
+    /// A load that stays as it is, of which steps may save all: every time that a step is taken back
+    /// in vain, more calm is waited for the next time.
+    #[test]
+    fn a_steady_load_changes_ever_less_whatever_steps_save(
+        cost in 0.0_f64..0.1,
+        saved in prop::array::uniform8(0.0_f64..=1.0),
+    ) {
+        let mut governor = governor();
+        let mut changes = 0;
+        for _ in 0..3000 {
+            let cost = saved[..governor.level()].iter().fold(cost, |cost, part| cost * (1.0 - part));
+            changes += judge(&mut governor, &second(cost)).len();
+        }
+        // After 10, 20, 40, 80, 160 seconds of calm, and then 9 times after 300.
+        prop_assert!(changes <= CPU_STEPS.len() + 2 * (5 + 9), "{changes} changes");
+    }
+
     /// A load that stays as it is: whatever part of the cost, up to half, a step saves, the level
     /// is found and then kept.
     #[test]

@@ -59,6 +59,16 @@ pub struct Limits {
     pub drain_interval: Duration,
 }
 
+impl Limits {
+    /// For lines that are idle after `timeout`, and drains that are so far apart at the most: the second
+    /// and third after one has found a line idle take it out of use, and then it is released. Were its
+    /// row ended before, what comes in between would have one of its own, and the line end that.
+    #[must_use]
+    pub const fn idle(timeout: Duration, most_between_drains: Duration) -> Duration {
+        timeout.saturating_add(most_between_drains.saturating_mul(3))
+    }
+}
+
 /// The table of flows.
 #[derive(Debug)]
 pub struct FlowTable {

@@ -213,6 +213,13 @@ impl Ledger {
         seen(&self.last.after)
     }
 
+    /// When the last drain began (CLOCK_MONOTONIC nanoseconds), and what was seen by then; 0 and nothing
+    /// before the first.
+    #[must_use]
+    pub fn seen_before(&self) -> (u64, Volume) {
+        (self.last.time_ns, seen(&self.last.before))
+    }
+
     /// Whether the packet ledger and the event ledger add up, as of the last drain.
     #[must_use]
     pub const fn balances(&self) -> (Balance, Balance) {

@@ -56,7 +56,12 @@ impl Drains {
     /// The time between drains that nobody asks for, where this is the interval.
     #[must_use]
     pub fn stretched(&self, interval: Duration) -> Duration {
-        let intervals = self.intervals.load(Ordering::Relaxed);
+        Self::stretched_by(interval, self.intervals.load(Ordering::Relaxed))
+    }
+
+    /// The time between drains that nobody asks for, if so many intervals pass.
+    #[must_use]
+    pub fn stretched_by(interval: Duration, intervals: u32) -> Duration {
         interval.saturating_mul(intervals).min(MOST).max(interval)
     }
 

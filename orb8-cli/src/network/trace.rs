@@ -358,7 +358,7 @@ impl Tally {
         if *packets > 0 {
             sum += &format!(", {}", counted(*packets, "packet"));
             if offered > packets {
-                sum += &format!(" that stand for {offered}");
+                sum += &format!(" that stand for about {offered}");
             }
         }
         if self.is_complete() {

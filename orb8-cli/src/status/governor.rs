@@ -10,11 +10,16 @@ use crate::terminal::Terminal;
 /// What is used, of how much.
 pub(super) fn budgets(governor: &Governor) -> Cell {
     let percent = |part: f64| (part * 10_000.0).round() / 100.0;
+    let budget = percent(governor.cpu_budget);
+    let cpu = match governor.cpu_programs_by.as_str() {
+        "" => format!("CPU not measured yet of {budget}%"),
+        by => {
+            let used = percent(governor.cpu_agent + governor.cpu_programs);
+            format!("CPU {used}% of {budget}% (programs {by})")
+        }
+    };
     Cell::new(format!(
-        "CPU {}% of {}% (programs {}), memory {} of {}",
-        percent(governor.cpu_agent + governor.cpu_programs),
-        percent(governor.cpu_budget),
-        governor.cpu_programs_by,
+        "{cpu}, memory {} of {}",
         format::bytes(governor.memory_bytes),
         format::bytes(governor.memory_budget_bytes)
     ))
@@ -42,9 +47,10 @@ pub(super) fn lowered(status: &AgentStatus) -> String {
 pub(super) fn packet_view(view: &PacketView) -> Vec<Vec<Cell>> {
     let row = |name: &str, count: Cell| vec![Cell::new(name), count];
     let number = |count: u64| Cell::new(count.to_string());
-    let mut rows = vec![row("matched", number(view.matched)), row("told", number(view.told))];
+    let mut rows =
+        vec![row("matched", number(view.matched)), row("told, or stood for", number(view.told))];
     if view.untold > 0 {
-        rows.push(row("sampled away", number(view.untold)));
+        rows.push(row("not stood for yet", number(view.untold)));
     }
     for (name, count) in
         [("over the rate", view.rate_limited), ("lost: ring (ring_full)", view.ring_full)]
@@ -54,4 +60,21 @@ pub(super) fn packet_view(view: &PacketView) -> Vec<Vec<Cell>> {
         }
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_measured_yet_is_not_shown_as_nothing() {
+        let governor =
+            Governor { cpu_budget: 0.01, memory_budget_bytes: 96 << 20, ..Governor::default() };
+        assert_eq!(
+            budgets(&governor),
+            Cell::new("CPU not measured yet of 1%, memory 0B of 96.0MiB")
+        );
+        let record = crate::status::rows::GovernorRecord::from(&governor);
+        assert_eq!((record.cpu_agent, record.cpu_programs), (None, None));
+    }
 }

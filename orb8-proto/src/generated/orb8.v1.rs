@@ -684,8 +684,9 @@ pub struct PacketEvent {
     pub tcp_flags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "12")]
     pub icmp: ::core::option::Option<IcmpInfo>,
-    /// Packets of the view that this one stands for, itself included: more than 1 while the agent samples
-    /// packets. 0: an agent that never does.
+    /// Packets that this one stands for, itself included: more than 1 while the agent samples packets. They
+    /// are those that the kernel let through for all open views: exact for a reader who is alone and filters
+    /// by address, port and protocol, an estimate for others. 0: an agent that never samples.
     #[prost(uint32, tag = "13")]
     pub sample_weight: u32,
 }
@@ -879,7 +880,7 @@ pub struct Governor {
     #[prost(double, tag = "3")]
     pub cpu_programs: f64,
     /// How the cost of the programs is known: measured (the kernel keeps statistics), calibrated (it kept
-    /// them for a moment) or estimated.
+    /// them for a moment) or estimated. Empty: no CPU time was measured yet.
     #[prost(string, tag = "4")]
     pub cpu_programs_by: ::prost::alloc::string::String,
     /// Cost of a packet in nanoseconds, unless it is measured.
@@ -904,11 +905,11 @@ pub struct Governor {
     /// What is given up, one sentence each.
     #[prost(string, repeated, tag = "12")]
     pub given_up: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Why the last step was taken: cpu, memory, event_ring, packet_ring, or calm for a step back; empty if
-    /// none was.
+    /// For which budget the last step was taken of those that hold: cpu, memory, event_ring, packet_ring;
+    /// calm if none holds any more, empty if none was taken.
     #[prost(string, tag = "13")]
     pub cause: ::prost::alloc::string::String,
-    /// When the last step was taken; 0 if none was.
+    /// When it was taken, or the last one back; 0 if none was.
     #[prost(int64, tag = "14")]
     pub since_ns: i64,
     /// Steps since the agent started, in both directions.
@@ -929,11 +930,11 @@ pub struct Governor {
 pub struct PacketView {
     #[prost(uint64, tag = "1")]
     pub matched: u64,
-    /// What the packets stand for that were told.
+    /// What the packets stand for that were told, themselves included.
     #[prost(uint64, tag = "2")]
     pub told: u64,
-    /// Sampled away, and no packet that was told stands for them: the next one of the view will, unless it
-    /// was closed.
+    /// Sampled away, and no packet that was told stands for them: the next one of the view will, unless what
+    /// is asked for has changed.
     #[prost(uint64, tag = "3")]
     pub untold: u64,
     #[prost(uint64, tag = "4")]

@@ -110,6 +110,7 @@ struct Bench {
     programs: Arc<Programs>,
     ledger: SharedLedger,
     drain: OnDemand,
+    began: Instant,
     now: Instant,
     packets: u64,
     proc_root: Folder,
@@ -123,23 +124,37 @@ fn bench(refuses: bool) -> Bench {
     let datapath: Arc<dyn Datapath> = Arc::clone(&programs) as _;
     let meter = Meter::new(
         proc_root.0.clone(),
+        1,
         Some(datapath),
         Arc::clone(&ledger),
         Arc::clone(&drains),
         now,
     );
     let drain = OnDemand::new(Box::new(Drain), drains, Duration::from_secs(1));
-    Bench { meter, programs, ledger, drain, now, packets: 0, proc_root }
+    Bench { meter, programs, ledger, drain, began: now, now, packets: 0, proc_root }
 }
 
 impl Bench {
-    /// So many packets pass, each of which takes so many nanoseconds, and are drained.
-    fn pass(&mut self, packets: u64, each_ns: u64) {
+    /// So many packets pass, each of which takes so many nanoseconds.
+    fn run(&mut self, packets: u64, each_ns: u64) {
         self.packets += packets;
         *self.programs.ran.lock().unwrap() += Duration::from_nanos(packets * each_ns);
-        let mut report = DrainReport::default();
+    }
+
+    /// The same, and they are drained.
+    fn pass(&mut self, packets: u64, each_ns: u64) {
+        self.run(packets, each_ns);
+        self.drain(0, 0);
+    }
+
+    /// A drain, and so many packets pass while it reads.
+    fn drain(&mut self, packets: u64, each_ns: u64) {
+        let since = self.now.duration_since(self.began) + SECOND;
+        let time_ns = u64::try_from(since.as_nanos()).unwrap();
+        let mut report = DrainReport { time_ns, ..DrainReport::default() };
+        report.before.0[SEEN_PACKETS] = self.packets;
+        self.run(packets, each_ns);
         report.after.0[SEEN_PACKETS] = self.packets;
-        report.before = report.after;
         lock(&self.ledger).close_drain(&report);
         self.drain.collect(self.now, &mut Vec::new()).unwrap();
     }
@@ -154,7 +169,7 @@ impl Bench {
         self.after(time).advance(now);
     }
 
-    fn measure(&mut self, time: Duration) -> Option<Measured> {
+    fn measure(&mut self, time: Duration) -> Measured {
         let now = self.now + time;
         self.after(time).measure(now)
     }
@@ -169,14 +184,41 @@ const SECOND: Duration = Duration::from_secs(1);
 #[test]
 fn where_the_kernel_may_not_be_asked_a_packet_costs_a_fixed_time() {
     let mut bench = bench(true);
-    assert_eq!(bench.measure(Duration::ZERO), None);
     bench.pass(1_000_000, 10);
-    let measured = bench.measure(SECOND).unwrap();
+    let measured = bench.measure(SECOND);
     assert_eq!(measured.programs, Duration::from_millis(50));
     assert_eq!(measured.interval, SECOND);
     assert_eq!(measured.memory_bytes, 7 << 20, "no resident memory is told here");
     bench.advance(Duration::ZERO);
     assert_eq!((bench.meter.basis(), bench.meter.due()), ((Basis::Estimated, PACKET_NS), None));
+}
+
+/// Drains every four seconds, looked at every five: one or two of them fall into an interval.
+#[test]
+fn steady_traffic_costs_the_same_in_each_interval_however_many_drains_fall_into_it() {
+    let mut bench = bench(true);
+    let mut measured = Vec::new();
+    for second in 1..=60 {
+        bench.run(10_000, 10);
+        bench.now += SECOND;
+        if second % 4 == 0 {
+            bench.drain(0, 0);
+        }
+        if second % 5 == 0 {
+            measured.push(bench.measure(Duration::ZERO).programs);
+        }
+    }
+    let steady = Duration::from_micros(5 * 500);
+    assert!(measured[1..].iter().all(|&took| took == steady), "{measured:?}");
+}
+
+#[test]
+fn packets_of_the_first_drain_are_those_since_the_start() {
+    let mut bench = bench(true);
+    assert_eq!(bench.measure(5 * SECOND).programs, Duration::ZERO);
+    bench.now += 55 * SECOND;
+    bench.pass(60_000, 10);
+    assert_eq!(bench.measure(Duration::ZERO).programs, Duration::from_micros(55 * 50));
 }
 
 #[test]
@@ -194,12 +236,14 @@ fn a_packet_costs_what_the_kernel_told_in_a_moment_of_traffic() {
     assert_eq!(bench.keepers(), 1, "the window is still open");
     bench.advance(WINDOW);
     assert_eq!(bench.keepers(), 0, "the kernel keeps statistics no longer");
-    bench.pass(0, 0);
+    bench.drain(700, 20);
     bench.advance(LOOK);
     assert_eq!(bench.meter.basis(), (Basis::Calibrated, 20.0));
-    bench.measure(SECOND);
+    bench.pass(0, 0);
+    bench.measure(Duration::ZERO);
+    bench.now += SECOND;
     bench.pass(10_000, 20);
-    assert_eq!(bench.measure(SECOND).unwrap().programs, Duration::from_micros(200));
+    assert_eq!(bench.measure(Duration::ZERO).programs, Duration::from_micros(200));
     bench.advance(Duration::ZERO);
     assert_eq!(bench.keepers(), 0, "not again before a minute has passed");
 }
@@ -234,19 +278,10 @@ fn statistics_that_are_kept_all_the_time_are_taken_as_they_are() {
     std::fs::write(folder.join("bpf_stats_enabled"), "1\n").unwrap();
     bench.measure(Duration::ZERO);
     bench.pass(100_000, 7);
-    assert_eq!(bench.measure(SECOND).unwrap().programs, Duration::from_micros(700));
+    assert_eq!(bench.measure(SECOND).programs, Duration::from_micros(700));
     assert_eq!(bench.meter.basis().0, Basis::Measured);
     std::fs::write(folder.join("bpf_stats_enabled"), "0\n").unwrap();
     bench.pass(1_000, 7);
-    assert_eq!(bench.measure(SECOND).unwrap().programs, Duration::from_micros(50));
+    assert_eq!(bench.measure(SECOND).programs, Duration::from_micros(50));
     assert_eq!(bench.meter.basis().0, Basis::Estimated);
-}
-
-#[test]
-fn cpus_are_counted_by_ranges() {
-    for (text, count) in [("0\n", Some(1)), ("0-3,8", Some(5)), ("0-1,3-4,9", Some(5)), ("", None)]
-    {
-        assert_eq!(count_of_list(text), count, "{text:?}");
-    }
-    assert!(online_cpus() >= 1);
 }

@@ -1,35 +1,110 @@
 //! Tests of the governor at work: what the judge says is done, shown and told.
 
+use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use orb8_common::network::PacketFilter;
 
 use super::*;
+use crate::datapath::{InterfaceStatus, PacketWatch, Ring, StartError};
 use crate::governor::{Budgets, State};
+use crate::pipeline::on_demand::OnDemand;
 use crate::pipeline::runner::SharedLedger;
 use crate::testing::ManualClock;
 
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// A drain whenever somebody asks.
+struct Drain;
+
+impl EventSource for Drain {
+    fn name(&self) -> &'static str {
+        "drain"
+    }
+
+    fn wakeup(&self) -> Wakeup<'_> {
+        Wakeup::default()
+    }
+
+    fn collect(&mut self, _now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+        out.push(Event::Drained(Box::default()));
+        Ok(())
+    }
+
+    fn finish(&mut self, _out: &mut Vec<Event>) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
+/// Programs that cannot be asked for anything while they are deaf.
+#[derive(Debug, Default)]
+struct Programs {
+    deaf: AtomicBool,
+    asked: Mutex<Option<Sparing>>,
+}
+
+impl Datapath for Programs {
+    fn interfaces(&self) -> Vec<InterfaceStatus> {
+        Vec::new()
+    }
+
+    fn map_bytes(&self) -> u64 {
+        0
+    }
+
+    fn watch_packets(
+        &self,
+        _filter: &PacketFilter,
+        _rate: u32,
+    ) -> Result<Box<dyn PacketWatch>, StartError> {
+        Err(StartError { message: "no packets here".to_owned() })
+    }
+
+    fn spare(&self, sparing: Sparing) -> io::Result<()> {
+        if self.deaf.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        *self.asked.lock().unwrap() = Some(sparing);
+        Ok(())
+    }
+
+    fn stop(&self, _deadline: Instant) -> bool {
+        true
+    }
+}
+
 struct Bench {
     source: GovernorSource,
     now: Instant,
     drains: Arc<Drains>,
+    drain: OnDemand,
     board: Arc<Board>,
     kept: Arc<Mutex<Vec<Duration>>>,
+    /// How often memory was given back.
+    gave_back: Arc<AtomicU32>,
+    programs: Arc<Programs>,
 }
 
-/// A governor without a kernel side that tells this at its beginning.
+/// A governor that tells this at its beginning.
 fn bench(budgets: Budgets, opening: Vec<Notice>) -> Bench {
     let clock: Arc<dyn Clock> = ManualClock::at(1, 0);
     let (drains, now) = (Drains::shared().unwrap(), clock.instant());
     let ledger = SharedLedger::default();
-    let meter = Meter::new("/proc".into(), None, ledger, Arc::clone(&drains), now);
+    let meter = Meter::new("/proc".into(), 1, None, ledger, Arc::clone(&drains), now);
     let kept: Arc<Mutex<Vec<Duration>>> = Arc::default();
     let keep = Arc::clone(&kept);
+    let gave_back: Arc<AtomicU32> = Arc::default();
+    let gives = Arc::clone(&gave_back);
+    let programs: Arc<Programs> = Arc::default();
     let (drain_interval, history) = (Duration::from_secs(1), Duration::from_secs(300));
     let hands = Hands {
         drains: Arc::clone(&drains),
-        datapath: None,
+        datapath: Some(Arc::clone(&programs) as _),
         keep_history: Box::new(move |history| keep.lock().unwrap().push(history)),
+        give_back: Box::new(move || {
+            gives.fetch_add(1, Ordering::Relaxed);
+        }),
         drain_interval,
         history,
     };
@@ -37,7 +112,8 @@ fn bench(budgets: Budgets, opening: Vec<Notice>) -> Bench {
     let governor = Governor::new(budgets, 3 * INTERVAL);
     let shown = Arc::clone(&board);
     let source = GovernorSource::new(governor, meter, hands, shown, clock, INTERVAL, opening);
-    Bench { source, now, drains, board, kept }
+    let drain = OnDemand::new(Box::new(Drain), Arc::clone(&drains), drain_interval);
+    Bench { source, now, drains, drain, board, kept, gave_back, programs }
 }
 
 impl Bench {
@@ -61,14 +137,16 @@ const EVERYTHING: Budgets = Budgets { cpu: 1.0, memory_bytes: u64::MAX, ring: 0.
 #[test]
 fn what_the_judge_says_is_done_and_shown_and_told() {
     let mut bench = bench(NOTHING, Vec::new());
-    assert_eq!(bench.after(INTERVAL), [], "the first look has nothing to compare with");
+    assert!(bench.board.state().memory_bytes > 1 && bench.board.state().measured.is_none());
+    assert_eq!(bench.after(INTERVAL), [], "nothing is given up for what starting takes");
+    assert!(bench.board.state().measured.is_some(), "and it is shown");
     let told = bench.after(INTERVAL);
     let [(code, cpu), (_, memory)] = &told[..] else { panic!("{told:?}") };
     assert_eq!(*code, "governor_step");
     assert!(cpu.contains("the budget is 0 % (ORB8_CPU_BUDGET): from now on counters"), "{cpu}");
     assert!(memory.contains("the budget is 1B (ORB8_MEMORY_BUDGET)"), "{memory}");
     assert_eq!(bench.drains.stretched(Duration::from_secs(1)), Duration::from_secs(2));
-    assert_eq!(bench.kept.lock().unwrap()[0], Duration::from_secs(150));
+    assert_eq!(*bench.kept.lock().unwrap(), [Duration::from_secs(150)]);
     bench.after(INTERVAL);
     let state = bench.board.state();
     assert_eq!(state.drain_interval, Duration::from_secs(4));
@@ -88,7 +166,7 @@ fn nothing_is_looked_at_before_its_time() {
 }
 
 #[test]
-fn a_ring_that_fills_is_acted_on_at_once_and_told_once_a_minute() {
+fn a_ring_that_fills_is_acted_on_at_once_and_told_once_a_minute_and_its_all_clear_always() {
     let mut bench = bench(EVERYTHING, Vec::new());
     let rings = Arc::clone(&bench.source.rings);
     let mut warnings = 0;
@@ -102,13 +180,13 @@ fn a_ring_that_fills_is_acted_on_at_once_and_told_once_a_minute() {
     assert_eq!(warnings, 1);
     rings.note(crate::datapath::Ring::Packets, 79, 100);
     assert!(bench.source.wakeup().due.unwrap() > bench.now + RING_PAUSE, "below the threshold");
-    for _ in 0..9 {
-        assert_eq!(bench.after(INTERVAL), [], "withheld");
-    }
-    let told = bench.after(3 * INTERVAL);
-    let [("governor_back", message)] = &told[..] else { panic!("{told:?}") };
-    let end = "nothing is given up any more (4 steps before were not told)";
-    assert!(message.ends_with(end), "{message}");
+    let mut told: Vec<_> = (0..4).flat_map(|_| bench.after(INTERVAL)).collect();
+    assert_eq!(bench.board.state().given.sampling, 4);
+    assert_eq!(bench.board.state().cause, "packet_ring", "of what is given up still");
+    told.extend((0..6).flat_map(|_| bench.after(INTERVAL)));
+    let [(_, first), _, ("governor_back", last)] = &told[..] else { panic!("{told:?}") };
+    assert!(first.ends_with("stands for the others (2 steps before were not told)"), "{first}");
+    assert!(last.ends_with("nothing is given up any more"), "{last}");
     assert_eq!(bench.board.state().given, Given::NOTHING);
     assert_eq!((bench.board.state().steps, bench.board.state().cause), (6, "calm"));
     bench.after(MINUTE);
@@ -116,6 +194,63 @@ fn a_ring_that_fills_is_acted_on_at_once_and_told_once_a_minute() {
     let told = bench.after(RING_PAUSE);
     let [(_, message)] = &told[..] else { panic!("{told:?}") };
     assert!(message.contains("the ring of events was 100 % full"), "{message}");
+}
+
+#[test]
+fn what_filled_a_ring_is_shown_and_calm_begins_after_it() {
+    let mut bench = bench(EVERYTHING, Vec::new());
+    bench.source.rings.note(Ring::Packets, 90, 100);
+    let shortly = Duration::from_millis(100);
+    bench.after(INTERVAL - shortly);
+    let fill = |bench: &Bench| bench.board.state().rings.packets;
+    assert_eq!((bench.board.state().level, fill(&bench)), (1, 0.9));
+    bench.source.rings.note(Ring::Packets, 10, 100);
+    bench.after(shortly);
+    assert_eq!(fill(&bench), 0.9, "of the whole interval");
+    bench.after(INTERVAL);
+    assert_eq!(fill(&bench), 0.0);
+    bench.after(INTERVAL);
+    assert_eq!(bench.board.state().level, 1, "it was calm for ten seconds");
+    bench.after(INTERVAL);
+    assert_eq!(bench.board.state().level, 0);
+}
+
+#[test]
+fn memory_is_given_back_once_the_flows_are_forgotten_for_which_a_step_was_taken() {
+    let mut bench = bench(Budgets { memory_bytes: 1, ..EVERYTHING }, Vec::new());
+    let gave_back = |bench: &Bench| bench.gave_back.load(Ordering::Relaxed);
+    bench.after(INTERVAL);
+    bench.after(INTERVAL);
+    assert_eq!(bench.board.state().history, Duration::from_secs(150));
+    bench.after(INTERVAL);
+    assert_eq!(gave_back(&bench), 0, "nothing was forgotten yet");
+    bench.drain.collect(bench.now, &mut Vec::new()).unwrap();
+    bench.after(INTERVAL);
+    assert_eq!(gave_back(&bench), 1);
+    bench.after(INTERVAL);
+    assert_eq!(gave_back(&bench), 1, "once");
+}
+
+#[test]
+fn what_the_programs_were_not_told_is_not_shown_and_tried_again() {
+    let mut bench = bench(EVERYTHING, Vec::new());
+    bench.programs.deaf.store(true, Ordering::Relaxed);
+    bench.source.rings.note(Ring::Events, 90, 100);
+    bench.after(RING_PAUSE);
+    let state = bench.board.state();
+    assert_eq!((state.level, state.given, state.sentences.len()), (1, Given::NOTHING, 0));
+    bench.programs.deaf.store(false, Ordering::Relaxed);
+    bench.after(INTERVAL);
+    assert!(bench.board.state().given.fewer_events);
+    let asked = *bench.programs.asked.lock().unwrap();
+    assert_eq!(asked, Some(Sparing { sampling: 1, fewer_events: 1 }));
+}
+
+#[test]
+fn shares_are_told_as_they_were_set() {
+    for (part, told) in [(0.29, "29"), (0.8, "80"), (0.0001, "0.01"), (1.0, "100")] {
+        assert_eq!(percent(part).to_string(), told);
+    }
 }
 
 #[test]

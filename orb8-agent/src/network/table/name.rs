@@ -25,6 +25,9 @@ const YOUNG_NS: u64 = 10 * SECOND_NS;
 pub(super) const MAX_YOUNG: usize = 8192;
 /// Starts that wait for a name.
 pub(super) const MAX_HELD: usize = 1024;
+/// A start waits no longer, though the next drain may be further away. It is looked at whenever anything
+/// comes of any flow.
+const MOST_HELD_NS: u64 = SECOND_NS;
 /// Rows, whatever their age, that are looked at in each drain.
 const ROWS_PER_DRAIN: usize = 4096;
 
@@ -363,15 +366,16 @@ impl FlowTable {
         self.tell_now(slot, output);
     }
 
-    /// Tells held starts that have a name by now, or all.
+    /// Tells held starts that have a name by now or have waited long enough, or all.
     pub(super) fn tell_held(&mut self, all: bool, output: &mut Output) {
+        let waited = self.now_ns.saturating_sub(MOST_HELD_NS);
         for _ in 0..self.held.len() {
             let Some(place) = self.held.pop_front() else { return };
             let row = &self.rows[place.slot as usize];
             if row.flow.flow_id != place.flow_id || !row.is(mark::HELD) {
                 continue;
             }
-            if all || !awaits_name(row) {
+            if all || row.flow.first_seen_ns < waited || !awaits_name(row) {
                 self.tell_now(place.slot, output);
             } else {
                 self.held.push_back(place);

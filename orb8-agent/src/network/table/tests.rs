@@ -117,6 +117,24 @@ fn a_flow_ends_when_its_last_line_is_released_and_may_begin_again() {
     assert_eq!((table.active_flows(), table.ended_flows()), (1, 1));
 }
 
+/// The kernel side finds a line idle with the first drain after the timeout, takes it out of use with
+/// the next, and releases it with the one after.
+#[test]
+fn a_flow_that_comes_back_while_drains_are_far_apart_ends_and_begins_once() {
+    const DRAIN: u64 = 4 * SECOND_NS;
+    let timeout = Duration::from_secs(30);
+    let idle = Limits::idle(timeout, Duration::from_nanos(DRAIN));
+    let mut bench = Bench::new(Limits { idle, ..limits(8) });
+    bench.feed([new_line(count(udp(1), 5, 300, MS))]);
+    for drain in 1..=9 {
+        bench.drain(drain * DRAIN);
+    }
+    // Packets of the flow open another line, and what the old one was is released.
+    bench.feed([start(udp(1), 39 * SECOND_NS), Event::Released(udp(1))]);
+    bench.feed([new_line(count(udp(1), 2, 120, 39 * SECOND_NS))]).drain(10 * DRAIN);
+    assert_eq!(bench.told(), ["start 1 5p", "end 1 5p Ended(Idle)", "start 2 2p"]);
+}
+
 fn at(line: u32, event: Event) -> Event {
     match event {
         Event::Count(count) => Event::Count(FlowCount { line, ..count }),

@@ -10,8 +10,8 @@ use super::known as text;
 #[expect(missing_docs, reason = "the fields are those of Governor in orb8.v1")]
 pub struct GovernorRecord {
     pub cpu_budget: f64,
-    pub cpu_agent: f64,
-    pub cpu_programs: f64,
+    pub cpu_agent: Option<f64>,
+    pub cpu_programs: Option<f64>,
     pub cpu_programs_by: Option<String>,
     pub packet_ns: f64,
     pub memory_budget_bytes: u64,
@@ -43,10 +43,11 @@ pub struct PacketViewRecord {
 
 impl From<&Governor> for GovernorRecord {
     fn from(governor: &Governor) -> Self {
+        let measured = !governor.cpu_programs_by.is_empty();
         Self {
             cpu_budget: governor.cpu_budget,
-            cpu_agent: governor.cpu_agent,
-            cpu_programs: governor.cpu_programs,
+            cpu_agent: measured.then_some(governor.cpu_agent),
+            cpu_programs: measured.then_some(governor.cpu_programs),
             cpu_programs_by: text(&governor.cpu_programs_by),
             packet_ns: governor.packet_ns,
             memory_budget_bytes: governor.memory_budget_bytes,

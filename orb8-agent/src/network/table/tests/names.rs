@@ -177,6 +177,21 @@ fn a_start_that_gets_no_name_is_told_with_the_next_drain_and_an_end_never_comes_
 }
 
 #[test]
+fn a_start_waits_a_second_for_its_name_however_far_away_the_next_drain_is() {
+    let mut bench = Bench::new(World::synced());
+    bench.world.cgroup(7, &cgroup_of("shop/web"));
+    bench.world.cgroup(8, "/system.slice/sshd.service");
+    let id = from_cgroup(7, "10.244.1.5:40000", "1.1.1.1:443");
+    let other = |port: u32| from_cgroup(8, &format!("10.0.0.1:{port}"), "1.1.1.1:443");
+    bench.feed([began(id, 2 * SECOND), began(other(1), 3 * SECOND)]);
+    assert_eq!(bench.told(), ["start process cgroup"], "a second is not over");
+    bench.feed([began(other(2), 3 * SECOND + 1)]);
+    assert_eq!(bench.told(), ["start process cgroup", "start ? (pod_unknown)"]);
+    bench.drain(6 * SECOND);
+    assert_eq!(bench.told(), [""; 0], "once");
+}
+
+#[test]
 fn starts_wait_in_a_bounded_place() {
     let mut bench = Bench::new(World::synced());
     bench.world.cgroup(7, &cgroup_of("shop/web"));
