@@ -344,7 +344,7 @@ fn ctrl_c_and_sigterm_end_a_trace_with_a_summary() {
         assert_eq!(
             page(&output),
             "--- stderr ---\nwarning: node-a: no longer first on eth0\n\
-             note: 1 flow started, 1 ended, 1 update, 2 packets that stand for 9; nothing lost\n--- exit 0 ---"
+             note: 1 flow started, 1 ended, 1 update, 2 packets that stand for about 9; nothing lost\n--- exit 0 ---"
         );
     }
 }
