@@ -305,3 +305,26 @@ pub const fn count(id: FlowId, packets: u64, bytes: u64, time_ns: u64) -> Event 
         facts,
     })
 }
+
+/// A source that ends a drain whenever it is called, with nothing in it.
+#[derive(Debug)]
+pub struct EmptyDrains;
+
+impl EventSource for EmptyDrains {
+    fn name(&self) -> &'static str {
+        "empty"
+    }
+
+    fn wakeup(&self) -> Wakeup<'_> {
+        Wakeup::default()
+    }
+
+    fn collect(&mut self, _now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+        out.push(Event::Drained(Box::default()));
+        Ok(())
+    }
+
+    fn finish(&mut self, _out: &mut Vec<Event>) -> Result<(), SourceError> {
+        Ok(())
+    }
+}

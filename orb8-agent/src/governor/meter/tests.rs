@@ -8,9 +8,10 @@ use orb8_common::network::PacketFilter;
 
 use super::*;
 use crate::datapath::{InterfaceStatus, PacketWatch, StartError};
-use crate::event::{DrainReport, Event};
+use crate::event::DrainReport;
 use crate::pipeline::on_demand::OnDemand;
-use crate::pipeline::source::{EventSource, SourceError, Wakeup};
+use crate::pipeline::source::EventSource;
+use crate::testing::EmptyDrains;
 
 /// Programs that have run for so long.
 #[derive(Debug, Default)]
@@ -63,28 +64,6 @@ impl Datapath for Programs {
     }
 }
 
-/// A drain whenever somebody asks.
-struct Drain;
-
-impl EventSource for Drain {
-    fn name(&self) -> &'static str {
-        "drain"
-    }
-
-    fn wakeup(&self) -> Wakeup<'_> {
-        Wakeup::default()
-    }
-
-    fn collect(&mut self, _now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
-        out.push(Event::Drained(Box::default()));
-        Ok(())
-    }
-
-    fn finish(&mut self, _out: &mut Vec<Event>) -> Result<(), SourceError> {
-        Ok(())
-    }
-}
-
 /// A folder of the test's own, removed with it.
 struct Folder(PathBuf);
 
@@ -130,7 +109,7 @@ fn bench(refuses: bool) -> Bench {
         Arc::clone(&drains),
         now,
     );
-    let drain = OnDemand::new(Box::new(Drain), drains, Duration::from_secs(1));
+    let drain = OnDemand::new(Box::new(EmptyDrains), drains, Duration::from_secs(1));
     Bench { meter, programs, ledger, drain, began: now, now, packets: 0, proc_root }
 }
 

@@ -11,31 +11,9 @@ use crate::datapath::{InterfaceStatus, PacketWatch, Ring, StartError};
 use crate::governor::{Budgets, State};
 use crate::pipeline::on_demand::OnDemand;
 use crate::pipeline::runner::SharedLedger;
-use crate::testing::ManualClock;
+use crate::testing::{EmptyDrains, ManualClock};
 
 const INTERVAL: Duration = Duration::from_secs(5);
-
-/// A drain whenever somebody asks.
-struct Drain;
-
-impl EventSource for Drain {
-    fn name(&self) -> &'static str {
-        "drain"
-    }
-
-    fn wakeup(&self) -> Wakeup<'_> {
-        Wakeup::default()
-    }
-
-    fn collect(&mut self, _now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
-        out.push(Event::Drained(Box::default()));
-        Ok(())
-    }
-
-    fn finish(&mut self, _out: &mut Vec<Event>) -> Result<(), SourceError> {
-        Ok(())
-    }
-}
 
 /// Programs that cannot be asked for anything while they are deaf.
 #[derive(Debug, Default)]
@@ -112,7 +90,7 @@ fn bench(budgets: Budgets, opening: Vec<Notice>) -> Bench {
     let governor = Governor::new(budgets, 3 * INTERVAL);
     let shown = Arc::clone(&board);
     let source = GovernorSource::new(governor, meter, hands, shown, clock, INTERVAL, opening);
-    let drain = OnDemand::new(Box::new(Drain), Arc::clone(&drains), drain_interval);
+    let drain = OnDemand::new(Box::new(EmptyDrains), Arc::clone(&drains), drain_interval);
     Bench { source, now, drains, drain, board, kept, gave_back, programs }
 }
 
