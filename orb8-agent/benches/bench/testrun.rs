@@ -1,5 +1,5 @@
-//! Nanoseconds of the agent's programs per packet by test runs (BPF_PROG_TEST_RUN), each sample in
-//! turn with one of an empty program behind the same rotation of flows.
+//! Nanoseconds of the agent's programs per packet by test runs (BPF_PROG_TEST_RUN), each sample
+//! between two of an empty program behind the same rotation of flows.
 //!
 //! The programs are those of a running agent, found on the hooks that it attached them to. So it drains
 //! meanwhile, as it always does, and says in the end what it counted.
@@ -21,13 +21,18 @@ use crate::packets::Kind;
 use crate::programs::{self, Draw, Empty, Rotation, time};
 use crate::report::{Goal, Report, Row};
 
-/// Runs of one sample: some 20 ms.
-const RUNS: u32 = 200_000;
+/// Runs of one sample: some 5 ms.
+const RUNS: u32 = 50_000;
+/// Runs that bring what is drawn often to where it stays.
+const RUNS_AHEAD: u32 = 200_000;
+/// Machines that others use too are at times twice as slow for some milliseconds: a sample counts
+/// only if the empty program took at most this much more on both sides of it than ever.
+const DISTURBED: f64 = 1.06;
 /// Flows that begin at once before the agent gets a moment to hear of them.
 const BURST: u32 = 8_192;
 
 fn samples(report: &Report) -> u32 {
-    if report.quick { 5 } else { 15 }
+    if report.quick { 9 } else { 61 }
 }
 
 /// One row at interfaces.
@@ -93,7 +98,7 @@ fn method(report: &mut Report) {
     }
 }
 
-/// Medians of: `program` less the empty one, the empty one.
+/// As [`net`], behind the rotation.
 fn net_of_empty(
     report: &Report,
     rotation: &mut Rotation,
@@ -101,13 +106,28 @@ fn net_of_empty(
     program: &ProgramFd,
 ) -> anyhow::Result<(f64, f64)> {
     let empty = rotation.empty.try_clone()?;
-    let (mut nets, mut empties) = (Vec::new(), Vec::new());
-    for _ in 0..samples(report) {
-        let without = rotation.time(&empty, &kind.packet, RUNS)?;
-        let with = rotation.time(program, &kind.packet, RUNS)?;
-        nets.push(with - without);
-        empties.push(without);
+    net(samples(report), |without| {
+        rotation.time(if without { &empty } else { program }, &kind.packet, RUNS)
+    })
+}
+
+/// Medians of: a program less the empty one, the empty one. `time` runs one of them, the empty one
+/// if told so.
+fn net(
+    samples: u32,
+    mut time: impl FnMut(bool) -> anyhow::Result<f64>,
+) -> anyhow::Result<(f64, f64)> {
+    let mut before = time(true)?;
+    let mut all = Vec::new();
+    for _ in 0..samples {
+        let with = time(false)?;
+        let after = time(true)?;
+        all.push((before.max(after), with - f64::midpoint(before, after)));
+        before = after;
     }
+    let fastest = all.iter().map(|(empty, _)| *empty).fold(f64::INFINITY, f64::min);
+    all.retain(|(empty, _)| *empty <= fastest * DISTURBED);
+    let (empties, nets): (Vec<f64>, Vec<f64>) = all.into_iter().unzip();
     Ok((median(&nets), median(&empties)))
 }
 
@@ -140,10 +160,10 @@ fn at_interface(report: &mut Report, case: &Case) -> anyhow::Result<(f64, f64)> 
     let found = netns.enter(|| {
         programs::pin(last)?;
         // What is drawn often is where it stays before the clock starts.
-        rotation.time(&program, packet, RUNS)?;
+        rotation.time(&program, packet, RUNS_AHEAD)?;
         net_of_empty(report, &mut rotation, &case.kind, &program)
     })?;
-    let runs = u64::from(case.flows) + u64::from(samples(report) + 1) * u64::from(RUNS);
+    let runs = u64::from(case.flows + RUNS_AHEAD) + u64::from(samples(report)) * u64::from(RUNS);
     let status = report.compare(&case.name, case.kind.amount(runs), &bed)?;
     let held = status.active_flows;
     ensure!(held == u64::from(case.flows), "the agent holds {held} flows, not {}", case.flows);
@@ -211,30 +231,33 @@ fn at_socket(
     let _enabled = statistics.context("enable the kernel's statistics")?;
     let last = programs::cpus()?.pop().context("a CPU")?;
     let count = samples(report);
-    let (nets, empties) = owner.enter(|| {
+    let found = owner.enter(|| {
         bed.link.near.netns.enter(|| -> anyhow::Result<_> {
             programs::pin(last)?;
             // Every flow has begun before the clock starts.
             packets.iter().try_for_each(|packet| one_run(&probe, packet))?;
-            let (mut nets, mut empties) = (Vec::new(), Vec::new());
-            for _ in 0..count {
-                let [without, with] = match packets.as_slice() {
-                    [one] => {
-                        [time(empty[hook].as_fd(), one, RUNS)?, time(probe.as_fd(), one, RUNS)?]
+            match packets.as_slice() {
+                [one] => net(count, |without| {
+                    let program = if without { &empty[hook] } else { &probe };
+                    time(program.as_fd(), one, RUNS)
+                }),
+                many => {
+                    let (mut nets, mut empties) = (Vec::new(), Vec::new());
+                    for _ in 0..count {
+                        let [without, with] = cold(sides, many)?;
+                        nets.push(with - without);
+                        empties.push(without);
                     }
-                    many => cold(sides, many)?,
-                };
-                nets.push(with - without);
-                empties.push(without);
+                    Ok((median(&nets), median(&empties)))
+                }
             }
-            Ok((nets, empties))
         })
     })?;
     let each = if flows == 1 { u64::from(RUNS) } else { u64::from(flows) };
     let sent = kind.amount(u64::from(flows) + u64::from(count) * each);
     let status = report.compare(name, sent, &bed)?;
     ensure!(status.active_flows == u64::from(flows), "{} flows", status.active_flows);
-    Ok((median(&nets), median(&empties)))
+    Ok(found)
 }
 
 fn one_run(program: &ProgramFd, packet: &[u8]) -> anyhow::Result<()> {

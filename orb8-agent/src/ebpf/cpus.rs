@@ -14,11 +14,14 @@ use orb8_common::counter;
 use super::mapping::Mapping;
 use crate::event::Counters;
 
-/// Sets that a CPU has at most: 1 MiB, with lines for the busiest 16 384 flows of each. What a core
-/// has for a cache is to be left to the traffic.
-const MAX_SETS: u32 = 4096;
+/// Sets that a CPU has at most, 2 MiB: older kernels take no value of an array that is longer than
+/// 4 MiB, and this is the greatest power of two below it with the header before it.
+const MAX_SETS: u32 = 8192;
 /// The caches of all CPUs take at most this part of the memory budget.
 const BUDGET_PART: u64 = 6;
+/// The cache of one CPU takes at most this part of it: of the default 1 MiB, with lines for the
+/// busiest 16 384 flows.
+const BUDGET_PART_OF_CPU: u64 = 96;
 /// Lines that the counters take the place of.
 const HEADER_LINES: u32 = lines(HEADER_BYTES);
 const LINE_BYTES: usize = size_of::<CachedLine>();
@@ -57,7 +60,8 @@ pub fn highest(possible: &str) -> Option<u32> {
 #[must_use]
 pub fn sets(cpus: u32, budget: u64) -> u32 {
     let set = size_of::<CacheSet>() as u64;
-    let of_cpu = budget / BUDGET_PART / u64::from(cpus.max(1));
+    let shared = budget / BUDGET_PART / u64::from(cpus.max(1));
+    let of_cpu = shared.min(budget / BUDGET_PART_OF_CPU);
     let fit = u32::try_from(of_cpu / set).unwrap_or(u32::MAX);
     let fit = fit.clamp(MIN_SETS, MAX_SETS);
     // The greatest power of two that is not greater.
@@ -297,6 +301,14 @@ mod tests {
         assert_eq!(of(2), 1 << 20);
         assert_eq!(of(128), 128 << 10);
         assert_eq!(of(256), 64 << 10);
+    }
+
+    #[test]
+    fn a_larger_budget_gives_a_cpu_two_mebibytes_at_most() {
+        let of = |budget| sets(2, budget) * 256;
+        assert_eq!(of(192 * MIB), 2 << 20);
+        assert_eq!(of(4096 * MIB), 2 << 20);
+        assert!(block_bytes(MAX_SETS) < 4 << 20);
     }
 
     #[test]
