@@ -119,6 +119,8 @@ impl Scene {
         let cable = Veth::cable(&netns, VethOptions::default());
         let mut options = options("eth0");
         options.max_flows = LINES;
+        // Caches of 1024 sets fit in with up to 682 CPUs.
+        options.memory_budget = 1 << 30;
         let now = Duration::ZERO;
         options.times = LineTimes { drain_interval: now, idle_timeout, linger: idle_timeout };
         let watch = Direct::with(&options, &netns, 1);
