@@ -1,4 +1,4 @@
-//! Caches that grow, and lines on their way out of use that somebody still leads to, or that come
+//! Caches that grow, counters that wrap, and lines on their way out of use that somebody still leads to, or that come
 //! back: what programs do between two steps is done by hand here, in their maps.
 
 mod support;
@@ -14,6 +14,7 @@ use aya::programs::loaded_programs;
 use orb8_agent::ebpf::lines::LineTimes;
 use orb8_agent::ebpf::mapping::Mapping;
 use orb8_common::cache::{self, CachedLine, CpuBlock};
+use orb8_common::counter;
 use orb8_common::index::{self, GROUP_CELLS, Group};
 use orb8_common::network::FlowLine;
 use orb8_testbed::link::{Veth, VethOptions};
@@ -93,6 +94,14 @@ impl Maps {
         masks
     }
 
+    /// Counts packets without bytes as sockets do, on the first CPU.
+    fn see(&self, packets: u64) {
+        let byte = counter::SEEN_TOGETHER * 8;
+        let line = u32::try_from(byte / 64).expect("small");
+        let word = self.caches.word64(line, byte % 64);
+        word.fetch_add(counter::together(packets, 0), Ordering::Relaxed);
+    }
+
     /// The number of the line that has the latest packet, and its tick.
     fn latest(&self) -> (u32, u32) {
         let used = (0..LINES).filter(|&slot| self.lines.copy(slot).packets > 0);
@@ -115,14 +124,18 @@ struct Scene {
 
 impl Scene {
     fn start(name: &str, idle_timeout: Duration) -> Self {
+        let now = Duration::ZERO;
+        Self::with(name, LineTimes { drain_interval: now, idle_timeout, linger: idle_timeout })
+    }
+
+    fn with(name: &str, times: LineTimes) -> Self {
         let netns = Netns::new(name);
         let cable = Veth::cable(&netns, VethOptions::default());
         let mut options = options("eth0");
         options.max_flows = LINES;
         // Caches of 1024 sets fit in with up to 682 CPUs.
         options.memory_budget = 1 << 30;
-        let now = Duration::ZERO;
-        options.times = LineTimes { drain_interval: now, idle_timeout, linger: idle_timeout };
+        options.times = times;
         let watch = Direct::with(&options, &netns, 1);
         let socket = RawSocket::open(&cable.near, cable.far.mac);
         Self { watch, socket }
@@ -168,6 +181,30 @@ fn caches_grow_with_the_flows_and_nothing_is_lost_or_counted_twice() {
     let observed = scene.watch.observed();
     assert_eq!(observed.seen(), observed.total());
     observed.assert_complete();
+}
+
+#[test]
+fn what_sockets_saw_is_read_between_drains_before_it_wraps() {
+    need!();
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let hour = Duration::from_secs(3600);
+    let times = LineTimes { drain_interval: hour, idle_timeout: hour, linger: hour };
+    let mut scene = Scene::with("looks", times);
+    let maps = Maps::open();
+    const SECOND: Duration = Duration::from_secs(1);
+    // Two of these are more than the word holds.
+    const MANY: u64 = 40_000_000;
+    for late in [Duration::ZERO, 10 * SECOND, 11 * SECOND] {
+        maps.see(MANY);
+        let after = scene.watch.wake_lines(late);
+        assert!(after <= 4 * SECOND + late, "they ask to be woken only after {after:?}");
+    }
+    assert_eq!(scene.watch.observed().report.time_ns, 0, "no drain has ended");
+    maps.see(MANY);
+    let observed = scene.watch.stop();
+    assert_eq!(observed.seen().packets, 4 * MANY);
+    let late = observed.notices.iter().filter(|notice| notice.code == "counters_read_late");
+    assert_eq!(late.count(), 1, "{:?}", observed.notices);
 }
 
 #[test]
