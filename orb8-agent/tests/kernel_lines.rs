@@ -17,6 +17,7 @@ use orb8_common::cache::{self, CachedLine, CpuBlock};
 use orb8_common::counter;
 use orb8_common::index::{self, GROUP_CELLS, Group};
 use orb8_common::network::FlowLine;
+use orb8_testbed::bpf;
 use orb8_testbed::link::{Veth, VethOptions};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
@@ -25,7 +26,7 @@ use orb8_testbed::packet;
 use orb8_testbed::raw::RawSocket;
 use orb8_testbed::wait::wait_until;
 use support::DEADLINE;
-use support::direct::{Direct, options};
+use support::direct::{Direct, DirectObserved, options};
 
 /// Lines of the table, by which the maps are told from those of other tests.
 const LINES: u32 = 4242;
@@ -38,9 +39,12 @@ struct Maps {
     cpus: u32,
 }
 
-impl Maps {
-    fn open() -> Self {
-        let infos = loaded_programs()
+/// The maps of the programs under test, as far as anything is known of them.
+struct Infos(Vec<MapInfo>);
+
+impl Infos {
+    fn find() -> Self {
+        let maps = loaded_programs()
             .filter_map(Result::ok)
             .filter(|program| program.name_as_str() == Some("orb8_out_eth"))
             .filter_map(|program| program.map_ids().ok().flatten())
@@ -49,15 +53,23 @@ impl Maps {
             })
             .find(|maps| maps.iter().any(|map| map.max_entries() == LINES))
             .expect("the programs of this test");
-        let map = |name| {
-            let info = infos.iter().find(|map| map.name_as_str() == Some(name));
-            info.unwrap_or_else(|| panic!("the programs use {name}"))
-        };
-        let caches = map("CPUS");
+        Self(maps)
+    }
+
+    fn get(&self, name: &str) -> &MapInfo {
+        let info = self.0.iter().find(|map| map.name_as_str() == Some(name));
+        info.unwrap_or_else(|| panic!("the programs use {name}"))
+    }
+}
+
+impl Maps {
+    fn open() -> Self {
+        let infos = Infos::find();
+        let caches = infos.get("CPUS");
         let in_caches = caches.max_entries() * caches.value_size() / 64;
         Self {
-            index: whole(map("INDEX"), index::groups(LINES)),
-            lines: whole(map("LINES"), LINES),
+            index: whole(infos.get("INDEX"), index::groups(LINES)),
+            lines: whole(infos.get("LINES"), LINES),
             caches: whole(caches, in_caches),
             cpus: caches.max_entries(),
         }
@@ -225,6 +237,29 @@ fn a_line_to_which_somebody_led_late_is_led_to_by_nobody_when_it_is_free() {
     scene.until("the line to be free", |scene| scene.watch.observed().released == 1);
     assert_eq!(maps.cells(slot), [], "cells that lead to a free line");
     scene.watch.observed().assert_complete();
+}
+
+#[test]
+fn idle_lines_stay_and_that_is_told_once_where_the_index_cannot_be_mapped() {
+    need!();
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut scene = Scene::start("stay", Duration::ZERO);
+    bpf::freeze(Infos::find().get("INDEX").fd().expect("root may"));
+    const FLOWS: u16 = 5;
+    for port in 1000..1000 + FLOWS {
+        scene.send(port, 2);
+    }
+    let told = |observed: &DirectObserved| {
+        observed.notices.iter().filter(|notice| notice.code == "idle_lines_stay").count()
+    };
+    scene.until("the notice", |scene| told(scene.watch.observed()) > 0);
+    for _ in 0..10 {
+        scene.watch.drain();
+    }
+    let observed = scene.watch.observed();
+    assert_eq!((told(observed), observed.released), (1, 0), "{:?}", observed.notices);
+    assert_eq!(observed.report.lines_in_use, u64::from(FLOWS), "each stays in use");
+    observed.assert_complete();
 }
 
 #[test]

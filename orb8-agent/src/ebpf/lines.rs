@@ -25,7 +25,7 @@ use orb8_common::counter;
 use orb8_common::index;
 use orb8_common::network::{FlowKey, FlowLine, FlowMeta, tcp_seen};
 
-use self::leaving::Waiting;
+use self::leaving::{Reaching, Waiting};
 use self::looks::Looks;
 use self::slots::{Slot, State};
 use super::clock::{Clock, Reference};
@@ -107,6 +107,7 @@ pub struct LineSource {
     /// [`State::Leaving`], not yet waiting.
     taken: Vec<u32>,
     waiting: Option<Waiting>,
+    reaching: Reaching,
     /// To be given back now.
     releasing: Vec<u32>,
 }
@@ -143,6 +144,7 @@ impl LineSource {
             taking_since: 0,
             taken: Vec::new(),
             waiting: None,
+            reaching: Reaching::default(),
             releasing: Vec::new(),
         }
     }
@@ -150,6 +152,7 @@ impl LineSource {
     fn begin(&mut self) -> Result<Pass, SourceError> {
         let reference = self.clock.now().map_err(|e| failed(&e))?;
         let before = self.table.cpus.counters();
+        self.reaching.try_again();
         let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
         self.reach(ahead)?;
         let quiet = before.0[counter::SEEN_PACKETS] == self.last_seen_packets;

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use crate::netns::Netns;
 
@@ -16,6 +16,7 @@ const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_MAP_GET_FD_BY_ID: u32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
+const BPF_MAP_FREEZE: u32 = 22;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_DETACH: u32 = 34;
 
@@ -138,6 +139,17 @@ pub fn program_exists(id: u32) -> bool {
 #[must_use]
 pub fn map_exists(id: u32) -> bool {
     by_id(BPF_MAP_GET_FD_BY_ID, id).is_ok()
+}
+
+/// Forbids user space to write to a map from now on, also by mapping it; programs still may.
+///
+/// # Panics
+/// If the kernel refuses, as it does where somebody has mapped it to be written.
+pub fn freeze(map: impl AsFd) {
+    let map_fd = u32::try_from(map.as_fd().as_raw_fd()).expect("an open descriptor");
+    // SAFETY: the attributes hold no pointers.
+    unsafe { bpf(BPF_MAP_FREEZE, &map_fd) }
+        .unwrap_or_else(|error| panic!("freezing a map: {error}"));
 }
 
 /// Whether this process may load programs of the type that the probes have.
