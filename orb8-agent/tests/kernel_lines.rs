@@ -1,4 +1,4 @@
-//! Caches that grow, and lines on their way out of use that somebody still leads to, or that come
+//! Caches that grow, counters that wrap, and lines on their way out of use that somebody still leads to, or that come
 //! back: what programs do between two steps is done by hand here, in their maps.
 
 mod support;
@@ -14,8 +14,10 @@ use aya::programs::loaded_programs;
 use orb8_agent::ebpf::lines::LineTimes;
 use orb8_agent::ebpf::mapping::Mapping;
 use orb8_common::cache::{self, CachedLine, CpuBlock};
+use orb8_common::counter;
 use orb8_common::index::{self, GROUP_CELLS, Group};
 use orb8_common::network::FlowLine;
+use orb8_testbed::bpf;
 use orb8_testbed::link::{Veth, VethOptions};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
@@ -24,7 +26,7 @@ use orb8_testbed::packet;
 use orb8_testbed::raw::RawSocket;
 use orb8_testbed::wait::wait_until;
 use support::DEADLINE;
-use support::direct::{Direct, options};
+use support::direct::{Direct, DirectObserved, options};
 
 /// Lines of the table, by which the maps are told from those of other tests.
 const LINES: u32 = 4242;
@@ -37,9 +39,12 @@ struct Maps {
     cpus: u32,
 }
 
-impl Maps {
-    fn open() -> Self {
-        let infos = loaded_programs()
+/// The maps of the programs under test, as far as anything is known of them.
+struct Infos(Vec<MapInfo>);
+
+impl Infos {
+    fn find() -> Self {
+        let maps = loaded_programs()
             .filter_map(Result::ok)
             .filter(|program| program.name_as_str() == Some("orb8_out_eth"))
             .filter_map(|program| program.map_ids().ok().flatten())
@@ -48,15 +53,23 @@ impl Maps {
             })
             .find(|maps| maps.iter().any(|map| map.max_entries() == LINES))
             .expect("the programs of this test");
-        let map = |name| {
-            let info = infos.iter().find(|map| map.name_as_str() == Some(name));
-            info.unwrap_or_else(|| panic!("the programs use {name}"))
-        };
-        let caches = map("CPUS");
+        Self(maps)
+    }
+
+    fn get(&self, name: &str) -> &MapInfo {
+        let info = self.0.iter().find(|map| map.name_as_str() == Some(name));
+        info.unwrap_or_else(|| panic!("the programs use {name}"))
+    }
+}
+
+impl Maps {
+    fn open() -> Self {
+        let infos = Infos::find();
+        let caches = infos.get("CPUS");
         let in_caches = caches.max_entries() * caches.value_size() / 64;
         Self {
-            index: whole(map("INDEX"), index::groups(LINES)),
-            lines: whole(map("LINES"), LINES),
+            index: whole(infos.get("INDEX"), index::groups(LINES)),
+            lines: whole(infos.get("LINES"), LINES),
             caches: whole(caches, in_caches),
             cpus: caches.max_entries(),
         }
@@ -93,6 +106,14 @@ impl Maps {
         masks
     }
 
+    /// Counts packets without bytes as sockets do, on the first CPU.
+    fn see(&self, packets: u64) {
+        let byte = counter::SEEN_TOGETHER * 8;
+        let line = u32::try_from(byte / 64).expect("small");
+        let word = self.caches.word64(line, byte % 64);
+        word.fetch_add(counter::together(packets, 0), Ordering::Relaxed);
+    }
+
     /// The number of the line that has the latest packet, and its tick.
     fn latest(&self) -> (u32, u32) {
         let used = (0..LINES).filter(|&slot| self.lines.copy(slot).packets > 0);
@@ -115,12 +136,18 @@ struct Scene {
 
 impl Scene {
     fn start(name: &str, idle_timeout: Duration) -> Self {
+        let now = Duration::ZERO;
+        Self::with(name, LineTimes { drain_interval: now, idle_timeout, linger: idle_timeout })
+    }
+
+    fn with(name: &str, times: LineTimes) -> Self {
         let netns = Netns::new(name);
         let cable = Veth::cable(&netns, VethOptions::default());
         let mut options = options("eth0");
         options.max_flows = LINES;
-        let now = Duration::ZERO;
-        options.times = LineTimes { drain_interval: now, idle_timeout, linger: idle_timeout };
+        // Caches of 1024 sets fit in with up to 682 CPUs.
+        options.memory_budget = 1 << 30;
+        options.times = times;
         let watch = Direct::with(&options, &netns, 1);
         let socket = RawSocket::open(&cable.near, cable.far.mac);
         Self { watch, socket }
@@ -169,6 +196,30 @@ fn caches_grow_with_the_flows_and_nothing_is_lost_or_counted_twice() {
 }
 
 #[test]
+fn what_sockets_saw_is_read_between_drains_before_it_wraps() {
+    need!();
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let hour = Duration::from_secs(3600);
+    let times = LineTimes { drain_interval: hour, idle_timeout: hour, linger: hour };
+    let mut scene = Scene::with("looks", times);
+    let maps = Maps::open();
+    const SECOND: Duration = Duration::from_secs(1);
+    // Two of these are more than the word holds.
+    const MANY: u64 = 40_000_000;
+    for late in [Duration::ZERO, 10 * SECOND, 11 * SECOND] {
+        maps.see(MANY);
+        let after = scene.watch.wake_lines(late);
+        assert!(after <= 4 * SECOND + late, "they ask to be woken only after {after:?}");
+    }
+    assert_eq!(scene.watch.observed().report.time_ns, 0, "no drain has ended");
+    maps.see(MANY);
+    let observed = scene.watch.stop();
+    assert_eq!(observed.seen().packets, 4 * MANY);
+    let late = observed.notices.iter().filter(|notice| notice.code == "counters_read_late");
+    assert_eq!(late.count(), 1, "{:?}", observed.notices);
+}
+
+#[test]
 fn a_line_to_which_somebody_led_late_is_led_to_by_nobody_when_it_is_free() {
     need!();
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -186,6 +237,29 @@ fn a_line_to_which_somebody_led_late_is_led_to_by_nobody_when_it_is_free() {
     scene.until("the line to be free", |scene| scene.watch.observed().released == 1);
     assert_eq!(maps.cells(slot), [], "cells that lead to a free line");
     scene.watch.observed().assert_complete();
+}
+
+#[test]
+fn idle_lines_stay_and_that_is_told_once_where_the_index_cannot_be_mapped() {
+    need!();
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut scene = Scene::start("stay", Duration::ZERO);
+    bpf::freeze(Infos::find().get("INDEX").fd().expect("root may"));
+    const FLOWS: u16 = 5;
+    for port in 1000..1000 + FLOWS {
+        scene.send(port, 2);
+    }
+    let told = |observed: &DirectObserved| {
+        observed.notices.iter().filter(|notice| notice.code == "idle_lines_stay").count()
+    };
+    scene.until("the notice", |scene| told(scene.watch.observed()) > 0);
+    for _ in 0..10 {
+        scene.watch.drain();
+    }
+    let observed = scene.watch.observed();
+    assert_eq!((told(observed), observed.released), (1, 0), "{:?}", observed.notices);
+    assert_eq!(observed.report.lines_in_use, u64::from(FLOWS), "each stays in use");
+    observed.assert_complete();
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Nothing is lost or told twice where the counting code is interrupted by itself at any
-//! instruction, while caches overflow all the time and lines are drained and go out of use.
+//! instruction, while caches overflow all the time, or grow, and lines are drained and go out of use.
 //!
 //! The programs are those of `orb8-probes/src/nest.rs`: they note for themselves what they count.
 
 use std::collections::HashMap;
+use std::mem::offset_of;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,11 +20,12 @@ use orb8_agent::ebpf::exchange;
 use orb8_agent::ebpf::grace::Grace;
 use orb8_agent::ebpf::lines::{LineSource, LineTimes};
 use orb8_agent::ebpf::load::{self, LoadOptions, Programs};
+use orb8_agent::ebpf::mapping::Mapping;
 use orb8_agent::ebpf::side_channel::SideChannel;
 use orb8_agent::ebpf::sys;
 use orb8_agent::event::{Counters, DrainReport, Event, FlowId};
 use orb8_agent::pipeline::source::EventSource as _;
-use orb8_common::cache::{FRESH_TICKS, MIN_SETS};
+use orb8_common::cache::{self, CachedLine, CpuBlock, FRESH_TICKS, MIN_SETS};
 use orb8_common::counter::{self, Lost, Reject};
 use orb8_testbed::need;
 use orb8_testbed::need::Need;
@@ -35,11 +37,16 @@ const FLOWS: usize = 1024;
 const NESTED: usize = 1;
 const RUNS: usize = 2;
 
-/// How long it goes on, and how long at most if not all has happened by then that should.
-const AT_LEAST: Duration = Duration::from_secs(5);
+/// How long it goes on at most if not all has happened by then that should.
 const AT_MOST: Duration = Duration::from_secs(40);
+/// A memory budget with which caches stay the smallest there are.
+const SMALLEST: u64 = 1;
+/// One with which they grow with the flows, on as many as 682 CPUs.
+const GROWING: u64 = 1 << 30;
 /// Interrupts of a program that counts, with which plain stores go wrong several times.
 const ENOUGH: u64 = 20_000;
+/// How often caches are to grow. They begin with room for one group of flows.
+const GROWTHS: usize = 2;
 /// Interrupts a second on each CPU, where the kernel allows so many.
 const RATE: u64 = 50_000;
 /// Packets in one system call: some milliseconds.
@@ -53,10 +60,13 @@ type Notes = PerCpuArray<MapData, [Pair; FLOWS]>;
 /// The CPUs are needed as a whole.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Names of the programs of a run.
+/// The programs of a run, and how it goes.
 struct Pairing {
     outer: &'static str,
     timer: &'static str,
+    memory_budget: u64,
+    /// How long it goes on.
+    at_least: Duration,
 }
 
 /// The programs and what they note.
@@ -78,6 +88,8 @@ struct Outcome {
     noted: Vec<Pair>,
     /// The first time that more of a flow was told than there is.
     too_much: Option<String>,
+    /// Each mask that the caches had, and how many packets were noted when it was first seen.
+    masks: Vec<(u32, u64)>,
     evicted: u64,
     released: u64,
     drains: u64,
@@ -89,12 +101,12 @@ struct Outcome {
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nest-probes.o"));
 
 impl Nest {
-    /// With the smallest caches, and lines that go out of use as soon as they may.
+    /// With lines that go out of use as soon as they may.
     fn load(pairing: &Pairing) -> Self {
         let options = LoadOptions {
             planes: Planes::Tc,
             max_flows: 4096,
-            memory_budget: 1,
+            memory_budget: pairing.memory_budget,
             ring_bytes: 64 * 1024,
             packet_ring_bytes: 64 * 1024,
             fault_bytes: 0,
@@ -112,7 +124,8 @@ impl Nest {
         let grace = Grace::start().expect("BPF can be used");
         let side = Arc::new(SideChannel::default());
         let object = loaded.programs.object().expect("not yet forgotten");
-        let caches = Caches::of(object.program(pairing.outer).expect("a program"));
+        let program = object.program(pairing.outer).expect("a program");
+        let caches = Caches::of(program, pairing.memory_budget);
         let mut map = |name: &str| object.take_map(name).expect("a map of the object");
         Self {
             outer: map("OUTER").try_into().expect("an array of each CPU"),
@@ -181,6 +194,7 @@ impl Nest {
                     outcome.evicted += self.caches.evicted();
                     outcome.noted = self.noted();
                     outcome.look_for_too_much();
+                    outcome.look_for_growth(self.caches.mask());
                 }
                 _ => {}
             }
@@ -206,14 +220,23 @@ impl Nest {
     }
 }
 
+/// Where a block has its mask: the line, and the offset there.
+#[expect(clippy::cast_possible_truncation, reason = "within a page")]
+const MASK: (u32, usize) = {
+    let byte = offset_of!(CpuBlock, mask);
+    ((byte / size_of::<CachedLine>()) as u32, byte % size_of::<CachedLine>())
+};
+
 /// The caches, looked at beside the drain.
 struct Caches {
     cpus: Cpus,
     held: Vec<Option<Cached>>,
+    /// The first CPU's block: all of them have one mask.
+    first: Mapping<CachedLine>,
 }
 
 impl Caches {
-    fn of(program: &aya::programs::Program) -> Self {
+    fn of(program: &aya::programs::Program, memory_budget: u64) -> Self {
         let ids = program.info().and_then(|info| info.map_ids()).expect("a loaded program");
         let maps = ids.expect("kernels say so").into_iter();
         let map = maps
@@ -222,12 +245,18 @@ impl Caches {
             .expect("the programs use it");
         let possible = std::fs::read_to_string(cpus::POSSIBLE).expect("the kernel tells");
         let possible = cpus::highest(&possible).expect("ranges");
-        assert_eq!(cpus::sets(possible, 1), MIN_SETS, "the smallest caches");
-        let fd = map.fd().expect("root may");
         let usable = exchange::is_known().expect("the kernel takes programs");
-        let cpus = Cpus::new(fd.as_fd(), possible, MIN_SETS, usable).expect("it can be mapped");
+        let sets = if usable { cpus::sets(possible, memory_budget) } else { MIN_SETS };
+        let fd = map.fd().expect("root may");
+        let cpus = Cpus::new(fd.as_fd(), possible, sets, usable).expect("it can be mapped");
         let held = vec![None; cpus.count() as usize];
-        Self { cpus, held }
+        let mut first = Mapping::new(fd.as_fd(), MASK.0 + 1).expect("a descriptor");
+        first.reach(MASK.0 + 1).expect("it can be mapped");
+        Self { cpus, held, first }
+    }
+
+    fn mask(&self) -> u32 {
+        self.first.word32(MASK.0, MASK.1).load(Ordering::Acquire)
     }
 
     /// How many lines hold another flow than at the last look, for which a program has moved what
@@ -285,6 +314,34 @@ impl Outcome {
                 self.too_much = Some(format!("{flow}: told {told:?} of {noted:?}"));
             }
         }
+    }
+
+    fn look_for_growth(&mut self, mask: u32) {
+        if self.masks.last().is_none_or(|&(before, _)| before != mask) {
+            self.masks.push((mask, self.packets()));
+        }
+    }
+
+    /// The caches have grown, and packets have come after it.
+    fn counted_on(&self) -> bool {
+        self.masks.get(GROWTHS).is_some_and(|&(_, packets)| packets < self.packets())
+    }
+
+    /// All packets that were noted.
+    fn packets(&self) -> u64 {
+        self.noted.iter().map(|&[packets, _]| packets).sum()
+    }
+
+    /// Every flow has what was noted, and never had more.
+    fn assert_exact(&self) {
+        assert_eq!(self.wrong(), [""; 0], "flows of {FLOWS}");
+        assert_eq!(self.too_much, None, "more was told than there was");
+        assert!(self.nested.iter().all(|&nested| nested > 0), "{:?}", self.nested);
+        self.assert_interrupted();
+        assert!(self.released > 0, "no line went out of use");
+        let Counters(counters) = &self.report.after;
+        let seen = [counters[counter::SEEN_PACKETS], counters[counter::SEEN_BYTES]];
+        assert_eq!((self.total(), self.left_out()), (seen, 0), "counted, and left out");
     }
 
     /// The flows of which something else was told than was noted.
@@ -381,9 +438,12 @@ fn run(pairing: &Pairing) -> Outcome {
             let happened = nested.iter().all(|&nested| nested > 0)
                 && nested.iter().sum::<u64>() >= ENOUGH
                 && outcome.released > 0
-                && (outcome.evicted > 0 || !cached);
+                && match pairing.memory_budget {
+                    GROWING => outcome.counted_on(),
+                    _ => outcome.evicted > 0 || !cached,
+                };
             let took = begin.elapsed();
-            took < AT_LEAST || took < AT_MOST && !happened
+            took < pairing.at_least || took < AT_MOST && !happened
         });
     });
     outcome.nested = nest.each(&cpus, NESTED);
@@ -391,14 +451,15 @@ fn run(pairing: &Pairing) -> Outcome {
     let outcome = nest.finish(outcome);
     println!(
         "{}: {} flows wrong of {FLOWS}; {:?} packets and bytes, interrupted {:?} of {runs:?}, {} \
-         evictions seen, {} lines released, {} drains",
+         evictions seen, {} lines released, {} drains, masks {:?}",
         pairing.outer,
         outcome.wrong().len(),
         outcome.total(),
         outcome.nested,
         outcome.evicted,
         outcome.released,
-        outcome.drains
+        outcome.drains,
+        outcome.masks
     );
     outcome
 }
@@ -406,17 +467,32 @@ fn run(pairing: &Pairing) -> Outcome {
 #[test]
 fn what_interrupts_itself_is_counted_exactly_while_lines_are_evicted_drained_and_released() {
     need!(Need::Root, Need::Bpf);
-    let outcome = run(&Pairing { outer: "nest_outer", timer: "nest_timer" });
-    assert_eq!(outcome.wrong(), [""; 0], "flows of {FLOWS}");
-    assert_eq!(outcome.too_much, None, "more was told than there was");
-    assert!(outcome.nested.iter().all(|&nested| nested > 0), "{:?}", outcome.nested);
-    outcome.assert_interrupted();
+    let outcome = run(&Pairing {
+        outer: "nest_outer",
+        timer: "nest_timer",
+        memory_budget: SMALLEST,
+        at_least: Duration::from_secs(5),
+    });
+    outcome.assert_exact();
     let cached = exchange::is_known().expect("the kernel takes programs");
     assert!(outcome.evicted > 0 || !cached, "no line was driven out of a cache");
-    assert!(outcome.released > 0, "no line went out of use");
-    let Counters(counters) = &outcome.report.after;
-    let seen = [counters[counter::SEEN_PACKETS], counters[counter::SEEN_BYTES]];
-    assert_eq!((outcome.total(), outcome.left_out()), (seen, 0), "counted, and left out");
+    let masks: Vec<u32> = outcome.masks.iter().map(|&(mask, _)| mask).collect();
+    assert_eq!(masks, [if cached { cache::mask(MIN_SETS) } else { 0 }], "the smallest caches");
+}
+
+#[test]
+fn what_interrupts_itself_is_counted_exactly_while_caches_grow() {
+    need!(Need::Root, Need::Bpf, Need::CompareExchange);
+    let outcome = run(&Pairing {
+        outer: "nest_outer",
+        timer: "nest_timer",
+        memory_budget: GROWING,
+        at_least: Duration::from_secs(2),
+    });
+    outcome.assert_exact();
+    let masks = &outcome.masks;
+    assert!(outcome.counted_on(), "the caches grew while flows were counted: {masks:?}");
+    assert!(masks.is_sorted_by(|a, b| a.0 < b.0), "no cache becomes smaller: {masks:?}");
 }
 
 /// The other test can fail: where a count is stored without a look at what is there, it is found.
@@ -424,7 +500,12 @@ fn what_interrupts_itself_is_counted_exactly_while_lines_are_evicted_drained_and
 fn counts_stored_on_top_of_others_are_found() {
     // Where there are no caches nothing is stored in that way.
     need!(Need::Root, Need::Bpf, Need::CompareExchange);
-    let outcome = run(&Pairing { outer: "nest_outer_plain", timer: "nest_timer_plain" });
+    let outcome = run(&Pairing {
+        outer: "nest_outer_plain",
+        timer: "nest_timer_plain",
+        memory_budget: SMALLEST,
+        at_least: Duration::from_secs(5),
+    });
     outcome.assert_interrupted();
     assert!(!outcome.wrong().is_empty(), "nothing is wrong after {:?}", outcome.nested);
 }

@@ -31,7 +31,7 @@ const WAYS: u32 = lines(size_of::<CacheSet>());
 const LEAST_FLOWS: u32 = 128;
 /// Bytes mapped at once, as few as a cache has for a start.
 const WINDOW_BYTES: usize = 16 << 10;
-/// The same.
+/// [`LINE_BYTES`] where lengths have 32 bits.
 const LINE_LENGTH: u32 = 64;
 
 #[allow(clippy::cast_possible_truncation, reason = "a few pages")]
@@ -275,6 +275,10 @@ const _: () = assert!(counter::COUNT * 8 <= HEADER_BYTES && LINE_LENGTH as usize
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -327,5 +331,106 @@ mod tests {
             assert_eq!(block_bytes(sets) as usize % 4096, 0);
         }
         assert_eq!(block_bytes(MIN_SETS) as usize, size_of::<cache::CpuBlock>());
+    }
+
+    /// Blocks in memory that no program shares.
+    fn blocks(cpus: u32, sets: u32, cached: bool) -> (OwnedFd, Cpus) {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memory = memfd_create("blocks", flags).expect("a descriptor");
+        ftruncate(&memory, u64::from(cpus * block_bytes(sets))).expect("there is room");
+        let cpus = Cpus::new(&memory, cpus, sets, cached).expect("it can be mapped");
+        (memory, cpus)
+    }
+
+    impl Cpus {
+        fn add(&self, cpu: u32, at: usize, more: u64) {
+            let (line, offset) = place(at * 8);
+            let word = self.blocks.word64(cpu * self.stride + line, offset);
+            word.fetch_add(more, Ordering::Relaxed);
+        }
+
+        fn masks(&self) -> Vec<u32> {
+            let (line, offset) = place(offset_of!(CpuBlock, mask));
+            let mask = |cpu| self.blocks.word32(cpu * self.stride + line, offset);
+            (0..self.cpus).map(|cpu| mask(cpu).load(Ordering::Relaxed)).collect()
+        }
+
+        /// Leaves a packet of a line of the table in a line of a cache.
+        fn fill(&self, number: u32, slot: u32) {
+            let index = self.index(number);
+            let word = self.blocks.word64(index, offset_of!(CachedLine, word));
+            self.blocks.word32(index, offset_of!(CachedLine, slot)).store(slot, Ordering::Relaxed);
+            word.store(cache::counts(1, 60), Ordering::Relaxed);
+        }
+
+        /// The lines of the table for which the caches hold something.
+        fn held(&self) -> Vec<u32> {
+            (0..self.count()).filter_map(|number| self.read(number)).map(|held| held.slot).collect()
+        }
+    }
+
+    #[test]
+    fn what_was_seen_in_one_word_is_seen_also_where_the_word_has_wrapped() {
+        let (_memory, mut cpus) = blocks(2, MIN_SETS, true);
+        cpus.add(0, counter::SEEN_PACKETS, 5);
+        cpus.add(0, counter::SEEN_BYTES, 500);
+        let (mut packets, mut bytes) = (5, 500);
+        // Two of them are more than the word holds.
+        for each in [40_000_000, 50_000_000, 60_000_000] {
+            for cpu in 0..2 {
+                cpus.add(cpu, counter::SEEN_TOGETHER, counter::together(each, 60 * each));
+                (packets, bytes) = (packets + each, bytes + 60 * each);
+            }
+            let Counters(sum) = cpus.counters();
+            assert_eq!(sum[counter::SEEN_PACKETS], packets);
+            assert_eq!(sum[counter::SEEN_BYTES], bytes);
+            assert_eq!(sum[counter::SEEN_TOGETHER], 0, "told as seen");
+        }
+        assert_eq!(cpus.counters(), cpus.counters(), "nothing is added twice");
+    }
+
+    #[test]
+    fn other_counters_are_summed_over_all_cpus_and_wrap() {
+        let (_memory, mut cpus) = blocks(3, MIN_SETS, true);
+        cpus.add(0, counter::SEGMENT_EXCESS, 3_u64.wrapping_neg());
+        cpus.add(2, counter::SEGMENT_EXCESS, 10);
+        cpus.add(2, counter::COUNT - 1, 4);
+        let Counters(sum) = cpus.counters();
+        assert_eq!((sum[counter::SEGMENT_EXCESS], sum[counter::COUNT - 1]), (7, 4));
+        assert_eq!(sum.iter().filter(|&&sum| sum != 0).count(), 2, "{sum:?}");
+    }
+
+    #[test]
+    fn caches_of_all_cpus_grow_with_the_flows_and_keep_what_they_hold() {
+        let (_memory, mut cpus) = blocks(2, 1024, true);
+        assert_eq!(cpus.masks(), [cache::mask(64); 2], "for a start");
+        cpus.fill(3, 30);
+        cpus.fill(64 * WAYS + 5, 50);
+        // Flows, and sets after that.
+        for (flows, sets) in [(128, 64), (130, 128), (1000, 512), (10, 512), (u32::MAX, 1024)] {
+            cpus.provide(flows).expect("it can be mapped");
+            assert_eq!(cpus.masks(), [cache::mask(sets); 2], "{flows} flows");
+            assert_eq!(cpus.count(), 2 * sets * WAYS, "{flows} flows");
+            assert_eq!(cpus.held(), [30, 50], "{flows} flows");
+        }
+    }
+
+    #[test]
+    fn caches_stay_as_they_are_where_no_more_can_be_mapped() {
+        let (memory, mut cpus) = blocks(2, 1024, true);
+        cpus.fill(64 * WAYS + 5, 50);
+        fcntl_add_seals(&memory, SealFlags::FUTURE_WRITE).expect("nobody has sealed it");
+        assert!(cpus.provide(1000).is_err());
+        assert_eq!(cpus.masks(), [cache::mask(64); 2], "no program uses what we cannot read");
+        assert_eq!((cpus.count(), cpus.held()), (2 * 64 * WAYS, vec![50]));
+        cpus.provide(1000).expect("nobody tries again");
+        assert_eq!(cpus.masks(), [cache::mask(64); 2]);
+    }
+
+    #[test]
+    fn programs_that_use_no_caches_get_none() {
+        let (_memory, mut cpus) = blocks(2, MIN_SETS, false);
+        cpus.provide(1000).expect("there is nothing to do");
+        assert_eq!((cpus.masks(), cpus.count()), (vec![0, 0], 0));
     }
 }

@@ -186,8 +186,9 @@ fn tell_what_lacks(table: &Table, reads_owner: bool, planes: &Planes, side: &Sid
     if !table.cpus.has_caches() {
         tell(
             "no_line_cache",
-            "programs cannot compare and exchange here, which kernels from 5.12 on let them: all \
-             CPUs count in one table, which costs each packet some ten nanoseconds more",
+            "programs cannot compare and exchange here, which kernels from 5.12 on let them, on \
+             arm64 from 5.18: all CPUs count in one table, which costs each packet some ten \
+             nanoseconds more",
         );
     }
     if planes.socket_root().is_some() && !reads_owner {

@@ -12,6 +12,7 @@
 //! the last difference is read, the line is zeroed and pushed to the free list.
 
 mod leaving;
+mod looks;
 mod slots;
 
 use std::mem::offset_of;
@@ -24,7 +25,8 @@ use orb8_common::counter;
 use orb8_common::index;
 use orb8_common::network::{FlowKey, FlowLine, FlowMeta, tcp_seen};
 
-use self::leaving::Waiting;
+use self::leaving::{Reaching, Waiting};
+use self::looks::Looks;
 use self::slots::{Slot, State};
 use super::clock::{Clock, Reference};
 use super::cpus::Cached;
@@ -40,10 +42,6 @@ pub const LINES: &str = "lines";
 const LINES_A_CALL: u32 = 2048;
 /// Lines of the caches looked at in one call: most hold nothing or only add to a sum.
 const CACHED_A_CALL: u32 = 16_384;
-/// The counters are read so much too late that they may have wrapped.
-const LATE: Duration = Duration::from_secs(10);
-/// Between two readings of the counters, at most.
-const LOOK_INTERVAL: Duration = Duration::from_secs(4);
 /// Lines beyond the highest one used that are looked at for new ones: programs take numbers in
 /// order, and a CPU may still be writing the line it took.
 const LOOK_AHEAD: u32 = 512;
@@ -96,8 +94,7 @@ pub struct LineSource {
     /// seen and counting it on its line, so one quiet pass proves nothing.
     was_quiet: bool,
     due: Instant,
-    /// When the counters are to be read next, drain or not.
-    look_due: Instant,
+    looks: Looks,
     pass: Option<Pass>,
     /// [`State::Unlisted`], not yet waiting.
     idle: Vec<u32>,
@@ -110,6 +107,7 @@ pub struct LineSource {
     /// [`State::Leaving`], not yet waiting.
     taken: Vec<u32>,
     waiting: Option<Waiting>,
+    reaching: Reaching,
     /// To be given back now.
     releasing: Vec<u32>,
 }
@@ -138,7 +136,7 @@ impl LineSource {
             last_seen_packets: 0,
             was_quiet: false,
             due: Instant::now() + times.drain_interval,
-            look_due: Instant::now() + LOOK_INTERVAL,
+            looks: Looks::after(Instant::now()),
             pass: None,
             idle: Vec::new(),
             emptying: Vec::new(),
@@ -146,6 +144,7 @@ impl LineSource {
             taking_since: 0,
             taken: Vec::new(),
             waiting: None,
+            reaching: Reaching::default(),
             releasing: Vec::new(),
         }
     }
@@ -153,6 +152,7 @@ impl LineSource {
     fn begin(&mut self) -> Result<Pass, SourceError> {
         let reference = self.clock.now().map_err(|e| failed(&e))?;
         let before = self.table.cpus.counters();
+        self.reaching.try_again();
         let ahead = self.high.saturating_add(LOOK_AHEAD).min(self.table.lines.count());
         self.reach(ahead)?;
         let quiet = before.0[counter::SEEN_PACKETS] == self.last_seen_packets;
@@ -205,18 +205,6 @@ impl LineSource {
             Step::Tell => return Ok(true),
         }
         Ok(false)
-    }
-
-    fn tell_late(&self, late: Duration) {
-        self.side.notify(Notice {
-            severity: Severity::Warning,
-            code: "counters_read_late",
-            message: format!(
-                "the agent stood still for {} s: if a CPU had more than 67 million packets at \
-                 sockets meanwhile, fewer are told as seen",
-                late.as_secs()
-            ),
-        });
     }
 
     /// Lets caches grow with the flows, between two passes.
@@ -407,7 +395,7 @@ impl EventSource for LineSource {
     }
 
     fn wakeup(&self) -> Wakeup<'_> {
-        Wakeup { fd: None, due: Some(self.due.min(self.look_due)) }
+        Wakeup { fd: None, due: Some(self.due.min(self.looks.due())) }
     }
 
     fn hurry(&mut self, now: Instant) {
@@ -422,13 +410,10 @@ impl EventSource for LineSource {
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
-        if self.look_due <= now {
-            if now.saturating_duration_since(self.look_due) > LATE {
-                self.tell_late(now - self.look_due);
-            }
+        if let Some(late) = self.looks.look(now) {
             // Only to be read in time, see `counter::apart`.
             let _counters = self.table.cpus.counters();
-            self.look_due = now + LOOK_INTERVAL;
+            looks::notice(late).into_iter().for_each(|notice| self.side.notify(notice));
         }
         if now < self.due {
             return Ok(());

@@ -187,6 +187,19 @@ impl Direct {
         }
     }
 
+    /// Wakes the lines so much later than they ask for; says when, after the last time, that was.
+    pub fn wake_lines(&mut self, late: Duration) -> Duration {
+        let lines = self.sources.iter_mut().find(|source| source.name() == LINES);
+        let lines = lines.expect("there is always one");
+        let now = lines.wakeup().due.expect("drains have a time") + late;
+        let mut events = Vec::new();
+        lines.collect(now, &mut events).expect("a source that can be read");
+        for event in events {
+            self.observed.take(event);
+        }
+        now.saturating_duration_since(std::mem::replace(&mut self.now, now))
+    }
+
     /// Drains until at least `packets` were seen and nothing more comes.
     #[track_caller]
     pub fn settled(&mut self, packets: u64) -> DirectObserved {

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use crate::netns::Netns;
 
@@ -16,6 +16,7 @@ const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_MAP_GET_FD_BY_ID: u32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
+const BPF_MAP_FREEZE: u32 = 22;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_DETACH: u32 = 34;
 
@@ -140,6 +141,17 @@ pub fn map_exists(id: u32) -> bool {
     by_id(BPF_MAP_GET_FD_BY_ID, id).is_ok()
 }
 
+/// Forbids user space to write to a map from now on, also by mapping it; programs still may.
+///
+/// # Panics
+/// If the kernel refuses, as it does where somebody has mapped it to be written.
+pub fn freeze(map: impl AsFd) {
+    let map_fd = u32::try_from(map.as_fd().as_raw_fd()).expect("an open descriptor");
+    // SAFETY: the attributes hold no pointers.
+    unsafe { bpf(BPF_MAP_FREEZE, &map_fd) }
+        .unwrap_or_else(|error| panic!("freezing a map: {error}"));
+}
+
 /// Whether this process may load programs of the type that the probes have.
 ///
 /// # Errors
@@ -173,7 +185,10 @@ pub fn tcx_support() -> Result<(), String> {
     })
 }
 
-/// Whether programs may compare and exchange (kernel 5.12), by the kernel's version.
+/// The first kernel that compiles programs which compare and exchange.
+const EXCHANGE_SINCE: (u32, u32) = if cfg!(target_arch = "aarch64") { (5, 18) } else { (5, 12) };
+
+/// Whether programs may compare and exchange, by the kernel's version.
 ///
 /// # Errors
 /// A sentence with the cause.
@@ -182,10 +197,13 @@ pub fn exchange_support() -> Result<(), String> {
     let release = name.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= (5, 12) {
+    if version >= EXCHANGE_SINCE {
         return Ok(());
     }
-    Err(format!("the kernel has no compare-and-exchange ({release}): needs kernel 5.12 or newer"))
+    let (major, minor) = EXCHANGE_SINCE;
+    Err(format!(
+        "the kernel has no compare-and-exchange ({release}): needs kernel {major}.{minor} or newer"
+    ))
 }
 
 #[repr(C)]

@@ -15,7 +15,7 @@ pub enum Need {
     Bpf,
     /// Kernel 6.6 or newer: programs attach by tcx links.
     Tcx,
-    /// Kernel 5.12 or newer: programs may compare and exchange.
+    /// Kernel 5.12 or newer, on arm64 5.18: programs may compare and exchange.
     CompareExchange,
     /// A program in `PATH`.
     Tool(&'static str),

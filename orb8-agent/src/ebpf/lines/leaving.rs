@@ -1,6 +1,7 @@
 //! How lines leave: off the index, out of the caches, back to the list of free lines, each step
 //! when no running program can still be at the one before.
 
+use std::io;
 use std::sync::atomic::Ordering;
 
 use orb8_common::index::{self, EMPTY_CELL, GROUP_CELLS};
@@ -10,7 +11,8 @@ use super::LineSource;
 use super::slots::{Slot, State};
 use crate::ebpf::clock::Reference;
 use crate::ebpf::grace::Ticket;
-use crate::event::{Event, FlowId};
+use crate::ebpf::side_channel::SideChannel;
+use crate::event::{Event, FlowId, Notice, Severity};
 use crate::pipeline::source::BATCH;
 
 /// Lines that take their next step out of use when a grace period has passed.
@@ -22,6 +24,42 @@ pub(super) struct Waiting {
     idle: Vec<u32>,
     /// To be free.
     taken: Vec<u32>,
+}
+
+/// Where the index cannot be mapped, that is tried once a pass, whatever number of lines would
+/// leave, and told once.
+#[derive(Default)]
+pub(super) struct Reaching {
+    /// In this pass.
+    failed: bool,
+    told: bool,
+}
+
+impl Reaching {
+    /// Another pass begins.
+    pub(super) const fn try_again(&mut self) {
+        self.failed = false;
+    }
+
+    /// Whether the index is mapped, by what is given if that has not failed in this pass.
+    fn is_mapped(&mut self, map: impl FnOnce() -> io::Result<()>, side: &SideChannel) -> bool {
+        if self.failed {
+            return false;
+        }
+        let Err(error) = map() else { return true };
+        self.failed = true;
+        if !std::mem::replace(&mut self.told, true) {
+            side.notify(Notice {
+                severity: Severity::Warning,
+                code: "idle_lines_stay",
+                message: format!(
+                    "the index of flow lines cannot be mapped: {error}; lines of idle flows stay in \
+                     use, and when all are, packets of new flows are not counted on a flow"
+                ),
+            });
+        }
+        false
+    }
 }
 
 impl LineSource {
@@ -62,14 +100,8 @@ impl LineSource {
 
     /// The index is needed from the first line that leaves; any group may then be asked for.
     fn reach_index(&mut self) -> bool {
-        let groups = self.table.index.count();
-        match self.table.index.reach(groups) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(%error, "idle flow lines stay: the index cannot be mapped");
-                false
-            }
-        }
+        let index = &mut self.table.index;
+        self.reaching.is_mapped(|| index.reach(index.count()), &self.side)
     }
 
     /// Puts `new` into at most so many cells of a group that hold `old`; returns how many they were.
@@ -166,5 +198,34 @@ impl LineSource {
             let (idle, taken) = (std::mem::take(&mut self.idle), std::mem::take(&mut self.taken));
             self.waiting = Some(Waiting { ticket, since: now.stamp(), idle, taken });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_mapped_is_tried_once_a_pass_and_told_once() {
+        let side = SideChannel::default();
+        let mut reaching = Reaching::default();
+        let mut tries = 0;
+        for pass in 1..=3 {
+            reaching.try_again();
+            for _line in 0..100 {
+                let map = || {
+                    tries += 1;
+                    Err(io::Error::from_raw_os_error(libc::ENOMEM))
+                };
+                assert!(!reaching.is_mapped(map, &side));
+            }
+            assert_eq!(tries, pass);
+        }
+        let told = side.take_notices();
+        assert_eq!(told.iter().map(|notice| notice.code).collect::<Vec<_>>(), ["idle_lines_stay"]);
+        assert!(told[0].message.contains("Cannot allocate memory"), "{}", told[0].message);
+        assert!(!reaching.is_mapped(|| Ok(()), &side), "not before the next pass");
+        reaching.try_again();
+        assert!(reaching.is_mapped(|| Ok(()), &side));
     }
 }
