@@ -14,7 +14,7 @@ use orb8_common::network::{FlowKey, flag};
 use crate::atomic::{compare_exchange64, exchange64};
 use crate::cpu::{Cpu, Set};
 use crate::maps::is_interrupted;
-use crate::network::Packet;
+use crate::network::{Packet, forget};
 use crate::table;
 
 /// Whether a line is of the flow. Volatile, so that nothing is read before the word that the caller
@@ -162,7 +162,7 @@ fn choose(cpu: Cpu, set: Set, packet: &Packet) -> Choice {
     /// Older than any line is.
     const EMPTY: u64 = 1 << 32;
     const OWN: u64 = 1 << 33;
-    let (mut best, mut at, mut seen) = (0, 0, cache::BUSY);
+    let (mut best, mut at, mut seen) = (0, 0u64, cache::BUSY);
     for i in 0..WAYS {
         let line = set.line(i);
         let word = word_of(line);
@@ -180,13 +180,17 @@ fn choose(cpu: Cpu, set: Set, packet: &Packet) -> Choice {
             1 + (packet.now.wrapping_sub(last) as i32).max(0) as u64
         };
         if age > best {
-            (best, at, seen) = (age, i, word);
+            (best, at, seen) = (age, i as u64, word);
         }
+        // Else the verifier goes through what comes after once for each line that it may be.
+        best = forget(best, packet.hash);
+        at = forget(at, packet.hash);
+        seen = forget(seen, packet.hash);
     }
     if best <= FRESH_TICKS as u64 && !is_admitted(cpu) {
         seen = cache::BUSY;
     }
-    Choice { at, seen, own: best == OWN }
+    Choice { at: at as usize, seen, own: best == OWN }
 }
 
 /// By the number of the packet, spread so that no rhythm of the traffic meets it.

@@ -183,7 +183,7 @@ fn common<const HOOK: u32>(
 
 /// A value that is the same, and of which the verifier knows nothing.
 #[inline(always)]
-fn forget(value: u64, any: u64) -> u64 {
+pub fn forget(value: u64, any: u64) -> u64 {
     let mut mixed = value ^ any;
     // SAFETY: it takes away what was put to it, and the compiler cannot look through it. An
     // instruction, because the kernel refuses two source lines at one.
