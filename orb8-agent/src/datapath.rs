@@ -126,9 +126,12 @@ pub trait Datapath: Send + Sync + Debug {
     }
 
     /// Makes the kernel keep statistics of all programs of the host until the guard is dropped, which
-    /// costs each run of each of them; none if it refuses.
-    fn keep_statistics(&self) -> Option<Box<dyn Any + Send>> {
-        None
+    /// costs each run of each of them.
+    ///
+    /// # Errors
+    /// What the kernel says: EPERM without CAP_SYS_ADMIN, EINVAL before 5.8.
+    fn keep_statistics(&self) -> io::Result<Box<dyn Any + Send>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Detaches everything and waits until no program runs any more, so that what the sources

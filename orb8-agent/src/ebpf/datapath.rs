@@ -211,7 +211,7 @@ impl Datapath for TcDatapath {
         self.kernel.meter().program_time()
     }
 
-    fn keep_statistics(&self) -> Option<Box<dyn Any + Send>> {
+    fn keep_statistics(&self) -> io::Result<Box<dyn Any + Send>> {
         Meter::keep_statistics()
     }
 

@@ -12,6 +12,7 @@
 //! the last difference is read, the line is zeroed and pushed to the free list.
 
 mod leaving;
+mod pace;
 mod slots;
 
 use std::mem::offset_of;
@@ -25,6 +26,7 @@ use orb8_common::index;
 use orb8_common::network::{FlowKey, FlowLine, FlowMeta, tcp_seen};
 
 use self::leaving::Waiting;
+use self::pace::Pace;
 use self::slots::{Slot, State};
 use super::clock::{Clock, Reference};
 use super::cpus::Cached;
@@ -42,8 +44,6 @@ const LINES_A_CALL: u32 = 2048;
 const CACHED_A_CALL: u32 = 16_384;
 /// The counters are read so much too late that they may have wrapped.
 const LATE: Duration = Duration::from_secs(10);
-/// Between two readings of the counters, at most.
-const LOOK_INTERVAL: Duration = Duration::from_secs(4);
 /// Lines beyond the highest one used that are looked at for new ones: programs take numbers in
 /// order, and a CPU may still be writing the line it took.
 const LOOK_AHEAD: u32 = 512;
@@ -86,6 +86,7 @@ pub struct LineSource {
     clock: Clock,
     grace: Grace,
     times: LineTimes,
+    pace: Pace,
     side: Arc<SideChannel>,
     slots: Vec<Slot>,
     /// One more than the highest line ever seen in use.
@@ -126,19 +127,21 @@ impl LineSource {
     ) -> Self {
         // Reserved now, touched as lines come into use.
         let slots = Vec::with_capacity(table.lines.count() as usize);
+        let pace = Pace::new(times.drain_interval, table.lines.count());
         Self {
             table,
             clock,
             grace,
             times,
+            pace,
             side,
             slots,
             high: 0,
             in_use: 0,
             last_seen_packets: 0,
             was_quiet: false,
-            due: Instant::now() + times.drain_interval,
-            look_due: Instant::now() + LOOK_INTERVAL,
+            due: Instant::now() + pace.interval(),
+            look_due: Instant::now() + pace.until_look(),
             pass: None,
             idle: Vec::new(),
             emptying: Vec::new(),
@@ -367,6 +370,15 @@ impl LineSource {
         true
     }
 
+    /// Changes the pace, also of the wait that goes on.
+    fn change_pace(&mut self, change: impl FnOnce(&mut Pace)) {
+        let before = self.pace.interval();
+        change(&mut self.pace);
+        if self.pass.is_none() {
+            self.due = self.due + self.pace.interval() - before;
+        }
+    }
+
     fn end(&mut self, pass: &Pass, out: &mut Vec<Event>) {
         let after = self.table.cpus.counters();
         self.last_seen_packets = pass.before.0[counter::SEEN_PACKETS];
@@ -415,10 +427,7 @@ impl EventSource for LineSource {
     }
 
     fn pace(&mut self, interval: Duration) {
-        if self.pass.is_none() {
-            self.due = self.due + interval - self.times.drain_interval;
-        }
-        self.times.drain_interval = interval;
+        self.change_pace(|pace| pace.ask(interval));
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
@@ -426,9 +435,10 @@ impl EventSource for LineSource {
             if now.saturating_duration_since(self.look_due) > LATE {
                 self.tell_late(now - self.look_due);
             }
-            // Only to be read in time, see `counter::apart`.
-            let _counters = self.table.cpus.counters();
-            self.look_due = now + LOOK_INTERVAL;
+            // Also to be read in time, see `counter::apart`.
+            let counters = self.table.cpus.counters();
+            self.change_pace(|pace| pace.look(&counters));
+            self.look_due = now + self.pace.until_look();
         }
         if now < self.due {
             return Ok(());
@@ -437,7 +447,7 @@ impl EventSource for LineSource {
             Some(pass) => pass,
             None => {
                 // Also after an error: the next try is one interval away.
-                self.due = now + self.times.drain_interval;
+                self.due = now + self.pace.interval();
                 let pass = self.begin()?;
                 self.step_on();
                 self.due = now;
@@ -449,7 +459,10 @@ impl EventSource for LineSource {
             return Ok(());
         }
         if self.advance(&mut pass, out)? {
-            self.due = now + self.times.drain_interval;
+            self.pace.count(self.in_use, &pass.before);
+            self.due = now + self.pace.interval();
+            // A drain looks, too.
+            self.look_due = now + self.pace.until_look();
             self.ask_for_grace(&pass.reference);
             self.provide_caches();
             self.end(&pass, out);
