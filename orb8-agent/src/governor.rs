@@ -18,7 +18,7 @@ mod source;
 pub use board::{Board, State};
 use ladder::{Ladder, Load, Step};
 pub use meter::{Basis, Meter};
-pub use room::{BASE_BYTES, FLOW_BYTES, flows_within};
+pub use room::{BASE_BYTES, FLOW_BYTES, flows_within, too_small};
 pub use source::{GovernorSource, Hands};
 
 /// What the agent may use.
@@ -304,6 +304,14 @@ impl Governor {
             (Cause::EventRing, events, between != before),
             (Cause::PacketRing, packets, after != between),
         ])
+    }
+
+    /// Gives up nothing more for the ring of packets: the view is closed that filled it.
+    pub fn close_packets(&mut self) -> Option<Change> {
+        let before = self.given();
+        let step = self.packets.reset();
+        let felt = self.given() != before;
+        step.map(|_back| Change { cause: Cause::PacketRing, back: true, felt })
     }
 
     /// Whether a ring is over the threshold, and something can be given up for it.

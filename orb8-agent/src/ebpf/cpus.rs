@@ -18,7 +18,7 @@ use crate::event::Counters;
 /// has for a cache is to be left to the traffic.
 const MAX_SETS: u32 = 4096;
 /// The caches of all CPUs take at most this part of the memory budget.
-const BUDGET_PART: u64 = 6;
+pub const BUDGET_PART: u64 = 6;
 /// Lines that the counters take the place of.
 const HEADER_LINES: u32 = lines(HEADER_BYTES);
 const LINE_BYTES: usize = size_of::<CachedLine>();

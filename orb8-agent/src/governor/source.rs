@@ -257,6 +257,14 @@ impl GovernorSource {
         }
     }
 
+    /// What filled the ring of packets is gone, and the next view begins anew.
+    fn close_packets(&mut self, now: Instant, out: &mut Vec<Event>) {
+        if let Some(change) = self.governor.close_packets() {
+            self.fullest.packets = 0.0;
+            self.act(change, "the last packet view was closed", now, out);
+        }
+    }
+
     fn why_cpu(&self, used: f64) -> String {
         format!(
             "the agent and its programs took {:.2} % of the node's CPU time, the budget is {} % (ORB8_CPU_BUDGET)",
@@ -399,12 +407,16 @@ impl EventSource for GovernorSource {
         let pressed = self.governor.is_pressed(self.rings.fullest());
         let rings = pressed.then_some(self.ring_pause);
         let opening = (!self.opening.is_empty()).then_some(self.rings_judged);
-        let due = [Some(self.due), opening, rings, self.meter.due()];
+        let closed = self.rings.has_closed().then_some(self.rings_judged);
+        let due = [Some(self.due), opening, rings, closed, self.meter.due()];
         Wakeup { fd: None, due: due.into_iter().flatten().min() }
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         out.extend(self.opening.drain(..).map(Event::Notice));
+        if self.rings.take_closed() {
+            self.close_packets(now, out);
+        }
         if now >= self.due {
             self.due = now + self.interval;
             self.judge(now, out);

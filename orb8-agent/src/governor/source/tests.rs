@@ -196,6 +196,26 @@ fn a_ring_that_fills_is_acted_on_at_once_and_told_once_a_minute_and_its_all_clea
 }
 
 #[test]
+fn sampling_for_the_ring_ends_with_the_last_packet_view() {
+    let mut bench = bench(EVERYTHING, Vec::new());
+    for _ in 0..3 {
+        bench.source.rings.note(Ring::Packets, 90, 100);
+        bench.after(RING_PAUSE);
+    }
+    assert_eq!(bench.board.state().given.sampling, 8);
+    bench.source.rings.note(Ring::Packets, 90, 100);
+    bench.source.rings.close_packets();
+    assert!(bench.source.wakeup().due.unwrap() <= bench.now, "at once");
+    let told = bench.after(Duration::ZERO);
+    let says = "the last packet view was closed: nothing is given up any more (2 steps before were not told)";
+    assert_eq!(told, [("governor_back", says.to_owned())]);
+    assert_eq!(bench.board.state().given, Given::NOTHING);
+    assert_eq!(bench.programs.asked.lock().unwrap().unwrap().sampling, 1);
+    bench.source.rings.close_packets();
+    assert_eq!(bench.after(Duration::ZERO), [], "once");
+}
+
+#[test]
 fn what_filled_a_ring_is_shown_and_calm_begins_after_it() {
     let mut bench = bench(EVERYTHING, Vec::new());
     bench.source.rings.note(Ring::Packets, 90, 100);
