@@ -32,8 +32,8 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// many again hold, in whatever order subscribers come and stall.
 const FULL_QUEUES: usize = 16;
 
-/// What stands in a subscriber's queue: two words, because there may be half a million of them. An
-/// event is one for all who wait for it.
+/// What stands in a subscriber's queue: two words, because there may be a quarter of a million of
+/// them. An event is one for all who wait for it.
 enum Item {
     Told(Arc<Told>),
     Tick(Box<DrainMark>),

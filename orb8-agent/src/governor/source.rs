@@ -319,8 +319,10 @@ impl GovernorSource {
     /// Asks the programs again for what they refused, and tells when they do it.
     fn try_again(&mut self, out: &mut Vec<Event>) {
         if matches!(self.hold(), Held::Changed) {
-            let now_so = what_holds(&self.board.state().sentences, false);
-            out.push(Event::Notice(notice(true, "the programs do what they refused", &now_so, 0)));
+            let sentences = self.board.state().sentences;
+            let now_so = what_holds(&sentences, false);
+            let why = "the programs do what they refused";
+            out.push(Event::Notice(notice(sentences.is_empty(), why, &now_so, 0)));
         }
     }
 

@@ -264,7 +264,7 @@ fn what_the_programs_were_not_told_is_not_shown_and_tried_again() {
     assert_eq!(bench.after(INTERVAL), [], "told once");
     bench.programs.deaf.store(false, Ordering::Relaxed);
     let told = bench.after(INTERVAL);
-    let [("governor_back", done)] = &told[..] else { panic!("{told:?}") };
+    let [("governor_step", done)] = &told[..] else { panic!("{told:?}") };
     let says = "the programs do what they refused: from now on starts of flows without a SYN are told by the next read";
     assert_eq!(done, says);
     assert!(bench.board.state().given.fewer_events);
