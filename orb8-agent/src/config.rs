@@ -9,8 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+use orb8_util::format;
 
 use crate::capture::Planes;
 use crate::datapath::{AttachMode, DatapathSettings};
@@ -62,14 +65,15 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub broadcast_channel_size: u32,
 
-    /// Bytes of the kernel's event ring: a power of two, also written as 512KiB or 1MiB.
+    /// Bytes of the kernel's event ring: a power of two, also written as 512KiB or 1MiB. They count three
+    /// times in the memory budget.
     #[arg(long, env = "ORB8_RING_BUFFER_SIZE", default_value = "1MiB", value_name = "BYTES",
         value_parser = ring_buffer_size)]
     pub ring_buffer_size: u32,
 
     /// Bytes meant for the agent and its maps: 32MiB to 4095MiB. The lines of the CPUs take at most a
-    /// sixth, and no more flows are held than it has room for; above it, ended flows are kept for less
-    /// time.
+    /// sixth, and no more flows are held than it has room for besides the event ring; above it, ended
+    /// flows are kept for less time.
     #[arg(long, env = "ORB8_MEMORY_BUDGET", default_value = "96MiB", value_name = "BYTES",
         value_parser = memory_budget)]
     pub memory_budget: u32,
@@ -82,7 +86,7 @@ pub struct Settings {
 
     /// Part of a ring of events that may be full; above it packets of the packet view are sampled, and
     /// starts of flows that no SYN opens are told by the next read of the counters. With 100% neither is
-    /// ever done.
+    /// done for a ring.
     #[arg(long, env = "ORB8_SAMPLING_THRESHOLD", default_value = "80%", value_name = "PERCENT",
         value_parser = sampling_threshold)]
     pub sampling_threshold: Share,
@@ -233,7 +237,23 @@ where
         })
         .collect();
     let settings = Settings::from_arg_matches(&matches)?;
+    fits(&settings)?;
     Ok(Config { settings, sources })
+}
+
+/// A ring alone may be more than the memory budget.
+fn fits(settings: &Settings) -> Result<(), clap::Error> {
+    let budget = settings.memory_budget.into();
+    let Some(least) = governor::too_small(budget, settings.ring_buffer_size) else {
+        return Ok(());
+    };
+    let message = format!(
+        "a memory budget of {} (ORB8_MEMORY_BUDGET) has no room for an event ring of {} \
+         (ORB8_RING_BUFFER_SIZE), give it {least}MiB or set a smaller ring\n",
+        format::bytes(budget),
+        format::bytes(settings.ring_buffer_size.into()),
+    );
+    Err(Settings::command().error(ErrorKind::ValueValidation, message))
 }
 
 /// A setting as the reference lists it.
@@ -411,7 +431,8 @@ impl Settings {
     /// The most flows that are held: as set, as far as the memory budget has room for them.
     #[must_use]
     pub fn max_flows_held(&self) -> u32 {
-        governor::flows_within(self.max_flows, self.memory_budget.into())
+        let budget = self.memory_budget.into();
+        governor::flows_within(self.max_flows, budget, self.ring_buffer_size)
     }
 
     /// What the agent may use.

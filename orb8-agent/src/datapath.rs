@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use orb8_common::network::{PacketFilter, Sparing};
@@ -126,9 +126,12 @@ pub trait Datapath: Send + Sync + Debug {
     }
 
     /// Makes the kernel keep statistics of all programs of the host until the guard is dropped, which
-    /// costs each run of each of them; none if it refuses.
-    fn keep_statistics(&self) -> Option<Box<dyn Any + Send>> {
-        None
+    /// costs each run of each of them.
+    ///
+    /// # Errors
+    /// What the kernel says: EPERM without CAP_SYS_ADMIN, EINVAL before 5.8.
+    fn keep_statistics(&self) -> io::Result<Box<dyn Any + Send>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Detaches everything and waits until no program runs any more, so that what the sources
@@ -149,7 +152,12 @@ pub enum Ring {
 /// How full the rings were when they were read, at the most since somebody looked. Those who read
 /// them note it.
 #[derive(Debug, Default)]
-pub struct RingGauges([AtomicU32; 2]);
+pub struct RingGauges {
+    /// Millionths, by ring.
+    fill: [AtomicU32; 2],
+    /// The last packet view was closed.
+    closed: AtomicBool,
+}
 
 /// How full the rings were, 0 to 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -176,13 +184,30 @@ impl RingGauges {
     pub fn note(&self, ring: Ring, bytes: u64, of: u64) {
         let millionths = bytes.min(of).saturating_mul(1_000_000) / of.max(1);
         let millionths = u32::try_from(millionths).unwrap_or(u32::MAX);
-        self.0[ring as usize].fetch_max(millionths, Ordering::Relaxed);
+        self.fill[ring as usize].fetch_max(millionths, Ordering::Relaxed);
+    }
+
+    /// Notes that the last packet view is closed: how full its ring was says nothing of the next one's.
+    pub fn close_packets(&self) {
+        self.fill[Ring::Packets as usize].store(0, Ordering::Relaxed);
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the last packet view was closed since that was taken.
+    #[must_use]
+    pub fn has_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// The same, and begins anew.
+    pub fn take_closed(&self) -> bool {
+        self.closed.swap(false, Ordering::Relaxed)
     }
 
     /// The fullest that they were since they were taken last.
     #[must_use]
     pub fn fullest(&self) -> RingFill {
-        let share = |ring: Ring| f64::from(self.0[ring as usize].load(Ordering::Relaxed));
+        let share = |ring: Ring| f64::from(self.fill[ring as usize].load(Ordering::Relaxed));
         RingFill {
             events: share(Ring::Events) / Self::FULL,
             packets: share(Ring::Packets) / Self::FULL,
@@ -191,7 +216,7 @@ impl RingGauges {
 
     /// The same, and begins anew.
     pub fn take(&self) -> RingFill {
-        let share = |ring: Ring| f64::from(self.0[ring as usize].swap(0, Ordering::Relaxed));
+        let share = |ring: Ring| f64::from(self.fill[ring as usize].swap(0, Ordering::Relaxed));
         RingFill {
             events: share(Ring::Events) / Self::FULL,
             packets: share(Ring::Packets) / Self::FULL,
@@ -219,6 +244,10 @@ pub struct PacketViewCounts {
 pub trait PacketWatch: Send {
     /// Packets since it was opened that matched and were not told: over the rate, or ring full.
     fn skipped(&self) -> u64;
+
+    /// Packets since it was opened that were sampled away and for which no packet stands that was told.
+    /// The next one that is told may.
+    fn sampled(&self) -> u64;
 }
 
 /// An interface and how we are attached to it.

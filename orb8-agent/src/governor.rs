@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::datapath::RingFill;
+use crate::pipeline::on_demand::Drains;
 
 mod board;
 mod ladder;
@@ -17,7 +18,7 @@ mod source;
 pub use board::{Board, State};
 use ladder::{Ladder, Load, Step};
 pub use meter::{Basis, Meter};
-pub use room::{BASE_BYTES, FLOW_BYTES, flows_within};
+pub use room::{BASE_BYTES, FLOW_BYTES, flows_within, too_small};
 pub use source::{GovernorSource, Hands};
 
 /// What the agent may use.
@@ -50,9 +51,22 @@ pub struct Measured {
     pub programs: Duration,
     /// Bytes, resident and maps, at its end.
     pub memory_bytes: u64,
+    /// A drain has begun in it: without one, nothing new is known of what programs and drains cost.
+    pub drained: bool,
 }
 
 impl Measured {
+    /// This interval and one before it as one.
+    #[must_use]
+    pub const fn with(self, before: &Self) -> Self {
+        Self {
+            interval: self.interval.saturating_add(before.interval),
+            user: self.user.saturating_add(before.user),
+            programs: self.programs.saturating_add(before.programs),
+            ..self
+        }
+    }
+
     /// A time as a share of what the node's CPUs had; 0 for an interval of no length.
     #[must_use]
     pub fn share(&self, time: Duration) -> f64 {
@@ -159,30 +173,55 @@ pub struct Change {
     pub cause: Cause,
     /// It has been calm, and something is taken back.
     pub back: bool,
+    /// It changes what is given up; otherwise that is given up for another budget too.
+    pub felt: bool,
 }
 
 /// Holds the budgets.
 #[derive(Clone, Debug)]
 pub struct Governor {
     budgets: Budgets,
+    cpu_steps: Vec<(u32, bool, u32)>,
+    history_parts: Vec<u32>,
     cpu: Ladder,
     memory: Ladder,
     events: Ladder,
     packets: Ladder,
+    /// Since CPU time was judged last; none: nothing yet.
+    unjudged: Option<Measured>,
+    /// The part of the node's CPU time that was judged last.
+    judged_cpu: f64,
     /// Memory when the last step was taken for it, in either direction.
     memory_before: u64,
 }
 
 impl Governor {
-    /// Nothing given up yet; something is taken back when it has been calm for so long.
+    /// Nothing given up yet, of so much time between drains and so long a history; something is taken
+    /// back when it has been calm for so long. Steps that would change nothing are left out.
     #[must_use]
-    pub const fn new(budgets: Budgets, calm_for: Duration) -> Self {
+    pub fn new(
+        budgets: Budgets,
+        calm_for: Duration,
+        drain_interval: Duration,
+        history: Duration,
+    ) -> Self {
+        let mut cpu_steps = CPU_STEPS.to_vec();
+        cpu_steps.dedup_by_key(|(intervals, fewer_events, sampling)| {
+            (Drains::stretched_by(drain_interval, *intervals), *fewer_events, *sampling)
+        });
+        let mut history_parts = HISTORY_PARTS.to_vec();
+        history_parts
+            .dedup_by_key(|part| Given { history_part: *part, ..Given::NOTHING }.history(history));
         Self {
             budgets,
-            cpu: Ladder::new(CPU_STEPS.len() - 1, calm_for),
-            memory: Ladder::new(HISTORY_PARTS.len() - 1, calm_for),
+            cpu: Ladder::new(cpu_steps.len() - 1, calm_for),
+            memory: Ladder::new(history_parts.len() - 1, calm_for),
+            cpu_steps,
+            history_parts,
             events: Ladder::new(1, calm_for),
             packets: Ladder::new(DOUBLINGS, calm_for),
+            unjudged: None,
+            judged_cpu: 0.0,
             memory_before: 0,
         }
     }
@@ -190,12 +229,12 @@ impl Governor {
     /// What is given up now.
     #[must_use]
     pub fn given(&self) -> Given {
-        let (intervals, fewer_events, sampling) = CPU_STEPS[self.cpu.step()];
+        let (intervals, fewer_events, sampling) = self.cpu_steps[self.cpu.step()];
         Given {
             intervals,
             fewer_events: fewer_events || self.events.step() > 0,
             sampling: sampling.max(1 << self.packets.step()),
-            history_part: HISTORY_PARTS[self.memory.step()],
+            history_part: self.history_parts[self.memory.step()],
         }
     }
 
@@ -217,16 +256,35 @@ impl Governor {
     }
 
     /// Judges CPU time and memory of an interval: for each one step further at once if its budget was
-    /// exceeded, one step back after a while of calm.
+    /// exceeded, one step back after a while of calm. CPU time is judged when a drain has begun since
+    /// it was judged last: that is what shows what a step has done.
     pub fn judge_load(&mut self, measured: &Measured) -> impl Iterator<Item = Change> + use<> {
-        let cpu = Load::of(measured.cpu(), self.budgets.cpu, CALM);
+        let before = self.given();
+        let cpu = self.judge_cpu(measured);
+        let between = self.given();
         let memory = self.load_of_memory(measured.memory_bytes);
-        let cpu = self.cpu.judge(cpu, measured.interval);
         let memory = self.memory.judge(memory, measured.interval);
         if memory.is_some() {
             self.memory_before = measured.memory_bytes;
         }
-        changes([(Cause::Cpu, cpu), (Cause::Memory, memory)])
+        let after = self.given();
+        changes([(Cause::Cpu, cpu, between != before), (Cause::Memory, memory, after != between)])
+    }
+
+    fn judge_cpu(&mut self, measured: &Measured) -> Option<Step> {
+        let whole = self.unjudged.take().map_or(*measured, |before| measured.with(&before));
+        if !measured.drained {
+            self.unjudged = Some(whole);
+            return None;
+        }
+        self.judged_cpu = whole.cpu();
+        self.cpu.judge(Load::of(whole.cpu(), self.budgets.cpu, CALM), whole.interval)
+    }
+
+    /// The part of the node's CPU time that was judged last.
+    #[must_use]
+    pub const fn judged_cpu(&self) -> f64 {
+        self.judged_cpu
     }
 
     /// Judges how full the rings were at the most, over so long.
@@ -237,9 +295,23 @@ impl Governor {
     ) -> impl Iterator<Item = Change> + use<> {
         let events = Load::of(fill.events, self.budgets.ring, CALM);
         let packets = Load::of(fill.packets, self.budgets.ring, CALM);
+        let before = self.given();
         let events = self.events.judge(events, interval);
+        let between = self.given();
         let packets = self.packets.judge(packets, interval);
-        changes([(Cause::EventRing, events), (Cause::PacketRing, packets)])
+        let after = self.given();
+        changes([
+            (Cause::EventRing, events, between != before),
+            (Cause::PacketRing, packets, after != between),
+        ])
+    }
+
+    /// Gives up nothing more for the ring of packets: the view is closed that filled it.
+    pub fn close_packets(&mut self) -> Option<Change> {
+        let before = self.given();
+        let step = self.packets.reset();
+        let felt = self.given() != before;
+        step.map(|_back| Change { cause: Cause::PacketRing, back: true, felt })
     }
 
     /// Whether a ring is over the threshold, and something can be given up for it.
@@ -260,10 +332,10 @@ impl Governor {
     }
 }
 
-fn changes(steps: [(Cause, Option<Step>); 2]) -> impl Iterator<Item = Change> + use<> {
-    steps
-        .into_iter()
-        .filter_map(|(cause, step)| step.map(|step| Change { cause, back: step == Step::Back }))
+fn changes(steps: [(Cause, Option<Step>, bool); 2]) -> impl Iterator<Item = Change> + use<> {
+    steps.into_iter().filter_map(|(cause, step, felt)| {
+        step.map(|step| Change { cause, back: step == Step::Back, felt })
+    })
 }
 
 #[cfg(test)]

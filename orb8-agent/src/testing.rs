@@ -167,6 +167,7 @@ pub struct ScriptedDatapath {
     pub interfaces: Mutex<Vec<InterfaceStatus>>,
     pub open_views: AtomicU64,
     pub skipped: Arc<AtomicU64>,
+    pub sampled: AtomicU64,
     pub stopped: AtomicBool,
 }
 
@@ -239,6 +240,10 @@ struct ScriptedWatch(Arc<ScriptedDatapath>);
 impl PacketWatch for ScriptedWatch {
     fn skipped(&self) -> u64 {
         self.0.skipped.load(Ordering::Relaxed)
+    }
+
+    fn sampled(&self) -> u64 {
+        self.0.sampled.load(Ordering::Relaxed)
     }
 }
 

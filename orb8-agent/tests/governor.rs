@@ -9,7 +9,7 @@ use orb8_common::network::{FlowLine, FlowMeta};
 
 #[test]
 fn a_flow_takes_no_more_than_the_memory_budget_reckons_with() {
-    for flows in [16, 1000, 100_000, flows_within(4_000_000, 4 << 30)] {
+    for flows in [16, 1000, 100_000, flows_within(4_000_000, 4 << 30, 1 << 20)] {
         let limits = Limits {
             max_flows: flows,
             history: Duration::from_secs(300),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use orb8_proto::v1::{AgentStatus, EventLedger, Governor, QueryFlowsRequest};
+use orb8_proto::v1::{AgentStatus, EventLedger, Governor, Notice, QueryFlowsRequest};
 use orb8_testbed::agent::{AgentOptions, Captured, Cli, Signal};
 use orb8_testbed::bpf::{Hook, attached};
 use orb8_testbed::flow::Traffic;
@@ -229,6 +229,11 @@ fn packets_that_are_told_while_they_are_sampled_stand_for_all_that_were_offered(
     let opening: Vec<_> = packets.iter().filter(|packet| packet["protocol"] == "tcp").collect();
     assert_eq!(opening.len(), 10, "no SYN is sampled away");
     assert!(opening.iter().all(|packet| weight(packet) == 1));
+    wait_until(DEADLINE, "those for which none stands to be told as lost", || {
+        let losses = view.told("loss");
+        let sampled = losses.iter().filter(|loss| loss["reason"] == "sampled");
+        sampled.map(|loss| loss["packets"].as_u64().expect("a count")).sum::<u64>() >= counts.untold
+    });
     watch.drain();
     let observed = watch.settled(sent.total().packets);
     observed.traffic("eth0", Egress).assert_equals(&sent, "counts are never sampled");
@@ -242,7 +247,7 @@ fn a_ring_that_fills_is_spared_at_once() {
     let cable = Veth::cable(&netns, VethOptions::default());
     let small = options("eth0").env("ORB8_RING_BUFFER_SIZE", 65_536);
     let mut watch = Watch::with(&small, &netns, 1);
-    let _view = View::open(&netns, "--packets --rate-limit 100000");
+    let view = View::open(&netns, "--packets --rate-limit 100000");
     wait_until(DEADLINE, "the packet view to be attached", || {
         attached(&netns, "eth0", Hook::Egress).len() == 2
     });
@@ -262,6 +267,62 @@ fn a_ring_that_fills_is_spared_at_once() {
     let observed = watch.settled(sent.total().packets);
     assert_eq!(events(&observed.status).deferred - before, 50);
     observed.traffic("eth0", Egress).assert_equals(&sent, "counts need no ring");
+    drop(view);
+    let status = watch.wait_status("sampling to end with the view", |status| {
+        governor(status).packet_sampling == 1
+    });
+    let closed = |notice: &&Notice| notice.message.starts_with("the last packet view was closed");
+    assert_eq!(status.notices.iter().filter(closed).count(), 1, "{:?}", status.notices);
+}
+
+#[test]
+fn what_a_packet_costs_in_the_programs_is_what_the_kernel_says() {
+    need!(@check NEEDS);
+    let netns = Netns::new("cost");
+    let cable = Veth::cable(&netns, VethOptions::default());
+    let often = options("eth0").arg("--governor-interval-ms=100");
+    let watch = Watch::with(&often, &netns, 1);
+    let stop = AtomicBool::new(false);
+    let end = End(&stop);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let socket = RawSocket::open(&cable.near, cable.far.mac);
+            let packets: Vec<_> = (0..100).map(udp).collect();
+            while !stop.load(Ordering::Relaxed) {
+                socket.send(&packets);
+            }
+        });
+        let status = watch.wait_status("the programs' cost", |status| {
+            let governor = governor(status);
+            matches!(&*governor.cpu_programs_by, "calibrated" | "measured")
+                && governor.cpu_programs > 0.0
+        });
+        let governor = governor(&status);
+        // The kernel may be keeping statistics all the time here.
+        if governor.cpu_programs_by == "calibrated" {
+            assert!((1.0..5000.0).contains(&governor.packet_ns), "{governor:?}");
+            assert_ne!(governor.packet_ns, 50.0, "an estimate");
+        }
+        assert!(governor.cpu_programs < 1.0, "{governor:?}");
+        drop(end);
+    });
+}
+
+#[test]
+fn a_ring_is_in_memory_three_times() {
+    need!(@check NEEDS);
+    const MIB: u64 = 1 << 20;
+    let taken = |ring: u64| {
+        let netns = Netns::new("ringmem");
+        let _cable = Veth::cable(&netns, VethOptions::default());
+        // With room for all flows beside either.
+        let roomy = options("eth0").env("ORB8_MEMORY_BUDGET", "256MiB");
+        let watch = Watch::with(&roomy.env("ORB8_RING_BUFFER_SIZE", ring), &netns, 1);
+        governor(&watch.status()).memory_bytes
+    };
+    let (small, large) = (taken(MIB), taken(8 * MIB));
+    let more = large.saturating_sub(small);
+    assert!((20 * MIB..22 * MIB).contains(&more), "{more} bytes more for 7 MiB more of ring");
 }
 
 #[test]

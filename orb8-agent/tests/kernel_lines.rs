@@ -7,12 +7,14 @@ use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
+use orb8_agent::ebpf::kernel::KernelOptions;
 use orb8_agent::ebpf::lines::LineTimes;
 use orb8_agent::ebpf::mapping::Mapping;
+use orb8_agent::event::Event;
 use orb8_common::cache::{self, CachedLine, CpuBlock};
 use orb8_common::counter;
 use orb8_common::index::{self, GROUP_CELLS, Group};
@@ -286,4 +288,31 @@ fn a_line_that_is_counted_on_while_it_leaves_stays_in_use_and_loses_nothing() {
     let observed = scene.watch.observed();
     assert_eq!(observed.seen().packets, 6);
     observed.assert_complete();
+}
+
+#[test]
+fn lines_that_get_scarce_are_read_at_the_set_interval_however_much_is_spared() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"));
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let netns = Netns::new("scarce");
+    let cable = Veth::cable(&netns, VethOptions::default());
+    let options = KernelOptions { max_flows: LINES, ..options("eth0") };
+    let mut watch = Direct::with(&options, &netns, 1);
+    let socket = RawSocket::open(&cable.near, cable.far.mac);
+    let (start, seconds) = (Instant::now() + Duration::from_secs(1), Duration::from_secs);
+    let drains = |watch: &mut Direct, now: Instant| {
+        let (lines, mut events) = (watch.lines(), Vec::new());
+        while lines.wakeup().due.is_some_and(|due| due <= now) {
+            lines.collect(now, &mut events).expect("lines that can be read");
+        }
+        events.iter().filter(|event| matches!(event, Event::Drained(_))).count()
+    };
+    watch.lines().pace(seconds(60));
+    assert_eq!(drains(&mut watch, start + seconds(30)), 0, "sixty seconds were asked for");
+    let [a, b]: [IpAddr; 2] = [1, 2].map(|last| Ipv4Addr::new(192, 0, 2, last).into());
+    let ports = 1000..=1000 + u16::try_from(LINES / 2).expect("few");
+    let flows: Vec<_> = ports.map(|port| packet::ip(a, b, &packet::udp(port, 53, 100))).collect();
+    socket.send(&flows);
+    assert_eq!(drains(&mut watch, start + seconds(31)), 1, "more than half of the lines are taken");
+    assert_eq!(drains(&mut watch, start + seconds(32)), 1, "one second is set");
 }

@@ -45,7 +45,7 @@ pub(super) fn source(
         datapath.clone(),
         Arc::clone(&shared.ledger),
         shared.totals.drains(),
-        shared.clock.instant(),
+        Arc::clone(&shared.clock),
     );
     let table = Arc::clone(&shared.table);
     let hands = Hands {
@@ -57,7 +57,12 @@ pub(super) fn source(
         history: history(settings),
     };
     GovernorSource::new(
-        Governor::new(settings.budgets(), CALM_INTERVALS * interval),
+        Governor::new(
+            settings.budgets(),
+            CALM_INTERVALS * interval,
+            settings.drain_interval(),
+            history(settings),
+        ),
         meter,
         hands,
         Arc::clone(&shared.governor),

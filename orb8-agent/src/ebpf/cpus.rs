@@ -18,7 +18,7 @@ use crate::event::Counters;
 /// 4 MiB, and this is the greatest power of two below it with the header before it.
 const MAX_SETS: u32 = 8192;
 /// The caches of all CPUs take at most this part of the memory budget.
-const BUDGET_PART: u64 = 6;
+pub const BUDGET_PART: u64 = 6;
 /// The cache of one CPU takes at most this part of it: of the default 1 MiB, with lines for the
 /// busiest 16 384 flows.
 const BUDGET_PART_OF_CPU: u64 = 96;

@@ -142,6 +142,7 @@ impl TcDatapath {
     fn apply(&self, views: &mut Views) -> Result<(), StartError> {
         let Some(filter) = views.together() else {
             self.kernel.close_packet_view();
+            self.kernel.meter().rings().close_packets();
             return Ok(());
         };
         let rate = views.open.iter().fold(0u32, |sum, v| sum.saturating_add(v.rate));
@@ -211,7 +212,7 @@ impl Datapath for TcDatapath {
         self.kernel.meter().program_time()
     }
 
-    fn keep_statistics(&self) -> Option<Box<dyn Any + Send>> {
+    fn keep_statistics(&self) -> io::Result<Box<dyn Any + Send>> {
         Meter::keep_statistics()
     }
 
@@ -227,11 +228,21 @@ struct OpenView {
     before: PacketViewCounts,
 }
 
+impl OpenView {
+    fn now(&self) -> PacketViewCounts {
+        self.datapath.upgrade().map_or(self.before, |datapath| datapath.kernel.packet_view_counts())
+    }
+}
+
 impl PacketWatch for OpenView {
     fn skipped(&self) -> u64 {
-        let Some(datapath) = self.datapath.upgrade() else { return 0 };
-        let now = datapath.kernel.packet_view_counts();
+        let now = self.now();
         (now.rate_limited - self.before.rate_limited) + (now.ring_full - self.before.ring_full)
+    }
+
+    fn sampled(&self) -> u64 {
+        // What was sampled away before may have a packet to stand for it since.
+        self.now().untold.saturating_sub(self.before.untold)
     }
 }
 

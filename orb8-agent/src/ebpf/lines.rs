@@ -13,6 +13,7 @@
 
 mod leaving;
 mod looks;
+mod pace;
 mod slots;
 
 use std::mem::offset_of;
@@ -27,6 +28,7 @@ use orb8_common::network::{FlowKey, FlowLine, FlowMeta, tcp_seen};
 
 use self::leaving::{Reaching, Waiting};
 use self::looks::Looks;
+use self::pace::Pace;
 use self::slots::{Slot, State};
 use super::clock::{Clock, Reference};
 use super::cpus::Cached;
@@ -84,6 +86,7 @@ pub struct LineSource {
     clock: Clock,
     grace: Grace,
     times: LineTimes,
+    pace: Pace,
     side: Arc<SideChannel>,
     slots: Vec<Slot>,
     /// One more than the highest line ever seen in use.
@@ -124,19 +127,21 @@ impl LineSource {
     ) -> Self {
         // Reserved now, touched as lines come into use.
         let slots = Vec::with_capacity(table.lines.count() as usize);
+        let pace = Pace::new(times.drain_interval, table.lines.count());
         Self {
             table,
             clock,
             grace,
             times,
+            pace,
             side,
             slots,
             high: 0,
             in_use: 0,
             last_seen_packets: 0,
             was_quiet: false,
-            due: Instant::now() + times.drain_interval,
-            looks: Looks::after(Instant::now()),
+            due: Instant::now() + pace.interval(),
+            looks: Looks::after(Instant::now(), pace.until_look()),
             pass: None,
             idle: Vec::new(),
             emptying: Vec::new(),
@@ -355,6 +360,15 @@ impl LineSource {
         true
     }
 
+    /// Changes the pace, also of the wait that goes on.
+    fn change_pace(&mut self, change: impl FnOnce(&mut Pace)) {
+        let before = self.pace.interval();
+        change(&mut self.pace);
+        if self.pass.is_none() {
+            self.due = self.due + self.pace.interval() - before;
+        }
+    }
+
     fn end(&mut self, pass: &Pass, out: &mut Vec<Event>) {
         let after = self.table.cpus.counters();
         self.last_seen_packets = pass.before.0[counter::SEEN_PACKETS];
@@ -403,16 +417,15 @@ impl EventSource for LineSource {
     }
 
     fn pace(&mut self, interval: Duration) {
-        if self.pass.is_none() {
-            self.due = self.due + interval - self.times.drain_interval;
-        }
-        self.times.drain_interval = interval;
+        self.change_pace(|pace| pace.ask(interval));
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         if let Some(late) = self.looks.look(now) {
-            // Only to be read in time, see `counter::apart`.
-            let _counters = self.table.cpus.counters();
+            // Also to be read in time, see `counter::apart`.
+            let counters = self.table.cpus.counters();
+            self.change_pace(|pace| pace.look(&counters));
+            self.looks.put_off(now + self.pace.until_look());
             looks::notice(late).into_iter().for_each(|notice| self.side.notify(notice));
         }
         if now < self.due {
@@ -422,7 +435,7 @@ impl EventSource for LineSource {
             Some(pass) => pass,
             None => {
                 // Also after an error: the next try is one interval away.
-                self.due = now + self.times.drain_interval;
+                self.due = now + self.pace.interval();
                 let pass = self.begin()?;
                 self.step_on();
                 self.due = now;
@@ -434,7 +447,10 @@ impl EventSource for LineSource {
             return Ok(());
         }
         if self.advance(&mut pass, out)? {
-            self.due = now + self.times.drain_interval;
+            self.pace.count(self.in_use, &pass.before);
+            self.due = now + self.pace.interval();
+            // A drain looks, too.
+            self.looks.put_off(now + self.pace.until_look());
             self.ask_for_grace(&pass.reference);
             self.provide_caches();
             self.end(&pass, out);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aya::maps::{Array, MapData};
+use aya::sys::{Stats, enable_stats};
 use orb8_common::network::Sparing;
 
 use super::load::Programs;
@@ -72,14 +73,11 @@ impl Meter {
     }
 
     /// See [`crate::datapath::Datapath::keep_statistics`].
-    #[must_use]
-    pub fn keep_statistics() -> Option<Box<dyn Any + Send>> {
-        match sys::enable_statistics() {
-            Ok(guard) => Some(Box::new(guard)),
-            Err(error) => {
-                tracing::debug!(%error, "the kernel keeps no statistics of programs for us");
-                None
-            }
-        }
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn keep_statistics() -> io::Result<Box<dyn Any + Send>> {
+        let guard = enable_stats(Stats::RunTime).map_err(|error| error.io_error)?;
+        Ok(Box::new(guard))
     }
 }

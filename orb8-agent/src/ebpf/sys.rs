@@ -252,20 +252,6 @@ pub fn program_run_ns(program: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::from_ne_bytes(ns))
 }
 
-/// Makes the kernel keep run-time statistics of all programs until the descriptor is closed
-/// (kernel 5.8).
-///
-/// # Errors
-/// EPERM without CAP_SYS_ADMIN.
-pub fn enable_statistics() -> io::Result<OwnedFd> {
-    const BPF_ENABLE_STATS: libc::c_int = 32;
-    const BPF_STATS_RUN_TIME: u32 = 0;
-    let mut attr = [BPF_STATS_RUN_TIME];
-    let fd = bpf(BPF_ENABLE_STATS, &mut attr)?;
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// Ids of the programs on a tcx hook, in the order in which they run.
 ///
 /// # Errors

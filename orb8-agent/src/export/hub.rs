@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -15,20 +15,25 @@ use orb8_proto::v1;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::datapath::PacketWatch;
-use crate::event::{DrainMark, Told};
+use crate::event::{DrainMark, LossRecord, Told, Volume};
 use crate::export::feed::{Cursor, Selected, View, Wants};
 use crate::pipeline::exporter::EventExporter;
-use crate::pipeline::losses;
+
+mod watch;
+
+use watch::OpenWatch;
 
 /// Subscribers at one time.
 pub const MAX_SUBSCRIBERS: usize = 64;
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Subscribers whose queues may all be full; of more, each has as much less.
+/// Subscribers whose queues may all be full. While more waits than these hold, each has room for its
+/// part of that: what waits in all queues is never more than [`FULL_QUEUES`] and three quarters of as
+/// many again hold, in whatever order subscribers come and stall.
 const FULL_QUEUES: usize = 16;
 
-/// What stands in a subscriber's queue: two words, because there may be half a million of them. An
-/// event is one for all who wait for it.
+/// What stands in a subscriber's queue: two words, because there may be a quarter of a million of
+/// them. An event is one for all who wait for it.
 enum Item {
     Told(Arc<Told>),
     Tick(Box<DrainMark>),
@@ -44,8 +49,14 @@ struct Counters {
     queued: AtomicU64,
     /// Lost and not told yet.
     untold: AtomicU64,
+    /// What the packets among them stand for.
+    untold_packets: AtomicU64,
     /// Packets over this subscriber's rate and not told yet.
     over_rate: AtomicU64,
+    /// Packets that were sampled away and not told yet.
+    sampled: AtomicU64,
+    /// A tick is in the queue: one is enough, since it tells of all there is by then.
+    tick_waits: AtomicBool,
 }
 
 fn bump(counter: &AtomicU64, by: u64) {
@@ -76,8 +87,10 @@ struct Subscriber {
     peer: String,
     wants: Box<dyn Wants>,
     queue: Sender<Item>,
-    /// Events that the queue holds where it is one of few.
-    room: usize,
+    /// Events that the queue holds while few wait.
+    room: u64,
+    /// Events in all queues.
+    waiting: Arc<AtomicU64>,
     counters: Arc<Counters>,
     interval_ns: u64,
     next_tick_ns: u64,
@@ -108,6 +121,8 @@ impl Rate {
 #[derive(Default)]
 pub struct Hub {
     subscribers: Mutex<Subscribers>,
+    /// Events in all queues.
+    waiting: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -168,7 +183,7 @@ impl Hub {
         terms: Terms,
         watch: Option<Box<dyn PacketWatch>>,
     ) -> Result<Subscription, SubscribeError> {
-        let watch = watch.map(|watch| OpenWatch(Some(watch)));
+        let watch = watch.map(OpenWatch::new);
         let room = terms.queue.max(1);
         let (queue, items) = channel(room);
         let counters = Arc::new(Counters::default());
@@ -187,7 +202,8 @@ impl Hub {
             peer: terms.peer,
             wants: selected.wants,
             queue,
-            room,
+            room: room as u64,
+            waiting: Arc::clone(&self.waiting),
             counters: Arc::clone(&counters),
             interval_ns: terms.interval_ns,
             next_tick_ns: 0,
@@ -204,7 +220,6 @@ impl Hub {
             seen_epoch: None,
             ready: VecDeque::new(),
             watch,
-            skipped: 0,
         })
     }
 
@@ -258,8 +273,8 @@ impl Hub {
 }
 
 impl Subscriber {
-    /// Offers an event to one of so many subscribers.
-    fn offer(&mut self, event: &mut Shared<'_>, subscribers: usize) {
+    /// Offers an event.
+    fn offer(&mut self, event: &mut Shared<'_>) {
         let told = event.told;
         match told {
             Told::Drained(mark) => self.tick(*mark),
@@ -267,20 +282,20 @@ impl Subscriber {
                 let Some(rate) = &mut self.packet_rate else { return };
                 bump(&self.counters.offered, 1);
                 let packets = u64::from(record.packet.packets).max(1);
+                let stands_for = packets * u64::from(record.packet.weight.max(1));
                 if !self.wants.wants(told) {
                     bump(&self.counters.filtered, 1);
-                } else if rate.admit(record.packet.time_ns, packets) {
-                    self.send(event, subscribers);
-                } else {
+                } else if !rate.admit(record.packet.time_ns, packets) {
                     bump(&self.counters.filtered, 1);
-                    let stands_for = u64::from(record.packet.weight.max(1));
-                    bump(&self.counters.over_rate, packets * stands_for);
+                    bump(&self.counters.over_rate, stands_for);
+                } else {
+                    self.send(event, stands_for);
                 }
             }
             Told::FlowStart(_) | Told::FlowEnd(_) | Told::Notice(_) | Told::Loss(_) => {
                 bump(&self.counters.offered, 1);
                 if self.wants.wants(told) {
-                    self.send(event, subscribers);
+                    self.send(event, 0);
                 } else {
                     bump(&self.counters.filtered, 1);
                 }
@@ -288,14 +303,19 @@ impl Subscriber {
         }
     }
 
-    fn send(&self, event: &mut Shared<'_>, subscribers: usize) {
-        let room = (self.room * FULL_QUEUES / subscribers.max(FULL_QUEUES)).max(1);
+    /// Queues an event that stands for so many packets.
+    fn send(&self, event: &mut Shared<'_>, packets: u64) {
         // Before it is sent, so that the other side never takes what is not counted.
         let waiting = self.counters.queued.fetch_add(1, Ordering::Relaxed);
-        let has_room = waiting < room as u64;
-        if !has_room || self.queue.try_send(Item::Told(event.share())).is_err() {
+        let all = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let most = self.room * FULL_QUEUES as u64;
+        let room = if all < most { self.room } else { most / MAX_SUBSCRIBERS as u64 };
+        let sent = waiting < room.max(1) && self.queue.try_send(Item::Told(event.share())).is_ok();
+        if !sent {
             self.counters.queued.fetch_sub(1, Ordering::Relaxed);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             bump(&self.counters.lost, 1);
+            bump(&self.counters.untold_packets, packets);
             bump(&self.counters.untold, 1);
         }
     }
@@ -307,7 +327,11 @@ impl Subscriber {
         }
         self.next_tick_ns = mark.time_ns + self.interval_ns;
         // Without room the updates are skipped: the next tick tells the same totals and more.
-        self.queue.try_send(Item::Tick(Box::new(mark))).ok();
+        if !self.counters.tick_waits.swap(true, Ordering::Relaxed)
+            && self.queue.try_send(Item::Tick(Box::new(mark))).is_err()
+        {
+            self.counters.tick_waits.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -332,29 +356,16 @@ pub struct HubExporter {
 impl EventExporter for HubExporter {
     fn export(&mut self, told: &[Told]) {
         let mut subscribers = self.hub.lock();
-        let count = subscribers.list.len();
         for told in told {
             let mut event = Shared { told, copy: None };
             for subscriber in &mut subscribers.list {
-                subscriber.offer(&mut event, count);
+                subscriber.offer(&mut event);
             }
         }
     }
 
     fn finish(&mut self, _deadline: Instant) {
         self.hub.close();
-    }
-}
-
-/// A packet view that is closed where waiting for the kernel harms nobody.
-struct OpenWatch(Option<Box<dyn PacketWatch>>);
-
-impl Drop for OpenWatch {
-    fn drop(&mut self) {
-        let watch = self.0.take();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || drop(watch));
-        }
     }
 }
 
@@ -371,8 +382,6 @@ pub struct Subscription {
     seen_epoch: Option<u32>,
     ready: VecDeque<v1::Event>,
     watch: Option<OpenWatch>,
-    /// Of the kernel's skipped packets, those that were told.
-    skipped: u64,
 }
 
 impl fmt::Debug for Subscription {
@@ -384,13 +393,16 @@ impl fmt::Debug for Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.hub.remove(self.id);
+        // Nobody sends any more, and nobody takes what waits.
+        let queued = self.counters.queued.swap(0, Ordering::Relaxed);
+        self.hub.waiting.fetch_sub(queued, Ordering::Relaxed);
     }
 }
 
 impl Subscription {
     /// Keeps a packet view open for as long as this subscription lives.
     pub fn attend(&mut self, watch: Box<dyn PacketWatch>) {
-        self.watch = Some(OpenWatch(Some(watch)));
+        self.watch = Some(OpenWatch::new(watch));
     }
 
     /// The next message; none when the agent stops.
@@ -409,12 +421,16 @@ impl Subscription {
             match self.items.recv().await? {
                 Item::Told(told) => {
                     self.counters.queued.fetch_sub(1, Ordering::Relaxed);
+                    self.hub.waiting.fetch_sub(1, Ordering::Relaxed);
                     bump(&self.counters.delivered, 1);
                     if let Some(event) = self.view.as_ref()?.event(&told) {
                         return Some(event);
                     }
                 }
-                Item::Tick(mark) => self.start_updates(*mark),
+                Item::Tick(mark) => {
+                    self.counters.tick_waits.store(false, Ordering::Relaxed);
+                    self.start_updates(*mark);
+                }
             }
         }
     }
@@ -424,10 +440,10 @@ impl Subscription {
         self.seen_epoch = Some(mark.epoch);
         let (until, time_ns) = (mark.epoch, mark.time_ns);
         self.cursor = Some(Cursor { row: 0, since, until, time_ns, done: false });
-        if let Some(watch) = &self.watch {
-            let skipped = watch.0.as_ref().map_or(0, |watch| watch.skipped());
-            bump(&self.counters.over_rate, skipped.saturating_sub(self.skipped));
-            self.skipped = skipped;
+        if let Some(watch) = &mut self.watch {
+            let (skipped, sampled) = watch.take();
+            bump(&self.counters.over_rate, skipped);
+            bump(&self.counters.sampled, sampled);
         }
     }
 
@@ -451,15 +467,20 @@ impl Subscription {
 
     /// What this subscriber did not get since it was told last.
     fn own_loss(&self) -> Option<v1::Event> {
+        let Counters { untold, untold_packets, over_rate, sampled, .. } = &*self.counters;
         let taken = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
-        let lost = taken(&self.counters.untold);
-        let loss = if lost > 0 {
-            losses::of_events("subscriber", "queue_full", lost)
-        } else {
-            let packets = taken(&self.counters.over_rate);
-            let mut loss = losses::of_events("packet_view", "rate_limit", 0);
-            loss.volume.packets = packets;
-            loss
+        let of = |stage, reason, events, packets| LossRecord {
+            stage,
+            reason,
+            volume: Volume { packets, bytes: 0 },
+            events,
+        };
+        let loss = match taken(untold) {
+            0 => match taken(over_rate) {
+                0 => of("packet_view", "sampled", 0, taken(sampled)),
+                packets => of("packet_view", "rate_limit", 0, packets),
+            },
+            events => of("subscriber", "queue_full", events, taken(untold_packets)),
         };
         if loss.events == 0 && loss.volume.is_empty() {
             return None;

@@ -99,6 +99,13 @@ impl Ladder {
         }
     }
 
+    /// Takes all steps back at once, and forgets how often they were needed; none if none was taken.
+    pub(super) const fn reset(&mut self) -> Option<Step> {
+        let taken = self.step > 0;
+        *self = Self::new(self.end, self.calm_for);
+        if taken { Some(Step::Back) } else { None }
+    }
+
     /// Notes how long the last step back has held, now that one further is taken.
     fn learn(&mut self) {
         if let Some(held) = self.since_back.take() {

@@ -6,12 +6,13 @@
 //! asked, a fixed cost stands in.
 
 use std::any::Any;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Measured;
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::datapath::Datapath;
 use crate::pipeline::on_demand::{Drains, SPACING};
 use crate::pipeline::runner::{SharedLedger, lock};
@@ -21,8 +22,9 @@ use crate::status;
 pub(super) const PACKET_NS: f64 = 50.0;
 /// Packets a second below which nobody needs to know what one costs.
 const WORTH_KNOWING: f64 = 1000.0;
-/// The kernel keeps statistics for so long. The drain at its end is then begun at once, and what passes
-/// while it reads is left out: of such packets the statistics know nothing.
+/// The kernel keeps statistics for so long. Packets are told as of when the drains at its ends begin,
+/// which is a little before and a little after: so the time that programs took each second is compared
+/// with the packets of each second.
 const WINDOW: Duration = SPACING;
 /// Packets within it that are enough.
 const ENOUGH: u64 = 50;
@@ -65,6 +67,20 @@ struct Reading {
     programs: Option<Duration>,
 }
 
+/// CPU time of the programs by a moment.
+#[derive(Clone, Copy, Debug)]
+struct Ran {
+    at: Instant,
+    time: Duration,
+}
+
+/// Packets seen by the beginning of a drain (CLOCK_MONOTONIC nanoseconds).
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    at_ns: u64,
+    packets: u64,
+}
+
 /// Asks the kernel what a packet costs.
 enum Calibration {
     /// Nothing can be asked.
@@ -74,9 +90,10 @@ enum Calibration {
     /// Statistics are kept; the drain that says how many packets there were before is under way.
     Opening { guard: Box<dyn Any + Send>, request: u64, late: Instant },
     /// Statistics are kept.
-    Running { guard: Box<dyn Any + Send>, ran: Duration, packets: u64, until: Instant },
-    /// The drain that says how many packets there were after it is under way.
-    Closing { took: Duration, packets: u64, request: u64, late: Instant },
+    Running { guard: Box<dyn Any + Send>, ran: Ran, seen: Seen, until: Instant },
+    /// The programs took this part of a CPU; the drain that says how many packets there were after it
+    /// is under way.
+    Closing { load: f64, seen: Seen, request: u64, late: Instant },
 }
 
 /// Measures.
@@ -86,6 +103,7 @@ pub struct Meter {
     datapath: Option<Arc<dyn Datapath>>,
     ledger: SharedLedger,
     drains: Arc<Drains>,
+    clock: Arc<dyn Clock>,
     started: Instant,
     last: Reading,
     /// When the drain began that told the rate (CLOCK_MONOTONIC nanoseconds), and the packets that were
@@ -116,8 +134,9 @@ impl Meter {
         datapath: Option<Arc<dyn Datapath>>,
         ledger: SharedLedger,
         drains: Arc<Drains>,
-        now: Instant,
+        clock: Arc<dyn Clock>,
     ) -> Self {
+        let now = clock.instant();
         let calibration = match datapath {
             Some(_) => Calibration::Resting { until: now },
             None => Calibration::Refused,
@@ -129,6 +148,7 @@ impl Meter {
             datapath,
             ledger,
             drains,
+            clock,
             started: now,
             last,
             drained: (0, 0),
@@ -147,13 +167,13 @@ impl Meter {
         let reading = self.read(now);
         let last = std::mem::replace(&mut self.last, reading);
         let interval = reading.at.saturating_duration_since(last.at);
-        self.note_rate(now);
+        let drained = self.note_rate(now);
         let programs = if let (Some(before), Some(after)) = (last.programs, reading.programs) {
             self.basis = Basis::Measured;
             after.saturating_sub(before)
         } else {
             if self.basis == Basis::Measured {
-                (self.basis, self.packet_ns) = (Basis::Estimated, PACKET_NS);
+                self.estimate();
             }
             let packets = self.rate * interval.as_secs_f64();
             Duration::from_secs_f64(packets * self.packet_ns / 1e9)
@@ -164,15 +184,17 @@ impl Meter {
             user: reading.user.saturating_sub(last.user),
             programs,
             memory_bytes: self.memory_bytes(),
+            drained,
         }
     }
 
-    /// Notes how many packets a second passed between the drain that told it last and the last one.
-    fn note_rate(&mut self, now: Instant) {
+    /// Notes how many packets a second passed between the drain that told it last and the last one;
+    /// false if it is the same.
+    fn note_rate(&mut self, now: Instant) -> bool {
         let (began_ns, seen) = lock(&self.ledger).seen_before();
         let (last_ns, packets) = self.drained;
         if began_ns <= last_ns {
-            return;
+            return false;
         }
         let passed = match last_ns {
             0 => now.saturating_duration_since(self.started),
@@ -182,6 +204,12 @@ impl Meter {
         let packets = seen.packets.saturating_sub(packets) as f64;
         self.rate = if passed.is_zero() { 0.0 } else { packets / passed.as_secs_f64() };
         self.drained = (began_ns, seen.packets);
+        true
+    }
+
+    /// What a packet costs is not known.
+    const fn estimate(&mut self) {
+        (self.basis, self.packet_ns) = (Basis::Estimated, PACKET_NS);
     }
 
     /// How the cost of the programs is known, and what a packet costs in nanoseconds.
@@ -211,33 +239,46 @@ impl Meter {
         let rest = Calibration::Resting { until: now + AGAIN };
         match calibration {
             Calibration::Resting { until } if now >= until && self.is_worth_knowing() => {
-                match self.datapath.as_ref().and_then(|datapath| datapath.keep_statistics()) {
-                    Some(guard) => {
+                match self.keep_statistics() {
+                    Ok(guard) => {
                         let request = self.drains.ask();
                         Calibration::Opening { guard, request, late: now + PATIENCE }
                     }
-                    None => Calibration::Refused,
+                    Err(error) if is_refusal(&error) => {
+                        tracing::debug!(%error, "the kernel keeps no statistics of programs for us");
+                        if self.basis == Basis::Calibrated {
+                            self.estimate();
+                        }
+                        Calibration::Refused
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "the kernel is asked for statistics again later");
+                        rest
+                    }
                 }
             }
             Calibration::Opening { guard, request, .. } if self.drains.served() >= request => {
-                let packets = self.packets();
+                let seen = self.seen();
                 match self.ran() {
-                    Some(ran) => Calibration::Running { guard, ran, packets, until: now + WINDOW },
-                    None => Calibration::Refused,
+                    Some(ran) => {
+                        let until = self.clock.instant() + WINDOW;
+                        Calibration::Running { guard, ran, seen, until }
+                    }
+                    None => rest,
                 }
             }
-            Calibration::Running { guard, ran, packets, until } if now >= until => {
-                let Some(after) = self.ran() else { return Calibration::Refused };
+            Calibration::Running { guard, ran, seen, until } if now >= until => {
+                let Some(after) = self.ran() else { return rest };
                 drop(guard);
-                let took = after.saturating_sub(ran);
+                let load = part(
+                    after.time.saturating_sub(ran.time),
+                    after.at.saturating_duration_since(ran.at),
+                );
                 let request = self.drains.ask();
-                Calibration::Closing { took, packets, request, late: now + PATIENCE }
+                Calibration::Closing { load, seen, request, late: now + PATIENCE }
             }
-            Calibration::Closing { took, packets, request, .. }
-                if self.drains.served() >= request =>
-            {
-                let (_, seen) = lock(&self.ledger).seen_before();
-                self.learn(took, seen.packets.saturating_sub(packets));
+            Calibration::Closing { load, seen, request, .. } if self.drains.served() >= request => {
+                self.learn(load, seen, self.seen());
                 rest
             }
             Calibration::Opening { late, .. } | Calibration::Closing { late, .. }
@@ -249,12 +290,14 @@ impl Meter {
         }
     }
 
-    /// Notes what so many packets took.
-    fn learn(&mut self, took: Duration, packets: u64) {
-        if packets >= ENOUGH {
+    /// Notes what a packet took where the programs took this part of a CPU.
+    fn learn(&mut self, load: f64, before: Seen, after: Seen) {
+        let packets = after.packets.saturating_sub(before.packets);
+        let passed_ns = after.at_ns.saturating_sub(before.at_ns);
+        if packets >= ENOUGH && passed_ns > 0 {
             #[allow(clippy::cast_precision_loss, reason = "nanoseconds and packets of a moment")]
-            let (took, packets) = (took.as_nanos() as f64, packets as f64);
-            self.packet_ns = took / packets;
+            let (packets, passed_ns) = (packets as f64, passed_ns as f64);
+            self.packet_ns = load * passed_ns / packets;
             self.basis = Basis::Calibrated;
         }
     }
@@ -265,7 +308,7 @@ impl Meter {
 
     fn read(&self, now: Instant) -> Reading {
         let programs = if self.keeps_statistics() { self.ran() } else { None };
-        Reading { at: now, user: clock::process_cpu(), programs }
+        Reading { at: now, user: clock::process_cpu(), programs: programs.map(|ran| ran.time) }
     }
 
     /// Whether the kernel keeps statistics all the time.
@@ -274,13 +317,21 @@ impl Meter {
         std::fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
     }
 
-    fn ran(&self) -> Option<Duration> {
-        self.datapath.as_ref()?.program_time()
+    fn keep_statistics(&self) -> io::Result<Box<dyn Any + Send>> {
+        let none = || Err(io::ErrorKind::Unsupported.into());
+        self.datapath.as_ref().map_or_else(none, |datapath| datapath.keep_statistics())
     }
 
-    /// Packets seen as of the end of the last drain.
-    fn packets(&self) -> u64 {
-        lock(&self.ledger).seen().packets
+    /// Of now, not of when the sources were asked: one before may have taken long.
+    fn ran(&self) -> Option<Ran> {
+        let time = self.datapath.as_ref()?.program_time()?;
+        Some(Ran { at: self.clock.instant(), time })
+    }
+
+    /// Packets seen as of the beginning of the last drain.
+    fn seen(&self) -> Seen {
+        let (at_ns, seen) = lock(&self.ledger).seen_before();
+        Seen { at_ns, packets: seen.packets }
     }
 
     /// Bytes, resident and maps.
@@ -289,6 +340,18 @@ impl Meter {
         let maps = self.datapath.as_ref().map_or(0, |datapath| datapath.map_bytes());
         status::resident_bytes(&self.proc_root).saturating_add(maps)
     }
+}
+
+/// Whether it is of no use to ask again: no capability (EPERM), a kernel that knows no such statistics
+/// (EINVAL), or no such call (ENOSYS).
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), PermissionDenied | InvalidInput | Unsupported)
+}
+
+/// A time as a part of another; 0 of none.
+fn part(time: Duration, of: Duration) -> f64 {
+    if of.is_zero() { 0.0 } else { time.as_secs_f64() / of.as_secs_f64() }
 }
 
 #[cfg(test)]

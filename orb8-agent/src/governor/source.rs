@@ -1,5 +1,6 @@
 //! The governor at work, as a source of notices: measures now and then, judges, acts, and says so.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,8 +46,9 @@ impl std::fmt::Debug for Hands {
 }
 
 impl Hands {
-    /// Gives up what is to be given up; gives what holds then.
-    fn give(&self, before: Given, given: Given) -> Given {
+    /// Gives up what is to be given up; gives what holds then, and what the programs said if they
+    /// refused their part of it.
+    fn give(&self, before: Given, given: Given) -> (Given, io::Result<()>) {
         self.drains.stretch(given.intervals);
         if given.history_part != before.history_part {
             (self.keep_history)(given.history(self.history));
@@ -57,22 +59,22 @@ impl Hands {
         {
             let sparing = Sparing { sampling, fewer_events: u32::from(fewer_events) };
             if let Err(error) = datapath.spare(sparing) {
-                tracing::warn!(%error, "the programs could not be asked to tell less or more");
                 let Given { sampling, fewer_events, .. } = before;
-                return Given { sampling, fewer_events, ..given };
+                return (Given { sampling, fewer_events, ..given }, Err(error));
             }
         }
-        given
+        (given, Ok(()))
     }
 
     /// What is given up, a sentence each.
     fn sentences(&self, given: Given) -> Vec<String> {
         let seconds = |time: Duration| time.as_secs_f64();
         let mut sentences = Vec::new();
-        if given.intervals > 1 {
+        let interval = self.drains.stretched(self.drain_interval);
+        if interval != self.drain_interval {
             sentences.push(format!(
                 "counters are read every {} s instead of every {} s",
-                seconds(self.drains.stretched(self.drain_interval)),
+                seconds(interval),
                 seconds(self.drain_interval)
             ));
         }
@@ -85,10 +87,11 @@ impl Hands {
                 given.sampling
             ));
         }
-        if given.history_part != 1 {
+        let history = given.history(self.history);
+        if history != self.history {
             sentences.push(format!(
                 "ended flows are kept for {} s instead of {} s",
-                seconds(given.history(self.history)),
+                seconds(history),
                 seconds(self.history)
             ));
         }
@@ -211,7 +214,7 @@ impl GovernorSource {
     /// Judges what was measured over the interval.
     fn judge(&mut self, now: Instant, out: &mut Vec<Event>) {
         self.give_back();
-        self.hold();
+        self.try_again(out);
         let measured = self.meter.measure(now);
         let (basis, packet_ns) = self.meter.basis();
         self.board.update(|state| {
@@ -221,7 +224,7 @@ impl GovernorSource {
         if std::mem::replace(&mut self.is_started, true) {
             for change in self.governor.judge_load(&measured) {
                 let why = match change.cause {
-                    Cause::Cpu => self.why_cpu(measured.cpu()),
+                    Cause::Cpu => self.why_cpu(self.governor.judged_cpu()),
                     _ => self.why_memory(measured.memory_bytes),
                 };
                 self.act(change, &why, now, out);
@@ -254,6 +257,14 @@ impl GovernorSource {
         }
     }
 
+    /// What filled the ring of packets is gone, and the next view begins anew.
+    fn close_packets(&mut self, now: Instant, out: &mut Vec<Event>) {
+        if let Some(change) = self.governor.close_packets() {
+            self.fullest.packets = 0.0;
+            self.act(change, "the last packet view was closed", now, out);
+        }
+    }
+
     fn why_cpu(&self, used: f64) -> String {
         format!(
             "the agent and its programs took {:.2} % of the node's CPU time, the budget is {} % (ORB8_CPU_BUDGET)",
@@ -276,8 +287,8 @@ impl GovernorSource {
         if !change.back {
             self.forward.note(change.cause, now_ns);
         }
-        self.hold();
-        if change == (Change { cause: Cause::Memory, back: false }) {
+        let held = self.hold();
+        if change.cause == Cause::Memory && !change.back {
             self.forgets = Some(self.hands.drains.ask());
         }
         let level = self.governor.level();
@@ -286,22 +297,42 @@ impl GovernorSource {
             (state.level, state.cause, state.since_ns) = (level, cause, since_ns);
             state.steps += 1;
         });
+        if !change.felt && level > 0 {
+            return;
+        }
+        let now_so = match held {
+            Held::AsBefore | Held::Changed => {
+                what_holds(&self.board.state().sentences, change.back)
+            }
+            Held::Refused(error) => format!(
+                "the programs cannot be asked to tell less or more, which is tried again: {error}"
+            ),
+        };
         if self.may_tell(change, now) {
             let withheld = std::mem::take(&mut self.withheld);
-            let sentences = self.board.state().sentences;
-            out.push(Event::Notice(notice(change, why, &sentences, withheld)));
+            out.push(Event::Notice(notice(change.back, why, &now_so, withheld)));
         } else {
             self.withheld += 1;
         }
     }
 
+    /// Asks the programs again for what they refused, and tells when they do it.
+    fn try_again(&mut self, out: &mut Vec<Event>) {
+        if matches!(self.hold(), Held::Changed) {
+            let sentences = self.board.state().sentences;
+            let now_so = what_holds(&sentences, false);
+            let why = "the programs do what they refused";
+            out.push(Event::Notice(notice(sentences.is_empty(), why, &now_so, 0)));
+        }
+    }
+
     /// Sees to it that what the judge says is given up is, and shows what holds.
-    fn hold(&mut self) {
+    fn hold(&mut self) -> Held {
         let wanted = self.governor.given();
         if wanted == self.given {
-            return;
+            return Held::AsBefore;
         }
-        let given = self.hands.give(self.given, wanted);
+        let (given, result) = self.hands.give(self.given, wanted);
         self.given = given;
         let sentences = self.hands.sentences(given);
         let drain_interval = self.hands.drains.stretched(self.hands.drain_interval);
@@ -310,6 +341,7 @@ impl GovernorSource {
             (state.given, state.sentences) = (given, sentences);
             (state.drain_interval, state.history) = (drain_interval, history);
         });
+        result.map_or_else(Held::Refused, |()| Held::Changed)
     }
 
     /// Gives back what the flows took that were forgotten for a step of memory, once they are.
@@ -335,19 +367,33 @@ fn percent(part: f64) -> f64 {
     (1e6 * part).round() / 1e4
 }
 
-fn notice(change: Change, why: &str, sentences: &[String], withheld: u64) -> Notice {
-    let now = match (sentences.is_empty(), change.back) {
+/// What came of a step.
+enum Held {
+    /// What was given up before still is, and nothing else.
+    AsBefore,
+    /// Something else is given up now.
+    Changed,
+    /// The programs do not do their part.
+    Refused(io::Error),
+}
+
+/// What is given up from now on.
+fn what_holds(sentences: &[String], back: bool) -> String {
+    match (sentences.is_empty(), back) {
         (true, _) => "nothing is given up any more".to_owned(),
         (false, false) => format!("from now on {}", sentences.join("; ")),
         (false, true) => format!("something is taken back, and still {}", sentences.join("; ")),
-    };
+    }
+}
+
+fn notice(back: bool, why: &str, now_so: &str, withheld: u64) -> Notice {
     let more = match withheld {
         0 => String::new(),
         1 => " (1 step before was not told)".to_owned(),
         steps => format!(" ({steps} steps before were not told)"),
     };
-    let message = format!("{why}: {now}{more}");
-    if change.back {
+    let message = format!("{why}: {now_so}{more}");
+    if back {
         Notice { severity: Severity::Info, code: "governor_back", message }
     } else {
         Notice { severity: Severity::Warning, code: "governor_step", message }
@@ -363,12 +409,16 @@ impl EventSource for GovernorSource {
         let pressed = self.governor.is_pressed(self.rings.fullest());
         let rings = pressed.then_some(self.ring_pause);
         let opening = (!self.opening.is_empty()).then_some(self.rings_judged);
-        let due = [Some(self.due), opening, rings, self.meter.due()];
+        let closed = self.rings.has_closed().then_some(self.rings_judged);
+        let due = [Some(self.due), opening, rings, closed, self.meter.due()];
         Wakeup { fd: None, due: due.into_iter().flatten().min() }
     }
 
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         out.extend(self.opening.drain(..).map(Event::Notice));
+        if self.rings.take_closed() {
+            self.close_packets(now, out);
+        }
         if now >= self.due {
             self.due = now + self.interval;
             self.judge(now, out);

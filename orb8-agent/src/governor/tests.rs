@@ -14,11 +14,18 @@ fn second(cpu: f64) -> Measured {
         user: Duration::from_secs_f64(cpu / 2.0),
         programs: Duration::from_secs_f64(cpu / 2.0),
         memory_bytes: 0,
+        drained: true,
     }
 }
 
 fn governor() -> Governor {
-    Governor::new(Budgets::default(), CALM_FOR)
+    of(1, 300)
+}
+
+/// One with so many seconds between drains, and of history.
+fn of(drain_interval: u64, history: u64) -> Governor {
+    let [drain_interval, history] = [drain_interval, history].map(Duration::from_secs);
+    Governor::new(Budgets::default(), CALM_FOR, drain_interval, history)
 }
 
 fn judge(governor: &mut Governor, measured: &Measured) -> Vec<Change> {
@@ -30,11 +37,11 @@ fn rings(governor: &mut Governor, events: f64, packets: f64, seconds: u64) -> Ve
 }
 
 const fn further(cause: Cause) -> Change {
-    Change { cause, back: false }
+    Change { cause, back: false, felt: true }
 }
 
 const fn back(cause: Cause) -> Change {
-    Change { cause, back: true }
+    Change { cause, back: true, felt: true }
 }
 
 #[test]
@@ -49,6 +56,58 @@ fn each_budget_that_is_exceeded_takes_a_step_of_its_own() {
     let all = Given { intervals: 2, fewer_events: true, sampling: 2, history_part: 2 };
     assert_eq!(governor.given(), all);
     assert_eq!(governor.level(), 4);
+}
+
+#[test]
+fn cpu_time_is_judged_once_for_each_drain_and_over_all_the_time_since_the_last() {
+    let mut governor = governor();
+    let undrained = |cpu| Measured { drained: false, ..second(cpu) };
+    for _ in 0..11 {
+        assert_eq!(judge(&mut governor, &undrained(0.02)), [], "nothing new is known");
+    }
+    assert_eq!(judge(&mut governor, &second(0.02)), [further(Cause::Cpu)]);
+    assert!((governor.judged_cpu() - 0.02).abs() < 1e-9);
+    judge(&mut governor, &undrained(0.012));
+    assert_eq!(judge(&mut governor, &second(0.004)), [], "0.8 % over both seconds");
+    assert!((governor.judged_cpu() - 0.008).abs() < 1e-9);
+    for _ in 0..9 {
+        assert_eq!(judge(&mut governor, &undrained(0.001)), []);
+    }
+    assert_eq!(judge(&mut governor, &second(0.001)), [back(Cause::Cpu)], "ten seconds of calm");
+}
+
+#[test]
+fn steps_that_change_nothing_are_not_taken() {
+    let steps = |mut governor: Governor| {
+        let over = Measured { memory_bytes: 97 << 20, ..second(0.02) };
+        let mut all = vec![governor.given()];
+        for grown in 0..12 {
+            judge(&mut governor, &Measured { memory_bytes: over.memory_bytes << grown, ..over });
+            all.push(governor.given());
+        }
+        all.dedup();
+        let effect = |given: &Given, interval, history| {
+            (Drains::stretched_by(interval, given.intervals), given.history(history))
+        };
+        (all, effect)
+    };
+    for (drain_interval, history, cpu_steps, memory_steps) in
+        [(1, 300, 8, 3), (10, 300, 7, 3), (60, 300, 6, 3), (60, 0, 6, 0)]
+    {
+        let (all, effect) = steps(of(drain_interval, history));
+        let last = of(drain_interval, history);
+        assert_eq!(
+            (last.cpu_steps.len(), last.history_parts.len()),
+            (cpu_steps + 1, memory_steps + 1)
+        );
+        let [interval, history] = [drain_interval, history].map(Duration::from_secs);
+        for pair in all.windows(2) {
+            let same = |given: &Given| {
+                (effect(given, interval, history), given.fewer_events, given.sampling)
+            };
+            assert_ne!(same(&pair[0]), same(&pair[1]));
+        }
+    }
 }
 
 #[test]

@@ -215,6 +215,12 @@ impl Direct {
         &self.observed
     }
 
+    /// The source that reads the lines.
+    pub fn lines(&mut self) -> &mut dyn EventSource {
+        let lines = self.sources.iter_mut().find(|source| source.name() == LINES);
+        &mut **lines.expect("the lines are a source")
+    }
+
     /// Detaches, then reads the rest.
     pub fn stop(mut self) -> DirectObserved {
         assert!(self.kernel.stop(Instant::now() + DEADLINE), "the programs end in time");

@@ -18,11 +18,17 @@ pub(super) fn budgets(governor: &Governor) -> Cell {
             format!("CPU {used}% of {budget}% (programs {by})")
         }
     };
-    Cell::new(format!(
+    let mut text = format!(
         "{cpu}, memory {} of {}",
         format::bytes(governor.memory_bytes),
         format::bytes(governor.memory_budget_bytes)
-    ))
+    );
+    if governor.ring_threshold > 0.0 {
+        let [events, packets, threshold] =
+            [governor.event_ring, governor.packet_ring, governor.ring_threshold].map(percent);
+        text += &format!(", rings {events}% (events) and {packets}% (packets) of {threshold}%");
+    }
+    Cell::new(text)
 }
 
 /// What is given up, why and since when; none if nothing is.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::event::{Notice, Severity};
 
 /// Between two looks, at most; see [`orb8_common::counter::apart`].
-const INTERVAL: Duration = Duration::from_secs(4);
+pub(super) const INTERVAL: Duration = Duration::from_secs(4);
 /// A look so much too late may have missed that the word has wrapped.
 const LATE: Duration = Duration::from_secs(10);
 
@@ -16,9 +16,9 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// The first one is due an interval from now.
-    pub(super) fn after(now: Instant) -> Self {
-        Self { due: now + INTERVAL }
+    /// The first one is due after so much time.
+    pub(super) fn after(now: Instant, time: Duration) -> Self {
+        Self { due: now + time }
     }
 
     /// When somebody has to look.
@@ -26,11 +26,14 @@ impl Looks {
         self.due
     }
 
-    /// Says whether to look now: by how much that is too late. The next look is an interval away.
-    pub(super) fn look(&mut self, now: Instant) -> Option<Duration> {
-        let late = now.checked_duration_since(self.due)?;
-        self.due = now + INTERVAL;
-        Some(late)
+    /// Whether to look now: by how much that is too late.
+    pub(super) fn look(&self, now: Instant) -> Option<Duration> {
+        now.checked_duration_since(self.due)
+    }
+
+    /// Somebody has looked; the next look is due then.
+    pub(super) const fn put_off(&mut self, due: Instant) {
+        self.due = due;
     }
 }
 
@@ -54,15 +57,15 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_look_is_due_four_seconds_after_the_one_before_however_late_that_was() {
+    fn a_look_is_due_until_somebody_has_looked_and_says_how_late_it_is() {
         let start = Instant::now();
-        let mut looks = Looks::after(start);
+        let mut looks = Looks::after(start, INTERVAL);
         assert_eq!(looks.due(), start + 4000 * MS);
         assert_eq!(looks.look(start + 3999 * MS), None);
         assert_eq!(looks.look(start + 4000 * MS), Some(Duration::ZERO));
-        assert_eq!(looks.look(start + 4000 * MS), None, "once");
-        assert_eq!(looks.due(), start + 8000 * MS);
-        assert_eq!(looks.look(start + 20_000 * MS), Some(12_000 * MS));
+        assert_eq!(looks.look(start + 20_000 * MS), Some(16_000 * MS));
+        looks.put_off(start + 24_000 * MS);
+        assert_eq!(looks.look(start + 23_999 * MS), None);
         assert_eq!(looks.due(), start + 24_000 * MS);
     }
 

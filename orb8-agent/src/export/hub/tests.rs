@@ -8,6 +8,7 @@ use super::*;
 use crate::event::{FlowRecord, Notice, PacketRecord, Severity};
 use crate::export::feed::PacketAsk;
 use crate::network::table::blank;
+use crate::pipeline::losses;
 use crate::testing::udp;
 
 /// Wants flows of odd numbers; numbers its messages by flow id.
@@ -132,7 +133,8 @@ fn an_event_is_in_memory_once_however_many_wait_for_it() {
         })
         .collect();
     assert!(held.iter().all(|told| Arc::ptr_eq(told, &held[0])));
-    assert_eq!(size_of::<Item>(), 16, "what half a million times may be there");
+    assert_eq!(size_of::<Item>(), 16, "what a quarter of a million times may be there");
+    assert!(size_of::<Told>() <= 160, "and what each of them is, see governor.md");
 }
 
 #[test]
@@ -155,6 +157,37 @@ fn of_many_subscribers_each_has_less_room_and_of_few_none_has() {
 }
 
 #[tokio::test]
+async fn what_waits_for_all_is_bounded_in_whatever_order_subscribers_stall() {
+    const ROOM: u64 = 64;
+    let hub = Hub::shared();
+    let waiting = |hub: &Hub| hub.summaries().iter().map(|one| one.queued).sum::<u64>();
+    let mut stalled = Vec::new();
+    for arrived in 1..=MAX_SUBSCRIBERS as u64 {
+        stalled.push(subscribe(&hub, 64, None));
+        hub.exporter().export(&(0..2 * ROOM).map(|n| start(2 * n + 1)).collect::<Vec<_>>());
+        let full = arrived.min(FULL_QUEUES as u64);
+        assert_eq!(waiting(&hub), full * ROOM + (arrived - full) * ROOM / 4);
+    }
+    assert_eq!(waiting(&hub), 28 * ROOM);
+    assert_eq!(hub.waiting.load(Ordering::Relaxed), 28 * ROOM);
+    stalled.truncate(15);
+    assert_eq!(hub.waiting.load(Ordering::Relaxed), 15 * ROOM, "who leaves makes room");
+    let mut late = subscribe(&hub, 64, None);
+    hub.exporter().export(&(0..ROOM).map(|n| start(2 * n + 1)).collect::<Vec<_>>());
+    assert_eq!(hub.waiting.load(Ordering::Relaxed), 16 * ROOM);
+    take(&mut late).await;
+    assert_eq!(hub.waiting.load(Ordering::Relaxed), 15 * ROOM, "and who catches up");
+}
+
+#[tokio::test]
+async fn a_packet_that_is_lost_takes_with_it_what_it_stands_for() {
+    let hub = Hub::shared();
+    let mut slow = subscribe(&hub, 1, Some(100));
+    hub.exporter().export(&[sampled(1, 1, 1), sampled(2, 1, 8), sampled(3, 3, 2)]);
+    assert_eq!(take(&mut slow).await, ["subscriber queue_full 2e 14p", "1"]);
+}
+
+#[tokio::test]
 async fn updates_come_after_what_was_told_before_and_in_parts() {
     let hub = Hub::shared();
     let mut subscription = subscribe(&hub, 16, None);
@@ -171,17 +204,35 @@ async fn updates_come_after_what_was_told_before_and_in_parts() {
 #[tokio::test]
 async fn ticks_come_at_the_subscribers_interval() {
     let hub = Hub::shared();
-    let _subscription = subscribe(&hub, 16, None);
+    let mut subscription = subscribe(&hub, 16, None);
     let mut exporter = hub.exporter();
     let mut ticks = |times: &[u64]| {
         exporter.export(&times.iter().map(|time| mark(1, *time)).collect::<Vec<_>>());
+        let ticks = std::iter::from_fn(|| subscription.items.try_recv().ok()).count();
+        subscription.counters.tick_waits.store(false, Ordering::Relaxed);
+        ticks
+    };
+    assert_eq!(ticks(&[10_000]), 1);
+    assert_eq!(ticks(&[10_500, 10_899]), 0, "too early");
+    assert_eq!(ticks(&[10_950]), 1, "a little early is in time");
+}
+
+#[tokio::test]
+async fn one_tick_waits_for_a_subscriber_that_stalls_and_the_next_comes_when_it_was_taken() {
+    let hub = Hub::shared();
+    let mut stalled = subscribe(&hub, 16, None);
+    let in_queue = |hub: &Hub| {
         let subscribers = hub.lock();
         let queue = &subscribers.list[0].queue;
         queue.max_capacity() - queue.capacity()
     };
-    assert_eq!(ticks(&[10_000]), 1);
-    assert_eq!(ticks(&[10_500, 10_899]), 1, "too early");
-    assert_eq!(ticks(&[10_950]), 2, "a little early is in time");
+    for drain in 1..=20 {
+        hub.exporter().export(&[mark(drain, 10_000 * u64::from(drain))]);
+    }
+    assert_eq!(in_queue(&hub), 1);
+    assert_eq!(take(&mut stalled).await.len(), 6, "the updates of one tick");
+    hub.exporter().export(&[mark(21, 300_000)]);
+    assert_eq!(in_queue(&hub), 1);
 }
 
 #[tokio::test]
@@ -203,32 +254,39 @@ async fn packets_go_only_to_who_asked_and_only_at_its_rate() {
 
 #[tokio::test]
 async fn the_kernels_skipped_packets_are_told_at_the_next_drain() {
-    struct Skipping(Arc<AtomicU64>);
+    struct Skipping(Arc<[AtomicU64; 2]>);
     impl PacketWatch for Skipping {
         fn skipped(&self) -> u64 {
-            self.0.load(Ordering::Relaxed)
+            self.0[0].load(Ordering::Relaxed)
+        }
+        fn sampled(&self) -> u64 {
+            self.0[1].load(Ordering::Relaxed)
         }
     }
     let hub = Hub::shared();
-    let skipped = Arc::new(AtomicU64::new(0));
+    let skipped: Arc<[AtomicU64; 2]> = Arc::default();
     let packets = Some(PacketAsk { filter: Default::default(), rate: 9 });
     let selected = Selected { wants: Box::new(Odd), view: Box::new(Odd), packets };
     let terms = Terms { peer: String::new(), queue: 16, interval_ns: 1 };
     let watch = Box::new(Skipping(Arc::clone(&skipped)));
     let mut subscription = hub.subscribe(selected, terms, Some(watch)).unwrap();
     let mut told = Vec::new();
-    for (drain, total) in [(1, 5), (2, 5), (3, 9)] {
-        skipped.store(total, Ordering::Relaxed);
+    for (drain, over_rate, sampled) in [(1, 5, 0), (2, 5, 3), (3, 9, 1), (4, 9, 3), (5, 10, 7)] {
+        skipped[0].store(over_rate, Ordering::Relaxed);
+        skipped[1].store(sampled, Ordering::Relaxed);
         hub.exporter().export(&[mark(drain, 1_000_000 * u64::from(drain))]);
-        for _ in 0..6 {
-            let event = subscription.next().await.unwrap();
-            if let Some(Payload::Loss(loss)) = event.payload {
-                told.push(loss.packets);
-                subscription.next().await.unwrap();
+        let mut updates = 0;
+        while updates < 6 {
+            match subscription.next().await.unwrap().payload {
+                Some(Payload::Loss(loss)) => told.push((drain, loss.reason, loss.packets)),
+                _ => updates += 1,
             }
         }
     }
-    assert_eq!(told, [5, 4]);
+    let told: Vec<_> = told.iter().map(|(drain, why, count)| (*drain, &**why, *count)).collect();
+    let (rate, sampled) = ("rate_limit", "sampled");
+    let all = [(1, rate, 5), (2, sampled, 3), (3, rate, 4), (5, rate, 1), (5, sampled, 4)];
+    assert_eq!(told, all);
 }
 
 #[tokio::test]

@@ -52,3 +52,67 @@ pub(super) const fn packet_view(counts: &PacketViewCounts) -> v1::PacketView {
 pub(super) fn lowered(set: u32, max_flows: u32) -> u64 {
     if max_flows < set { set.into() } else { 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::datapath::RingFill;
+    use crate::governor::{Basis, Budgets, Given, Measured};
+
+    #[test]
+    fn each_figure_is_told_as_what_it_is() {
+        let millis = Duration::from_millis;
+        let state = State {
+            budgets: Budgets { cpu: 0.02, memory_bytes: 1001, ring: 0.7 },
+            measured: Some(Measured {
+                interval: millis(1000),
+                cpus: 4,
+                user: millis(40),
+                programs: millis(80),
+                memory_bytes: 1002,
+                drained: true,
+            }),
+            memory_bytes: 1003,
+            basis: Basis::Calibrated,
+            packet_ns: 42.5,
+            rings: RingFill { events: 0.25, packets: 0.5 },
+            given: Given { intervals: 4, fewer_events: true, sampling: 8, history_part: 2 },
+            level: 5,
+            sentences: vec!["one".to_owned(), "two".to_owned()],
+            cause: "memory",
+            since_ns: 1004,
+            steps: 6,
+            drain_interval: millis(4000),
+            history: Duration::from_secs(150),
+        };
+        let told = v1::Governor {
+            cpu_budget: 0.02,
+            cpu_agent: 0.01,
+            cpu_programs: 0.02,
+            cpu_programs_by: "calibrated".to_owned(),
+            packet_ns: 42.5,
+            memory_budget_bytes: 1001,
+            memory_bytes: 1003,
+            ring_threshold: 0.7,
+            event_ring: 0.25,
+            packet_ring: 0.5,
+            level: 5,
+            given_up: vec!["one".to_owned(), "two".to_owned()],
+            cause: "memory".to_owned(),
+            since_ns: 1_000_001_004,
+            steps: 6,
+            drain_interval_ms: 4000,
+            starts_deferred: true,
+            packet_sampling: 8,
+            history_seconds: 150,
+        };
+        assert_eq!(governor(&state, 1_000_000_000), told);
+        let counts =
+            PacketViewCounts { matched: 15, told: 1, untold: 2, rate_limited: 4, ring_full: 8 };
+        let told =
+            v1::PacketView { matched: 15, told: 1, untold: 2, rate_limited: 4, ring_full: 8 };
+        assert_eq!(packet_view(&counts), told);
+    }
+}

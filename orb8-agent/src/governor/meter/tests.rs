@@ -11,13 +11,14 @@ use crate::datapath::{InterfaceStatus, PacketWatch, StartError};
 use crate::event::DrainReport;
 use crate::pipeline::on_demand::OnDemand;
 use crate::pipeline::source::EventSource;
-use crate::testing::EmptyDrains;
+use crate::testing::{EmptyDrains, ManualClock};
 
 /// Programs that have run for so long.
 #[derive(Debug, Default)]
 struct Programs {
     ran: Mutex<Duration>,
-    refuses: bool,
+    /// Why statistics are not kept; none: they are.
+    refuses: Mutex<Option<i32>>,
     /// Statistics are kept for so many.
     keepers: Arc<AtomicU32>,
 }
@@ -51,12 +52,12 @@ impl Datapath for Programs {
         Some(*self.ran.lock().unwrap())
     }
 
-    fn keep_statistics(&self) -> Option<Box<dyn Any + Send>> {
-        if self.refuses {
-            return None;
+    fn keep_statistics(&self) -> io::Result<Box<dyn Any + Send>> {
+        if let Some(errno) = *self.refuses.lock().unwrap() {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         self.keepers.fetch_add(1, Ordering::Relaxed);
-        Some(Box::new(Keeper(Arc::clone(&self.keepers))))
+        Ok(Box::new(Keeper(Arc::clone(&self.keepers))))
     }
 
     fn stop(&self, _deadline: Instant) -> bool {
@@ -89,7 +90,7 @@ struct Bench {
     programs: Arc<Programs>,
     ledger: SharedLedger,
     drain: OnDemand,
-    began: Instant,
+    clock: Arc<ManualClock>,
     now: Instant,
     packets: u64,
     proc_root: Folder,
@@ -97,9 +98,11 @@ struct Bench {
 
 fn bench(refuses: bool) -> Bench {
     let proc_root = Folder::new();
+    let refuses = Mutex::new(refuses.then_some(libc::EPERM));
     let programs = Arc::new(Programs { refuses, ..Programs::default() });
-    let (ledger, drains, now) =
-        (SharedLedger::default(), Drains::shared().unwrap(), Instant::now());
+    let (ledger, drains) = (SharedLedger::default(), Drains::shared().unwrap());
+    let clock = ManualClock::at(1_000_000_000, 0);
+    let now = clock.instant();
     let datapath: Arc<dyn Datapath> = Arc::clone(&programs) as _;
     let meter = Meter::new(
         proc_root.0.clone(),
@@ -107,10 +110,10 @@ fn bench(refuses: bool) -> Bench {
         Some(datapath),
         Arc::clone(&ledger),
         Arc::clone(&drains),
-        now,
+        Arc::clone(&clock) as _,
     );
     let drain = OnDemand::new(Box::new(EmptyDrains), drains, Duration::from_secs(1));
-    Bench { meter, programs, ledger, drain, began: now, now, packets: 0, proc_root }
+    Bench { meter, programs, ledger, drain, clock, now, packets: 0, proc_root }
 }
 
 impl Bench {
@@ -128,8 +131,7 @@ impl Bench {
 
     /// A drain, and so many packets pass while it reads.
     fn drain(&mut self, packets: u64, each_ns: u64) {
-        let since = self.now.duration_since(self.began) + SECOND;
-        let time_ns = u64::try_from(since.as_nanos()).unwrap();
+        let time_ns = self.clock.monotonic_ns();
         let mut report = DrainReport { time_ns, ..DrainReport::default() };
         report.before.0[SEEN_PACKETS] = self.packets;
         self.run(packets, each_ns);
@@ -138,9 +140,20 @@ impl Bench {
         self.drain.collect(self.now, &mut Vec::new()).unwrap();
     }
 
-    fn after(&mut self, time: Duration) -> &mut Meter {
+    fn wait(&mut self, time: Duration) {
         self.now += time;
+        self.clock.advance(time);
+    }
+
+    fn after(&mut self, time: Duration) -> &mut Meter {
+        self.wait(time);
         &mut self.meter
+    }
+
+    /// A packet a microsecond for so long.
+    fn steady(&mut self, time: Duration, each_ns: u64) {
+        self.wait(time);
+        self.run(u64::try_from(time.as_micros()).unwrap(), each_ns);
     }
 
     fn advance(&mut self, time: Duration) {
@@ -179,7 +192,7 @@ fn steady_traffic_costs_the_same_in_each_interval_however_many_drains_fall_into_
     let mut measured = Vec::new();
     for second in 1..=60 {
         bench.run(10_000, 10);
-        bench.now += SECOND;
+        bench.wait(SECOND);
         if second % 4 == 0 {
             bench.drain(0, 0);
         }
@@ -195,36 +208,72 @@ fn steady_traffic_costs_the_same_in_each_interval_however_many_drains_fall_into_
 fn packets_of_the_first_drain_are_those_since_the_start() {
     let mut bench = bench(true);
     assert_eq!(bench.measure(5 * SECOND).programs, Duration::ZERO);
-    bench.now += 55 * SECOND;
+    bench.wait(55 * SECOND);
     bench.pass(60_000, 10);
     assert_eq!(bench.measure(Duration::ZERO).programs, Duration::from_micros(55 * 50));
 }
 
-#[test]
-fn a_packet_costs_what_the_kernel_told_in_a_moment_of_traffic() {
+/// A bench where the kernel is being asked, of a traffic that is steady.
+fn asked(each_ns: u64) -> Bench {
     let mut bench = bench(false);
     bench.measure(Duration::ZERO);
-    bench.pass(5_000, 10);
-    bench.measure(SECOND);
+    bench.steady(SECOND, each_ns);
+    bench.drain(0, 0);
+    bench.measure(Duration::ZERO);
     bench.advance(Duration::ZERO);
     assert_eq!(bench.keepers(), 1);
-    bench.pass(200, 10);
-    bench.advance(LOOK);
-    bench.pass(1_000, 20);
-    bench.advance(LOOK);
+    bench
+}
+
+#[test]
+fn a_packet_costs_what_the_kernel_told_in_a_moment_of_traffic_however_late_drains_are_through() {
+    let mut bench = asked(20);
+    let (slow, now) = (Duration::from_millis(90), |bench: &Bench| bench.now);
+    bench.drain(0, 0);
+    bench.steady(slow, 20);
+    // Asked with the time of before the drain.
+    let before = now(&bench) - slow;
+    bench.meter.advance(before);
+    bench.steady(WINDOW / 2, 20);
+    bench.advance(Duration::ZERO);
     assert_eq!(bench.keepers(), 1, "the window is still open");
-    bench.advance(WINDOW);
+    bench.steady(WINDOW / 2, 20);
+    bench.advance(Duration::ZERO);
     assert_eq!(bench.keepers(), 0, "the kernel keeps statistics no longer");
+    bench.steady(slow, 20);
     bench.drain(700, 20);
     bench.advance(LOOK);
-    assert_eq!(bench.meter.basis(), (Basis::Calibrated, 20.0));
-    bench.pass(0, 0);
-    bench.measure(Duration::ZERO);
-    bench.now += SECOND;
-    bench.pass(10_000, 20);
-    assert_eq!(bench.measure(Duration::ZERO).programs, Duration::from_micros(200));
-    bench.advance(Duration::ZERO);
+    let (basis, packet_ns) = bench.meter.basis();
+    assert_eq!(basis, Basis::Calibrated);
+    assert!((packet_ns - 20.0).abs() < 0.01, "{packet_ns} ns");
+    bench.advance(AGAIN / 2);
     assert_eq!(bench.keepers(), 0, "not again before a minute has passed");
+}
+
+#[test]
+fn a_calibration_that_fails_for_now_is_tried_again_and_one_that_is_refused_leaves_an_estimate() {
+    let mut bench = asked(20);
+    bench.drain(0, 0);
+    bench.advance(LOOK);
+    bench.steady(WINDOW, 20);
+    bench.advance(Duration::ZERO);
+    bench.drain(0, 0);
+    bench.advance(LOOK);
+    assert_eq!(bench.meter.basis().0, Basis::Calibrated);
+    let refuse = |bench: &Bench, errno| *bench.programs.refuses.lock().unwrap() = errno;
+    refuse(&bench, Some(libc::EMFILE));
+    bench.advance(AGAIN);
+    assert_eq!(bench.meter.basis().0, Basis::Calibrated, "what was known still is");
+    refuse(&bench, None);
+    bench.advance(AGAIN);
+    assert_eq!(bench.keepers(), 1, "asked again");
+    bench.advance(PATIENCE);
+    refuse(&bench, Some(libc::EPERM));
+    bench.advance(AGAIN);
+    assert_eq!(bench.meter.basis(), (Basis::Estimated, PACKET_NS));
+    refuse(&bench, None);
+    bench.advance(AGAIN);
+    assert_eq!(bench.keepers(), 0, "not again");
 }
 
 #[test]

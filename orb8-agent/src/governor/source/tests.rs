@@ -8,9 +8,10 @@ use orb8_common::network::PacketFilter;
 
 use super::*;
 use crate::datapath::{InterfaceStatus, PacketWatch, Ring, StartError};
+use crate::event::DrainReport;
 use crate::governor::{Budgets, State};
 use crate::pipeline::on_demand::OnDemand;
-use crate::pipeline::runner::SharedLedger;
+use crate::pipeline::runner::{SharedLedger, lock};
 use crate::testing::{EmptyDrains, ManualClock};
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -57,6 +58,9 @@ struct Bench {
     now: Instant,
     drains: Arc<Drains>,
     drain: OnDemand,
+    ledger: SharedLedger,
+    /// When the last drain began.
+    drained_ns: u64,
     board: Arc<Board>,
     kept: Arc<Mutex<Vec<Duration>>>,
     /// How often memory was given back.
@@ -66,16 +70,23 @@ struct Bench {
 
 /// A governor that tells this at its beginning.
 fn bench(budgets: Budgets, opening: Vec<Notice>) -> Bench {
+    bench_of(budgets, opening, 1, 300)
+}
+
+/// One with so many seconds between drains, and of history.
+fn bench_of(budgets: Budgets, opening: Vec<Notice>, drain_interval: u64, history: u64) -> Bench {
     let clock: Arc<dyn Clock> = ManualClock::at(1, 0);
     let (drains, now) = (Drains::shared().unwrap(), clock.instant());
     let ledger = SharedLedger::default();
-    let meter = Meter::new("/proc".into(), 1, None, ledger, Arc::clone(&drains), now);
+    let books = Arc::clone(&ledger);
+    let timer = Arc::clone(&clock);
+    let meter = Meter::new("/proc".into(), 1, None, books, Arc::clone(&drains), timer);
     let kept: Arc<Mutex<Vec<Duration>>> = Arc::default();
     let keep = Arc::clone(&kept);
     let gave_back: Arc<AtomicU32> = Arc::default();
     let gives = Arc::clone(&gave_back);
     let programs: Arc<Programs> = Arc::default();
-    let (drain_interval, history) = (Duration::from_secs(1), Duration::from_secs(300));
+    let [drain_interval, history] = [drain_interval, history].map(Duration::from_secs);
     let hands = Hands {
         drains: Arc::clone(&drains),
         datapath: Some(Arc::clone(&programs) as _),
@@ -87,16 +98,26 @@ fn bench(budgets: Budgets, opening: Vec<Notice>) -> Bench {
         history,
     };
     let board = Arc::new(Board::new(State::new(budgets, drain_interval, history)));
-    let governor = Governor::new(budgets, 3 * INTERVAL);
+    let governor = Governor::new(budgets, 3 * INTERVAL, drain_interval, history);
     let shown = Arc::clone(&board);
     let source = GovernorSource::new(governor, meter, hands, shown, clock, INTERVAL, opening);
     let drain = OnDemand::new(Box::new(EmptyDrains), Arc::clone(&drains), drain_interval);
-    Bench { source, now, drains, drain, board, kept, gave_back, programs }
+    let drained_ns = 0;
+    Bench { source, now, drains, drain, ledger, drained_ns, board, kept, gave_back, programs }
 }
 
 impl Bench {
-    /// What is told when so much time has passed, as code and message.
+    /// What is told when so much time has passed, at the end of which the lines were read, as code and
+    /// message.
     fn after(&mut self, time: Duration) -> Vec<(&'static str, String)> {
+        self.drained_ns += 1;
+        let report = DrainReport { time_ns: self.drained_ns, ..DrainReport::default() };
+        lock(&self.ledger).close_drain(&report);
+        self.after_no_drain(time)
+    }
+
+    /// The same, and the lines were not read.
+    fn after_no_drain(&mut self, time: Duration) -> Vec<(&'static str, String)> {
         self.now += time;
         let mut out = Vec::new();
         self.source.collect(self.now, &mut out).unwrap();
@@ -175,6 +196,26 @@ fn a_ring_that_fills_is_acted_on_at_once_and_told_once_a_minute_and_its_all_clea
 }
 
 #[test]
+fn sampling_for_the_ring_ends_with_the_last_packet_view() {
+    let mut bench = bench(EVERYTHING, Vec::new());
+    for _ in 0..3 {
+        bench.source.rings.note(Ring::Packets, 90, 100);
+        bench.after(RING_PAUSE);
+    }
+    assert_eq!(bench.board.state().given.sampling, 8);
+    bench.source.rings.note(Ring::Packets, 90, 100);
+    bench.source.rings.close_packets();
+    assert!(bench.source.wakeup().due.unwrap() <= bench.now, "at once");
+    let told = bench.after(Duration::ZERO);
+    let says = "the last packet view was closed: nothing is given up any more (2 steps before were not told)";
+    assert_eq!(told, [("governor_back", says.to_owned())]);
+    assert_eq!(bench.board.state().given, Given::NOTHING);
+    assert_eq!(bench.programs.asked.lock().unwrap().unwrap().sampling, 1);
+    bench.source.rings.close_packets();
+    assert_eq!(bench.after(Duration::ZERO), [], "once");
+}
+
+#[test]
 fn what_filled_a_ring_is_shown_and_calm_begins_after_it() {
     let mut bench = bench(EVERYTHING, Vec::new());
     bench.source.rings.note(Ring::Packets, 90, 100);
@@ -214,14 +255,47 @@ fn what_the_programs_were_not_told_is_not_shown_and_tried_again() {
     let mut bench = bench(EVERYTHING, Vec::new());
     bench.programs.deaf.store(true, Ordering::Relaxed);
     bench.source.rings.note(Ring::Events, 90, 100);
-    bench.after(RING_PAUSE);
+    let told = bench.after(RING_PAUSE);
+    let [("governor_step", refused)] = &told[..] else { panic!("{told:?}") };
+    let says = ": the programs cannot be asked to tell less or more, which is tried again: permission denied";
+    assert!(refused.ends_with(says), "{refused}");
     let state = bench.board.state();
     assert_eq!((state.level, state.given, state.sentences.len()), (1, Given::NOTHING, 0));
+    assert_eq!(bench.after(INTERVAL), [], "told once");
     bench.programs.deaf.store(false, Ordering::Relaxed);
-    bench.after(INTERVAL);
+    let told = bench.after(INTERVAL);
+    let [("governor_step", done)] = &told[..] else { panic!("{told:?}") };
+    let says = "the programs do what they refused: from now on starts of flows without a SYN are told by the next read";
+    assert_eq!(done, says);
     assert!(bench.board.state().given.fewer_events);
     let asked = *bench.programs.asked.lock().unwrap();
     assert_eq!(asked, Some(Sparing { sampling: 1, fewer_events: 1 }));
+}
+
+#[test]
+fn cpu_time_is_judged_once_for_each_drain() {
+    let mut bench = bench(Budgets { cpu: 0.0, ..EVERYTHING }, Vec::new());
+    let steps = |bench: &Bench| bench.board.state().steps;
+    for _ in 0..12 {
+        assert_eq!(bench.after_no_drain(INTERVAL), []);
+    }
+    assert_eq!(steps(&bench), 0, "programs and drains cost what they did before");
+    bench.after(INTERVAL);
+    assert_eq!(steps(&bench), 1);
+}
+
+#[test]
+fn nothing_is_told_that_is_no_change() {
+    let mut bench = bench_of(NOTHING, Vec::new(), 60, 0);
+    let told: Vec<_> = (0..4).flat_map(|_| bench.after(INTERVAL)).map(|(_, told)| told).collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(
+        told[0].ends_with("starts of flows without a SYN are told by the next read"),
+        "{told:?}"
+    );
+    bench.source.rings.note(Ring::Events, 90, 100);
+    assert_eq!(bench.after(RING_PAUSE), [], "that was given up before");
+    assert_eq!(bench.board.state().level, 4);
 }
 
 #[test]
