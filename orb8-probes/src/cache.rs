@@ -89,8 +89,8 @@ fn store<const HOOK: u32>(line: *mut CachedLine, seen: u64, new: u64) -> bool {
 }
 
 /// Counts a packet on a line of the cache that is or becomes its flow's; false if none can be had
-/// now.
-#[inline(always)]
+/// now. A function of its own, so that what follows where none can be had has the stack to itself.
+#[inline(never)]
 pub fn place(cpu: Cpu, packet: &Packet, slot: u32) -> bool {
     if !cache::fits(packet.packets, packet.bytes) {
         return false;
