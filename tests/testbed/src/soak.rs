@@ -77,12 +77,21 @@ struct Turn<'a> {
 struct Load {
     /// When it was under way; `None`: at once.
     from: Option<Instant>,
+    /// When it ended, after which the agent was only waited for; `None`: when it was done.
+    to: Option<Instant>,
     flows: Option<u64>,
     connections: Option<u64>,
     pace: Option<Pace>,
     /// Those who watched, before they went.
     subscribers: Vec<SubscriberAccount>,
     faults: Vec<String>,
+}
+
+impl Load {
+    /// From when to when it was under way, of a time in which it was done.
+    fn span(&self, begun: Instant, done: Instant) -> (Instant, Instant) {
+        (self.from.unwrap_or(begun), self.to.unwrap_or(done))
+    }
 }
 
 struct Scenario {
@@ -215,8 +224,8 @@ impl Turn<'_> {
             watch::watch(&bed, self.options.release, || {
                 let begun = Instant::now();
                 let load = load(&bed)?;
-                let (from, to) = (load.from.unwrap_or(begun), Instant::now());
-                let recovered = bed.recovery(PATIENCE)?;
+                let (from, to) = load.span(begun, Instant::now());
+                let recovered = bed.recovery(to, PATIENCE)?;
                 Ok((load, from, to, recovered))
             })?;
         let (account, events, mut subscribers) = bed.rest()?;
@@ -255,6 +264,15 @@ mod tests {
             only: only.iter().map(|&part| part.to_owned()).collect(),
             json: PathBuf::from("/nowhere/soak.json"),
         }
+    }
+
+    #[test]
+    fn what_has_to_recover_after_a_load_is_no_part_of_it() {
+        let begun = Instant::now();
+        let at = |second| begun + Duration::from_secs(second);
+        let load = Load { from: Some(at(2)), to: Some(at(60)), ..Load::default() };
+        assert_eq!(load.span(begun, at(100)), (at(2), at(60)));
+        assert_eq!(Load::default().span(begun, at(100)), (begun, at(100)));
     }
 
     #[test]
