@@ -54,9 +54,19 @@ impl Measure {
         matches!(self, Self::TcpRate | Self::UdpRate)
     }
 
-    /// True if it is CPU time, which not every system tells.
-    const fn is_cpu(self) -> bool {
-        matches!(self, Self::TcpCpu | Self::UdpCpu)
+    /// Why some run gave no figure: what should have moved did not, or it did and this system does not
+    /// tell the CPU time of it.
+    fn reason(self, mut runs: impl Iterator<Item = Figures>) -> &'static str {
+        let (rate, still) = match self {
+            Self::TcpRate | Self::TcpCpu => (Self::TcpRate, "no byte arrived over TCP in some run"),
+            Self::UdpRate | Self::UdpCpu => (
+                Self::UdpRate,
+                "no datagram came back over UDP in some run: a firewall may stop them",
+            ),
+            Self::LatencyP50 | Self::LatencyP99 => (self, "no request was answered in some run"),
+        };
+        let moved = |figures: Figures| figures[rate as usize].is_some();
+        if runs.all(moved) { cpu::UNTOLD } else { still }
     }
 }
 
@@ -144,8 +154,8 @@ pub fn rows(rounds: &[Round]) -> Vec<Row> {
 fn row(measure: Measure, at: usize, rounds: &[Round]) -> Row {
     let figures = |round: &Round| Some([round.traced[at]?, round.baseline[at]?, round.again[at]?]);
     let Some(figures) = rounds.iter().map(figures).collect::<Option<Vec<[f64; 3]>>>() else {
-        let reason = if measure.is_cpu() { cpu::UNTOLD } else { "nothing moved in some run" };
-        return without(measure, reason);
+        let runs = rounds.iter().flat_map(|round| [round.traced, round.baseline, round.again]);
+        return without(measure, measure.reason(runs));
     };
     if figures.is_empty() {
         return without(measure, "no round was completed");
@@ -270,13 +280,25 @@ mod tests {
     fn what_was_not_told_is_not_measured() {
         let mut some = rounds(&QUIET, &QUIET);
         some[2].again[1] = None;
-        some[4].traced[2] = None;
+        some[4].traced[4] = None;
         let rows = rows(&some);
         assert_eq!(rows[1].reason.as_deref(), Some(cpu::UNTOLD));
-        assert_eq!(rows[2].reason.as_deref(), Some("nothing moved in some run"));
+        assert_eq!(rows[4].reason.as_deref(), Some("no request was answered in some run"));
         let measured = rows.iter().filter(|row| row.verdict != Verdict::NotMeasured);
         assert_eq!(measured.count(), 4);
         assert_eq!(verdicts(&[]), [Verdict::NotMeasured; 6]);
+    }
+
+    #[test]
+    fn cpu_of_datagrams_that_never_came_back_is_not_called_untold() {
+        let mut some = rounds(&QUIET, &QUIET);
+        (some[1].baseline[2], some[1].baseline[3]) = (None, None);
+        for row in &rows(&some)[2..4] {
+            let reason = row.reason.as_deref().unwrap_or_default();
+            assert!(reason.starts_with("no datagram came back over UDP"), "{row:?}");
+        }
+        let places = MEASURES.map(|measure| measure as usize);
+        assert_eq!(places, [0, 1, 2, 3, 4, 5], "figures lie in this order");
     }
 
     proptest! {

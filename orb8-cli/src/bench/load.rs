@@ -163,7 +163,12 @@ impl Plan {
             let port = u16::from_be_bytes(port);
             near.connect(far::with_port(target, port))?;
             near.set_read_timeout(Some(LOST_AFTER))?;
-            self.exchange(&near, &near, port)
+            self.exchange(&near, &near, port).map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("its datagrams over UDP, port {port}: {error}"),
+                )
+            })
         })
     }
 
@@ -313,6 +318,24 @@ mod tests {
         let loads = Plan { target: Some(address), duration, stop }.run().unwrap();
         assert!(start.elapsed() < Duration::from_secs(60));
         assert!(loads.answers.is_empty(), "it was stopped before");
+    }
+
+    #[test]
+    fn a_far_end_that_takes_no_datagrams_is_told_as_one_by_udp() {
+        // Tells a port at which nobody takes datagrams.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"orb8 bench far 1").unwrap();
+            stream.read_exact(&mut [0; 3]).unwrap();
+            stream.write_all(&gone.to_be_bytes()).unwrap();
+            stream.read_to_end(&mut Vec::new()).ok();
+        });
+        let error = plan(Some(target)).datagrams().unwrap_err();
+        let told = format!("its datagrams over UDP, port {gone}: ");
+        assert!(error.to_string().starts_with(&told), "{error}");
     }
 
     /// Sends each datagram back but the first ones, which wait until the second ones come; then ends it.
