@@ -19,6 +19,7 @@
 //! | [`scapy`] | frames made by scapy, an independent opinion |
 //! | [`counters`] | what the kernel itself says it carried |
 //! | [`bpf`] | foreign tcx programs and questions about attached ones |
+//! | [`fdinfo`] | what the kernel says of a process's maps and programs |
 //! | [`demo`] | the story that `make demo` tells |
 //! | [`soak`] | loads that no node should have, and what becomes of the agent |
 //! | [`fork`] | a copy of this process that holds its descriptors |
@@ -46,6 +47,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod counters;
 pub mod demo;
+pub mod fdinfo;
 pub mod flood;
 pub mod flow;
 pub mod fork;

@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::ensure;
 use orb8_proto::v1::NetworkFlow;
 
-use crate::agent::AgentOptions;
 use crate::api::ApiServer;
 use crate::api::object;
 use crate::api::pod::{Pod, Stage};
@@ -17,7 +16,7 @@ pub const PODS: u32 = 500;
 /// How the name of each begins.
 const NAME: &str = "web-";
 /// The node that an agent is to be on.
-pub const NODE: &str = "testbed";
+const NODE: &str = "testbed";
 
 /// The address of a pod.
 #[must_use]
@@ -54,13 +53,14 @@ pub fn api(netns: &Netns) -> ApiServer {
     api
 }
 
-/// An agent that is to ask it.
+/// Settings of an agent that is to ask it.
 #[must_use]
-pub fn asking(options: AgentOptions, api: &ApiServer) -> AgentOptions {
-    options
-        .env("ORB8_KUBERNETES", "on")
-        .env("KUBECONFIG", api.kubeconfig("agent").display())
-        .env("NODE_NAME", NODE)
+pub fn settings(api: &ApiServer) -> [(&'static str, String); 3] {
+    [
+        ("ORB8_KUBERNETES", "on".to_owned()),
+        ("KUBECONFIG", api.kubeconfig("agent").display().to_string()),
+        ("NODE_NAME", NODE.to_owned()),
+    ]
 }
 
 /// That all flows come from pods by their names: without names memory would be another figure.

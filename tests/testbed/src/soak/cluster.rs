@@ -13,6 +13,7 @@ use super::bed::{Bed, options};
 use super::figures::{Figures, MIB};
 use super::flows::paced;
 use super::{Load, Turn};
+use crate::agent::AgentOptions;
 use crate::api::ApiServer;
 use crate::api::fault::Failure;
 use crate::api::pod::Stage;
@@ -37,6 +38,11 @@ const FAULT: Duration = Duration::from_millis(700);
 /// The flows by which names are looked at go to this port.
 const ASKED: u16 = 4_444;
 
+/// An agent that is to ask an API server.
+fn asking(options: AgentOptions, api: &ApiServer) -> AgentOptions {
+    pods::settings(api).iter().fold(options, |options, (name, value)| options.env(name, value))
+}
+
 fn wait_pods(bed: &Bed, pods: u32) -> anyhow::Result<()> {
     wait("an agent in step with the API", || {
         let kubernetes = bed.status()?.kubernetes.unwrap_or_default();
@@ -48,7 +54,7 @@ fn wait_pods(bed: &Bed, pods: u32) -> anyhow::Result<()> {
 pub(super) fn steady(turn: &Turn<'_>) -> anyhow::Result<Figures> {
     let link = Veth::quiet(VethOptions::default());
     let api = pods::api(&link.near.netns);
-    let options = pods::asking(options(&turn.options.agent, &link), &api);
+    let options = asking(options(&turn.options.agent, &link), &api);
     // A machine that stands still for a moment must not end the flows.
     let bed = Bed::start(link, &options.env("ORB8_FLOW_TIMEOUT_SECS", 4))?;
     wait_pods(&bed, PODS)?;
@@ -104,7 +110,7 @@ fn nameless(bed: &Bed) -> anyhow::Result<Option<String>> {
 pub(super) fn churn(turn: &Turn<'_>) -> anyhow::Result<Figures> {
     let link = Veth::quiet(VethOptions::default());
     let api = pods::api(&link.near.netns);
-    let options = pods::asking(options(&turn.options.agent, &link), &api);
+    let options = asking(options(&turn.options.agent, &link), &api);
     let mut lives = vec![0; PODS as usize];
     let bed = Bed::start(link, &options)?;
     wait_pods(&bed, PODS)?;

@@ -1,10 +1,11 @@
-//! Floods of small packets, sent in turns to the agent's link and to one that nobody watches.
+//! Floods of small packets, sent in turns to the agent's link and to one at which a program only counts.
 
 use std::time::{Duration, Instant};
 
 use super::bed::{Bed, options};
 use super::figures::{Figures, Pace};
 use super::{Load, Turn};
+use crate::bpf::{Foreign, Hook, Place};
 use crate::flood::{BATCH, Flood, Small};
 use crate::link::{Veth, VethOptions};
 
@@ -16,7 +17,7 @@ const DEADLINE: Duration = Duration::from_mins(2);
 /// One turn on the link that is watched, and on the other one.
 const WATCHED: Duration = Duration::from_millis(160);
 const ALONE: Duration = Duration::from_millis(40);
-/// The most that a packet of a known flow may cost, in nanoseconds: the dearest row of the benchmark.
+/// The most that a packet of a known flow may take more, in nanoseconds: the dearest row of the benchmark.
 const COST_LIMIT_NS: f64 = 110.0;
 /// Flows of every other turn of the packet flood.
 const KNOWN: u32 = 1_000;
@@ -89,6 +90,8 @@ fn within(number: u64, among: u32) -> u32 {
 /// Sends packet after packet for so long, and at least so many; which one, the turn and its number say.
 fn drive(bed: &Bed, time: Duration, least: u64, next: impl Fn(usize, u32) -> Small) -> Load {
     let beside = Veth::quiet(VethOptions::default());
+    let (near, name) = (&beside.near.netns, &beside.near.ifname);
+    let _empty = Foreign::attach(near, name, Hook::Ingress, Place::First, -1);
     let mut watched = Flood::open(&bed.link.far, &bed.link.near);
     let mut alone = Flood::open(&beside.far, &beside.near);
     let (mut sent, mut turns) = (0, Vec::new());
