@@ -35,6 +35,8 @@ const RATE: f64 = 20_000.0;
 /// Time between two changes of the API, and between two of its faults.
 const CHANGE: Duration = Duration::from_millis(1);
 const FAULT: Duration = Duration::from_millis(700);
+/// An agent spares an API that failed for up to 30 s, and begins to list anew within 10 s.
+const API_SPARED: Duration = Duration::from_secs(40);
 /// The flows by which names are looked at go to this port.
 const ASKED: u16 = 4_444;
 
@@ -114,7 +116,7 @@ pub(super) fn churn(turn: &Turn<'_>) -> anyhow::Result<Figures> {
     let mut lives = vec![0; PODS as usize];
     let bed = Bed::start(link, &options)?;
     wait_pods(&bed, PODS)?;
-    turn.overload(bed, |bed| {
+    let mut figures = turn.overload(bed, |bed| {
         let over = AtomicBool::new(false);
         let changes = std::thread::scope(|scope| {
             scope.spawn(|| talk(bed, &over));
@@ -131,7 +133,9 @@ pub(super) fn churn(turn: &Turn<'_>) -> anyhow::Result<Figures> {
             faults.push(format!("only {changes} changes of the API"));
         }
         Ok(Load { to: Some(to), flows: Some(u64::from(PODS) * 2), faults, ..Load::default() })
-    })
+    })?;
+    figures.recovery.limit += API_SPARED.as_secs_f64();
+    Ok(figures)
 }
 
 /// Packets from all pods, until it is over.
