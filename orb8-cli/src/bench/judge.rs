@@ -80,14 +80,15 @@ const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 pub fn figures(loads: &Loads) -> Figures {
     let Loads { bytes: Bytes { bytes, seconds, cpu }, datagrams, answers } = loads;
     let (bytes, received) = (*bytes as f64, datagrams.received as f64);
-    let microseconds = |share| answers.per_mille(share).map(|nanoseconds| nanoseconds as f64 / 1e3);
+    let microseconds =
+        |share| (!answers.is_empty()).then(|| answers.value_at_quantile(share) as f64 / 1e3);
     let found = [
         Some(bytes / seconds),
         cpu.map(|cpu| cpu / (bytes / GIB)),
         Some(received / datagrams.seconds),
         datagrams.cpu.map(|cpu| cpu / (received / 1e6)),
-        microseconds(500),
-        microseconds(990),
+        microseconds(0.5),
+        microseconds(0.99),
     ];
     found.map(|figure| figure.filter(|figure| figure.is_finite() && *figure > 0.0))
 }
@@ -220,9 +221,11 @@ fn without(measure: Measure, reason: &str) -> Row {
 
 #[cfg(test)]
 mod tests {
+    use hdrhistogram::Histogram;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bench::load::Datagrams;
 
     /// Rounds in which everything is so much with an agent and about 1 without.
     fn rounds(traced: &[f64], again: &[f64]) -> Vec<Round> {
@@ -274,6 +277,25 @@ mod tests {
         let row = &rows(&few)[0];
         assert!(row.reason.as_ref().is_some_and(|reason| reason.contains("3 rounds")), "{row:?}");
         assert_eq!((row.interval_low, row.noise_high), (None, None));
+    }
+
+    #[test]
+    fn figures_are_of_what_moved_and_times_are_ranks_to_a_thousandth() {
+        let bytes = Bytes { bytes: 4 << 30, seconds: 2.0, cpu: Some(1.0) };
+        let (sent, received, late, seconds) = (3_000_000, 2_000_000, 9, 4.0);
+        let datagrams = Datagrams { sent, received, late, seconds, cpu: None, ports: [1, 2] };
+        let mut answers = Histogram::new_with_bounds(1, 10_000_000_000, 3).unwrap();
+        let nothing = Loads { bytes, datagrams, answers: answers.clone() };
+        let half = GIB * 2.0;
+        assert_eq!(figures(&nothing), [Some(half), Some(0.25), Some(500_000.0), None, None, None]);
+        for microseconds in (1..=1_000).rev() {
+            answers.record(microseconds * 1_000).unwrap();
+        }
+        let [.., p50, p99] = figures(&Loads { bytes, datagrams, answers });
+        for (found, wanted) in [(p50, 500.0), (p99, 990.0)] {
+            let ratio = found.unwrap() / wanted;
+            assert!((0.999..1.001).contains(&ratio), "{found:?}, not {wanted}");
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@ pub mod agent;
 pub mod args;
 pub mod cpu;
 pub mod far;
-pub mod histogram;
 pub mod judge;
 pub mod load;
 pub mod page;

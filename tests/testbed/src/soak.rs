@@ -132,7 +132,7 @@ const SCENARIOS: [Scenario; 8] = [
         name: "short_connections",
         what: "10 000 TCP connections a second that end as soon as they are open",
         weight: 1,
-        cost: 25.0,
+        cost: 30.0,
         run: connections::run,
     },
     Scenario {
