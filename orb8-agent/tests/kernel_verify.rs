@@ -127,7 +127,7 @@ fn the_host_agrees_with_its_protocol_counters_and_the_agents_own_traffic_is_in_t
 }
 
 #[test]
-fn a_reading_before_its_time_does_not_put_the_next_off() {
+fn a_reading_before_its_time_puts_the_next_off_by_a_whole_interval() {
     need!(@check NEEDS);
     let netns = Netns::new("hurry");
     let options = direct::options("none");

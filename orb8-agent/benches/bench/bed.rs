@@ -17,8 +17,10 @@ use orb8_proto::v1::{
     AgentStatus, GetStatusRequest, PacketLedger, QueryFlowsRequest, QueryFlowsResponse,
 };
 use orb8_testbed::agent::{AgentOptions, AgentProcess, LISTEN};
+use orb8_testbed::fdinfo;
 use orb8_testbed::link::{Port, Veth, VethOptions};
 use orb8_testbed::raw::RawSocket;
+pub(crate) use orb8_testbed::wait::wait;
 use orb8_util::cpu::Threads;
 use tonic::transport::{Channel, Endpoint};
 
@@ -51,19 +53,6 @@ pub(crate) fn at_interfaces() -> Vec<(&'static str, String)> {
 /// At the sockets of a cgroup and below.
 pub(crate) fn at_sockets(root: &Path) -> Vec<(&'static str, String)> {
     vec![("ORB8_CAPTURE", "socket".to_owned()), ("ORB8_CGROUP_ROOT", root.display().to_string())]
-}
-
-/// Waits, asking often.
-pub(crate) fn wait(
-    what: &str,
-    mut condition: impl FnMut() -> anyhow::Result<bool>,
-) -> anyhow::Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition()? {
-        ensure!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 impl Bed {
@@ -169,16 +158,7 @@ impl Bed {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.pid()))?;
         let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
         let kib: f64 = kib.trim().trim_end_matches(" kB").trim().parse()?;
-        let mut maps = 0.0;
-        for entry in std::fs::read_dir(format!("/proc/{}/fdinfo", self.agent.pid()))? {
-            // A descriptor may be closed meanwhile.
-            let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-            if let Some(bytes) = text.lines().find_map(|l| l.strip_prefix("memlock:"))
-                && text.contains("map_id:")
-            {
-                maps += bytes.trim().parse::<f64>()?;
-            }
-        }
+        let maps = fdinfo::map_bytes(self.agent.pid())? as f64;
         let told = self.status()?.memory.context("memory in status")?.map_bytes as f64;
         // Maps that are only mapped have no descriptor, so the agent's own sum is the larger one.
         Ok((kib * 1024.0 / MIB, maps.max(told) / MIB))

@@ -1,24 +1,20 @@
 //! The agent with many live flows whose pods have names: CPU, memory, queries.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
-use orb8_proto::v1::{NetworkFlow, QueryFlowsRequest};
-use orb8_testbed::api::ApiServer;
-use orb8_testbed::api::object;
-use orb8_testbed::api::pod::{Pod, Stage};
+use orb8_proto::v1::QueryFlowsRequest;
 use orb8_testbed::link::{Veth, VethOptions};
 use orb8_testbed::packet;
+use orb8_testbed::pods::{self, PODS, address};
 
 use crate::bed::{Bed, at_interfaces, wait};
 use crate::packets::LINK_HEADER;
 use crate::report::{Amount, Goal, Report, Row};
 
-/// Pods of other nodes, each with a share of the flows.
-const PODS: u32 = 500;
 /// Time between packets of a flow: each has one in about every drain.
 const PAUSE: Duration = Duration::from_millis(700);
 
@@ -61,28 +57,7 @@ struct Live {
     lost: f64,
 }
 
-/// The address of a pod.
-fn address(pod: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 1)) + pod)
-}
-
-/// An API server that knows the pods.
-fn cluster(link: &Veth) -> ApiServer {
-    let api = ApiServer::inside(&link.near.netns, Ipv4Addr::LOCALHOST.into());
-    for (name, last) in [("elsewhere", 10), ("testbed", 11)] {
-        let ranges = [format!("10.{}.0.0/16", 90 + last)];
-        api.put(object::node(name, &[IpAddr::from([172, 30, 0, last])], &ranges, "zone-a"));
-    }
-    for number in 0..PODS {
-        let mut pod =
-            Pod::new(&format!("team-{}", number % 20), &format!("web-{number}"), "elsewhere");
-        pod.ips = vec![address(number).into()];
-        api.put(pod.object(Stage::Running));
-    }
-    api
-}
-
-/// The frame of a flow: from a pod to a port of this host.
+/// The frame of a flow, of which each pod has a share: from a pod to a port of this host.
 fn frame(link: &Veth, flow: u32) -> Vec<u8> {
     let port = u16::try_from(20_000 + flow / PODS).unwrap_or(u16::MAX);
     let payload = packet::udp(port, 8_080, 24);
@@ -93,13 +68,9 @@ fn frame(link: &Veth, flow: u32) -> Vec<u8> {
 
 fn live(report: &mut Report, flows: u32, name: &str) -> anyhow::Result<Live> {
     let link = Veth::quiet(VethOptions::default());
-    let api = cluster(&link);
+    let api = pods::api(&link.near.netns);
     let mut settings = at_interfaces();
-    settings.extend([
-        ("ORB8_KUBERNETES", "on".to_owned()),
-        ("KUBECONFIG", api.kubeconfig("agent").display().to_string()),
-        ("NODE_NAME", "testbed".to_owned()),
-    ]);
+    settings.extend(pods::settings(&api));
     let bed = Bed::start(link, &settings)?;
     wait("the pods' names", || {
         Ok(bed.status()?.kubernetes.is_some_and(|k| k.state == "synced" && k.pods >= PODS.into()))
@@ -108,7 +79,8 @@ fn live(report: &mut Report, flows: u32, name: &str) -> anyhow::Result<Live> {
     let socket = bed.sender();
     socket.send_frames(&frames);
     bed.wait_flows(flows.into())?;
-    all_have_names(&bed)?;
+    let first = bed.query(&QueryFlowsRequest { limit: 1_000, ..Default::default() })?;
+    pods::all_named(&first.flows)?;
     let stop = AtomicBool::new(false);
     let (measured, rounds) = std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -132,18 +104,6 @@ fn live(report: &mut Report, flows: u32, name: &str) -> anyhow::Result<Live> {
     ensure!(status.active_flows == u64::from(flows), "{} flows", status.active_flows);
     let lost = status.packet_ledger.map_or(0, |l| l.lost.iter().map(|x| x.packets).sum());
     Ok(Live { cpu, queries, memory, lost: lost as f64 })
-}
-
-/// The flows bear the pods' names: without them memory would be another figure.
-fn all_have_names(bed: &Bed) -> anyhow::Result<()> {
-    let answer = bed.query(&QueryFlowsRequest { limit: 1_000, ..Default::default() })?;
-    let nameless = |flow: &&NetworkFlow| {
-        flow.source.as_ref().is_none_or(|source| !source.pod.starts_with("web-"))
-    };
-    let found = answer.flows.iter().find(nameless);
-    ensure!(found.is_none(), "a flow without a name: {found:?}");
-    ensure!(!answer.flows.is_empty(), "no flows");
-    Ok(())
 }
 
 /// CPU without queries, then the time of queries in microseconds.

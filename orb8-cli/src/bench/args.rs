@@ -17,11 +17,13 @@ Examples:
   sudo orb8 bench --pairs 20 -o json       a narrow interval, in ten minutes
   orb8 bench --listen 0.0.0.0:7000         the far end, on another host, and here:
   sudo orb8 bench --target node-b:7000     over the link instead of loopback
+  sudo ORB8_INTERFACES=lo orb8 bench --capture tc  what counting at interfaces costs on loopback
 
 It loads the host: run it where that harms nobody, with nothing else to do. It starts an
 orb8-agent of its own in each round and stops it again; no other may count here meanwhile: one
 that answers at --agent is refused, of other processes of that name bench only tells. The agent
-takes its settings from the environment (ORB8_INTERFACES, ...) as it always does.
+takes its settings from the environment (ORB8_INTERFACES, ...) as it always does; sudo passes
+on only what is written behind it, as above.
 
 A difference that is no greater than what two runs without an agent differ by is called undecided.
 

@@ -29,7 +29,8 @@ pub enum Service {
     /// Requests of [`SMALL`] bytes, each answered with as many.
     Answers,
     /// Datagrams from the port that the next two bytes name are sent back, for as long as the
-    /// connection is open; the port to send them to is told.
+    /// connection is open; the port to send them to is told. It is that of the connection, if no
+    /// other one has it for its datagrams.
     Datagrams,
 }
 
@@ -118,7 +119,8 @@ fn send_back(stream: &mut TcpStream, patience: Duration) -> io::Result<()> {
     let mut port = [0; 2];
     stream.read_exact(&mut port)?;
     let near = with_port(stream.peer_addr()?, u16::from_be_bytes(port));
-    let socket = UdpSocket::bind(with_port(stream.local_addr()?, 0))?;
+    let own = stream.local_addr()?;
+    let socket = UdpSocket::bind(own).or_else(|_taken| UdpSocket::bind(with_port(own, 0)))?;
     // From now on it takes nothing from anybody else.
     socket.connect(near)?;
     socket.set_read_timeout(Some(LOOK))?;
@@ -222,6 +224,41 @@ mod tests {
         let mut told = [0; 8];
         near.read_exact(&mut told).unwrap();
         assert_eq!(u64::from_be_bytes(told), 100_000);
+    }
+
+    /// Asks for datagrams; the connection, and the port that is told.
+    fn ask_for_datagrams(far: SocketAddr) -> (TcpStream, UdpSocket, u16) {
+        let mut near = TcpStream::connect(far).unwrap();
+        ask(&mut near, Service::Datagrams).unwrap();
+        let socket = UdpSocket::bind(with_port(near.local_addr().unwrap(), 0)).unwrap();
+        near.write_all(&socket.local_addr().unwrap().port().to_be_bytes()).unwrap();
+        let mut told = [0; 2];
+        near.read_exact(&mut told).unwrap();
+        (near, socket, u16::from_be_bytes(told))
+    }
+
+    #[test]
+    fn datagrams_go_to_the_port_that_is_listened_at_and_a_second_one_s_to_another() {
+        for loopback in ["127.0.0.1:0", "[::1]:0"] {
+            // Another process may have the port for its datagrams: then it is another's turn.
+            let listening = (0..50).find_map(|_| {
+                let far = Far::listen(loopback.parse().unwrap()).ok()?;
+                let first = ask_for_datagrams(far.address);
+                (first.2 == far.address.port()).then_some((far, first))
+            });
+            let Some((far, (_open, first, port))) = listening else {
+                assert!(UdpSocket::bind(loopback).is_err(), "{loopback}: never the same port");
+                continue;
+            };
+            let (_open_too, second, other) = ask_for_datagrams(far.address);
+            assert_ne!(port, other);
+            for (near, port) in [(first, port), (second, other)] {
+                near.set_read_timeout(Some(SILENCE)).unwrap();
+                near.connect(with_port(far.address, port)).unwrap();
+                near.send(&[7; SMALL]).unwrap();
+                assert_eq!(near.recv(&mut [0; SMALL]).unwrap(), SMALL);
+            }
+        }
     }
 
     #[test]

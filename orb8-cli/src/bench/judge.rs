@@ -54,9 +54,19 @@ impl Measure {
         matches!(self, Self::TcpRate | Self::UdpRate)
     }
 
-    /// True if it is CPU time, which not every system tells.
-    const fn is_cpu(self) -> bool {
-        matches!(self, Self::TcpCpu | Self::UdpCpu)
+    /// Why some run gave no figure: what should have moved did not, or it did and this system does not
+    /// tell the CPU time of it.
+    fn reason(self, mut runs: impl Iterator<Item = Figures>) -> &'static str {
+        let (rate, still) = match self {
+            Self::TcpRate | Self::TcpCpu => (Self::TcpRate, "no byte arrived over TCP in some run"),
+            Self::UdpRate | Self::UdpCpu => (
+                Self::UdpRate,
+                "no datagram came back over UDP in some run: a firewall may stop them",
+            ),
+            Self::LatencyP50 | Self::LatencyP99 => (self, "no request was answered in some run"),
+        };
+        let moved = |figures: Figures| figures[rate as usize].is_some();
+        if runs.all(moved) { cpu::UNTOLD } else { still }
     }
 }
 
@@ -70,14 +80,15 @@ const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 pub fn figures(loads: &Loads) -> Figures {
     let Loads { bytes: Bytes { bytes, seconds, cpu }, datagrams, answers } = loads;
     let (bytes, received) = (*bytes as f64, datagrams.received as f64);
-    let microseconds = |share| answers.per_mille(share).map(|nanoseconds| nanoseconds as f64 / 1e3);
+    let microseconds =
+        |share| (!answers.is_empty()).then(|| answers.value_at_quantile(share) as f64 / 1e3);
     let found = [
         Some(bytes / seconds),
         cpu.map(|cpu| cpu / (bytes / GIB)),
         Some(received / datagrams.seconds),
         datagrams.cpu.map(|cpu| cpu / (received / 1e6)),
-        microseconds(500),
-        microseconds(990),
+        microseconds(0.5),
+        microseconds(0.99),
     ];
     found.map(|figure| figure.filter(|figure| figure.is_finite() && *figure > 0.0))
 }
@@ -144,8 +155,8 @@ pub fn rows(rounds: &[Round]) -> Vec<Row> {
 fn row(measure: Measure, at: usize, rounds: &[Round]) -> Row {
     let figures = |round: &Round| Some([round.traced[at]?, round.baseline[at]?, round.again[at]?]);
     let Some(figures) = rounds.iter().map(figures).collect::<Option<Vec<[f64; 3]>>>() else {
-        let reason = if measure.is_cpu() { cpu::UNTOLD } else { "nothing moved in some run" };
-        return without(measure, reason);
+        let runs = rounds.iter().flat_map(|round| [round.traced, round.baseline, round.again]);
+        return without(measure, measure.reason(runs));
     };
     if figures.is_empty() {
         return without(measure, "no round was completed");
@@ -210,9 +221,11 @@ fn without(measure: Measure, reason: &str) -> Row {
 
 #[cfg(test)]
 mod tests {
+    use hdrhistogram::Histogram;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bench::load::Datagrams;
 
     /// Rounds in which everything is so much with an agent and about 1 without.
     fn rounds(traced: &[f64], again: &[f64]) -> Vec<Round> {
@@ -267,16 +280,47 @@ mod tests {
     }
 
     #[test]
+    fn figures_are_of_what_moved_and_times_are_ranks_to_a_thousandth() {
+        let bytes = Bytes { bytes: 4 << 30, seconds: 2.0, cpu: Some(1.0) };
+        let (sent, received, late, seconds) = (3_000_000, 2_000_000, 9, 4.0);
+        let datagrams = Datagrams { sent, received, late, seconds, cpu: None, ports: [1, 2] };
+        let mut answers = Histogram::new_with_bounds(1, 10_000_000_000, 3).unwrap();
+        let nothing = Loads { bytes, datagrams, answers: answers.clone() };
+        let half = GIB * 2.0;
+        assert_eq!(figures(&nothing), [Some(half), Some(0.25), Some(500_000.0), None, None, None]);
+        for microseconds in (1..=1_000).rev() {
+            answers.record(microseconds * 1_000).unwrap();
+        }
+        let [.., p50, p99] = figures(&Loads { bytes, datagrams, answers });
+        for (found, wanted) in [(p50, 500.0), (p99, 990.0)] {
+            let ratio = found.unwrap() / wanted;
+            assert!((0.999..1.001).contains(&ratio), "{found:?}, not {wanted}");
+        }
+    }
+
+    #[test]
     fn what_was_not_told_is_not_measured() {
         let mut some = rounds(&QUIET, &QUIET);
         some[2].again[1] = None;
-        some[4].traced[2] = None;
+        some[4].traced[4] = None;
         let rows = rows(&some);
         assert_eq!(rows[1].reason.as_deref(), Some(cpu::UNTOLD));
-        assert_eq!(rows[2].reason.as_deref(), Some("nothing moved in some run"));
+        assert_eq!(rows[4].reason.as_deref(), Some("no request was answered in some run"));
         let measured = rows.iter().filter(|row| row.verdict != Verdict::NotMeasured);
         assert_eq!(measured.count(), 4);
         assert_eq!(verdicts(&[]), [Verdict::NotMeasured; 6]);
+    }
+
+    #[test]
+    fn cpu_of_datagrams_that_never_came_back_is_not_called_untold() {
+        let mut some = rounds(&QUIET, &QUIET);
+        (some[1].baseline[2], some[1].baseline[3]) = (None, None);
+        for row in &rows(&some)[2..4] {
+            let reason = row.reason.as_deref().unwrap_or_default();
+            assert!(reason.starts_with("no datagram came back over UDP"), "{row:?}");
+        }
+        let places = MEASURES.map(|measure| measure as usize);
+        assert_eq!(places, [0, 1, 2, 3, 4, 5], "figures lie in this order");
     }
 
     proptest! {

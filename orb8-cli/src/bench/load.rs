@@ -10,14 +10,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
+
 use super::cpu;
 use super::far::{self, LARGE, SILENCE, SMALL, Service};
-use super::histogram::Histogram;
 
 /// Datagrams on their way at once; few enough for any socket's buffer.
 const WINDOW: u64 = 32;
 /// A datagram that has not come back over a link after this is lost.
 const LOST_AFTER: Duration = Duration::from_millis(200);
+
+/// Answers that take longer count as this.
+const SLOWEST_NS: u64 = SILENCE.as_secs() * 1_000_000_000;
+/// Times are kept to a thousandth, which is finer than any difference that is told.
+const DIGITS: u8 = 3;
 
 /// Where loads go, and for how long.
 #[derive(Clone, Debug)]
@@ -74,7 +80,7 @@ pub struct Loads {
     /// Over UDP.
     pub datagrams: Datagrams,
     /// Nanoseconds from requests to their answers.
-    pub answers: Histogram,
+    pub answers: Histogram<u64>,
 }
 
 /// Time and CPU from a moment on.
@@ -127,16 +133,17 @@ impl Plan {
     ///
     /// # Errors
     /// As for [`Plan::run`].
-    pub fn answers(&self) -> io::Result<Histogram> {
+    pub fn answers(&self) -> io::Result<Histogram<u64>> {
         self.with_far(Service::Answers, |mut stream| {
-            let (mut histogram, watch) = (Histogram::default(), Watch::start());
+            let histogram = Histogram::new_with_bounds(1, SLOWEST_NS, DIGITS);
+            let (mut histogram, watch) = (histogram.map_err(io::Error::other)?, Watch::start());
             let mut buffer = [0x5a; SMALL];
             while self.goes_on(&watch) {
                 let start = Instant::now();
                 stream.write_all(&buffer)?;
                 stream.read_exact(&mut buffer)?;
                 let nanoseconds = start.elapsed().as_nanos();
-                histogram.record(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+                histogram.saturating_record(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
             }
             Ok(histogram)
         })
@@ -163,7 +170,12 @@ impl Plan {
             let port = u16::from_be_bytes(port);
             near.connect(far::with_port(target, port))?;
             near.set_read_timeout(Some(LOST_AFTER))?;
-            self.exchange(&near, &near, port)
+            self.exchange(&near, &near, port).map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("its datagrams over UDP, port {port}: {error}"),
+                )
+            })
         })
     }
 
@@ -246,8 +258,8 @@ mod tests {
         assert!(datagrams.sent > 0 && datagrams.received > 0, "{datagrams:?}");
         assert!(datagrams.received <= datagrams.sent, "{datagrams:?}");
         assert!(datagrams.ports[0] != datagrams.ports[1], "{datagrams:?}");
-        let (p50, p99) = (loads.answers.per_mille(500), loads.answers.per_mille(990));
-        assert!(p50 > Some(0) && p50 <= p99, "{p50:?} {p99:?}");
+        let [p50, p99] = [0.5, 0.99].map(|share| loads.answers.value_at_quantile(share));
+        assert!(!loads.answers.is_empty() && p50 <= p99, "{p50:?} {p99:?}");
     }
 
     #[test]
@@ -313,6 +325,24 @@ mod tests {
         let loads = Plan { target: Some(address), duration, stop }.run().unwrap();
         assert!(start.elapsed() < Duration::from_secs(60));
         assert!(loads.answers.is_empty(), "it was stopped before");
+    }
+
+    #[test]
+    fn a_far_end_that_takes_no_datagrams_is_told_as_one_by_udp() {
+        // Tells a port at which nobody takes datagrams.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"orb8 bench far 1").unwrap();
+            stream.read_exact(&mut [0; 3]).unwrap();
+            stream.write_all(&gone.to_be_bytes()).unwrap();
+            stream.read_to_end(&mut Vec::new()).ok();
+        });
+        let error = plan(Some(target)).datagrams().unwrap_err();
+        let told = format!("its datagrams over UDP, port {gone}: ");
+        assert!(error.to_string().starts_with(&told), "{error}");
     }
 
     /// Sends each datagram back but the first ones, which wait until the second ones come; then ends it.

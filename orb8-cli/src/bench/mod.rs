@@ -7,7 +7,6 @@ pub mod agent;
 pub mod args;
 pub mod cpu;
 pub mod far;
-pub mod histogram;
 pub mod judge;
 pub mod load;
 pub mod page;
@@ -344,7 +343,7 @@ fn unseen(status: &AgentStatus) -> CliError {
     };
     CliError::Usage(format!(
         "the agent sees nothing of this load, so there is nothing to compare: {why}; over loopback use \
-         --capture socket or set ORB8_INTERFACES=lo, or measure over a link with --target"
+         --capture socket or `sudo ORB8_INTERFACES=lo orb8 bench`, or measure over a link with --target"
     ))
 }
 

@@ -2,7 +2,6 @@
 
 use orb8_util::format;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::cpu;
 use super::judge::{Measure, Row, Verdict};
@@ -83,20 +82,7 @@ pub fn write(
         Format::Json => json::document(out, report),
         Format::Jsonl => report.rows.iter().try_for_each(|row| json::line(out, row)),
         Format::Yaml => yaml::document(out, report, false),
-        Format::Csv => {
-            let values = report.rows.iter().map(|row| {
-                serde_json::to_value(row)
-                    .map_err(|error| CliError::Encode { format: "csv", cause: error.to_string() })
-            });
-            let values: Vec<Value> = values.collect::<Result<_, _>>()?;
-            let keys = values.first().and_then(Value::as_object);
-            let columns: Vec<String> =
-                keys.into_iter().flatten().map(|(key, _)| key.clone()).collect();
-            if !global.no_headers {
-                csv::header(out, &columns)?;
-            }
-            values.iter().try_for_each(|value| csv::row(out, &columns, value))
-        }
+        Format::Csv => csv::rows(out, global.no_headers, None, &report.rows),
     }
 }
 

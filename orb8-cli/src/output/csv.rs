@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use orb8_util::text::printable;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::fields;
@@ -23,6 +24,30 @@ pub fn header(out: &mut dyn Write, columns: &[String]) -> Result<(), CliError> {
 pub fn row(out: &mut dyn Write, columns: &[String], value: &Value) -> Result<(), CliError> {
     let cells: Vec<String> = columns.iter().map(|path| plain(fields::at(value, path))).collect();
     record(out, cells.iter().map(String::as_str))
+}
+
+/// Writes all of what has the same keys: a line of these unless `no_headers`, and a record each. The keys
+/// are those of `like`, if there may be no row.
+///
+/// # Errors
+/// If a row cannot be encoded, or the stream cannot be written to.
+pub fn rows<T: Serialize>(
+    out: &mut dyn Write,
+    no_headers: bool,
+    like: Option<&T>,
+    rows: &[T],
+) -> Result<(), CliError> {
+    let value = |row: &T| {
+        serde_json::to_value(row)
+            .map_err(|error| CliError::Encode { format: "csv", cause: error.to_string() })
+    };
+    let like = like.or(rows.first()).map(value).transpose()?.unwrap_or_default();
+    let columns: Vec<String> =
+        like.as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect();
+    if !no_headers {
+        header(out, &columns)?;
+    }
+    rows.iter().try_for_each(|one| row(out, &columns, &value(one)?))
 }
 
 /// One cell: text without control characters, plain numbers, nothing for what is not known.

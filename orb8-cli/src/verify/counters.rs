@@ -93,10 +93,19 @@ impl Between {
         Self { low: value, high: value }
     }
 
-    /// What a counter grew by, read just before and just after a moment, twice.
+    /// What a counter grew by, read just before and just after a moment, twice; none if it was set back
+    /// meanwhile, after which nobody knows.
     #[must_use]
-    pub const fn grown(start: [u64; 2], end: [u64; 2]) -> Self {
-        Self { low: end[0].saturating_sub(start[1]), high: end[1].saturating_sub(start[0]) }
+    pub fn grown(start: [u64; 2], end: [u64; 2]) -> Option<Self> {
+        let only_grows = start.iter().chain(&end).is_sorted();
+        only_grows.then(|| Self::rise(start, end))
+    }
+
+    /// What a figure rose by that is made of several counters, so that a reading may be lower than the
+    /// one before it; not less than 0.
+    #[must_use]
+    pub fn rise([a, b]: [u64; 2], [c, d]: [u64; 2]) -> Self {
+        Self { low: c.min(d).saturating_sub(a.max(b)), high: c.max(d).saturating_sub(a.min(b)) }
     }
 
     /// Both together.
@@ -190,7 +199,7 @@ broken: 1 2 x
 
     #[test]
     fn what_readings_leave_open_is_no_difference() {
-        let kernel = Between::grown([100, 103], [150, 154]);
+        let kernel = Between::grown([100, 103], [150, 154]).expect("it only grows");
         assert_eq!(kernel, Between { low: 47, high: 54 });
         for (ours, beyond) in [(47, 0), (54, 0), (50, 0), (46, -1), (60, 6)] {
             assert_eq!(Between::exactly(ours).beyond(kernel), beyond, "{ours}");
@@ -218,7 +227,23 @@ broken: 1 2 x
             }
             let [before, start, after, before_end, end, after_end] = sums;
             let grown = Between::grown([before, after], [before_end, after_end]);
+            let grown = grown.expect("it only grows");
             prop_assert_eq!(Between::exactly(end - start).beyond(grown), 0);
+        }
+
+        /// A counter that was set back says nothing; whatever the readings, the least is not more than
+        /// the most.
+        #[test]
+        fn counters_that_shrink_are_no_growth(
+            start in prop::array::uniform2(0_u64..8),
+            end in prop::array::uniform2(0_u64..8),
+        ) {
+            let only_grows = start[0] <= start[1] && start[1] <= end[0] && end[0] <= end[1];
+            let (grown, rise) = (Between::grown(start, end), Between::rise(start, end));
+            prop_assert_eq!(grown, only_grows.then_some(rise));
+            prop_assert!(rise.low <= rise.high, "{:?}", rise);
+            prop_assert_eq!(rise.width(), rise.high - rise.low);
+            prop_assert!((rise.low..=rise.high).contains(&rise.middle()));
         }
     }
 }

@@ -302,10 +302,11 @@ fn interface_rows(
     let side = |rx: bool| {
         let direction = if rx == leads_to_pod { "egress" } else { "ingress" };
         let counter = format!("{} {}", interface.name, if rx { "rx" } else { "tx" });
-        let Some((kernel, faulty)) = window.device(&interface.name, rx, header_of(interface))
-        else {
-            let reason = format!("the kernel shows no interface {} here", interface.name);
-            return Row::without("interface", &interface.name, Verdict::Unknown, reason);
+        let (kernel, faulty) = match window.device(&interface.name, rx, header_of(interface)) {
+            Ok(found) => found,
+            Err(reason) => {
+                return Row::without("interface", &interface.name, Verdict::Unknown, reason);
+            }
         };
         let ours =
             sum(grown.iter().filter(|grown| here(&grown.at) && grown.at.direction == direction));
@@ -326,9 +327,12 @@ fn interface_rows(
         };
         row(pair, tolerance)
     };
-    let rows = vec![side(true), side(false)];
+    let rows = [side(true), side(false)];
     // Said once.
-    if rows[0].verdict == Verdict::Unknown { vec![rows[0].clone()] } else { rows }
+    match rows.iter().find(|row| row.verdict == Verdict::Unknown) {
+        Some(unknown) => vec![unknown.clone()],
+        None => rows.into(),
+    }
 }
 
 fn explain(untold: u64, faulty: u64, lacks_bytes: bool) -> Option<String> {
@@ -368,9 +372,12 @@ fn all_interfaces(
     for interface in interfaces {
         for rx in [true, false] {
             let header = header_of(interface);
-            let Some((side, faulty)) = window.device(&interface.name, rx, header) else {
-                let reason = format!("the kernel shows no interface {} here", interface.name);
-                return Row::without("interfaces", &scope, Verdict::Unknown, reason);
+            let (side, faulty) = match window.device(&interface.name, rx, header) {
+                Ok(found) => found,
+                Err(why) => {
+                    let reason = format!("{}: {why}", interface.name);
+                    return Row::without("interfaces", &scope, Verdict::Unknown, reason);
+                }
             };
             kernel.packets = kernel.packets.plus(side.packets);
             kernel.bytes = kernel.bytes.zip(side.bytes).map(|(sum, more)| sum.plus(more));

@@ -2,7 +2,6 @@
 
 use orb8_util::duration;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::judge::{Row, Verdict};
 use crate::args::GlobalArgs;
@@ -68,21 +67,10 @@ pub fn write(
         Format::Jsonl => report.rows.iter().try_for_each(|row| json::line(out, row)),
         Format::Yaml => yaml::document(out, report, false),
         Format::Csv => {
-            let blank = value(&Row::without("", "", Verdict::Unknown, String::new()))?;
-            let keys = blank.as_object();
-            let columns: Vec<String> =
-                keys.into_iter().flatten().map(|(key, _)| key.clone()).collect();
-            if !global.no_headers {
-                csv::header(out, &columns)?;
-            }
-            report.rows.iter().try_for_each(|row| csv::row(out, &columns, &value(row)?))
+            let blank = Row::without("", "", Verdict::Unknown, String::new());
+            csv::rows(out, global.no_headers, Some(&blank), &report.rows)
         }
     }
-}
-
-fn value(row: &Row) -> Result<Value, CliError> {
-    serde_json::to_value(row)
-        .map_err(|error| CliError::Encode { format: "csv", cause: error.to_string() })
 }
 
 const TITLES: [(&str, bool); 12] = [

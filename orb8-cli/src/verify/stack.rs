@@ -13,7 +13,7 @@ use super::judge::{
     LEAST_HEADERS, MOST_BYTES, MOST_HEADERS, Pair, Row, Verdict, count, or_more, row, sum,
 };
 use super::kernel::Home;
-use super::window::{self, Grown, Window};
+use super::window::{self, Grown, SET_BACK, Window};
 
 /// Received segments by what they say of congestion: all of them together.
 const SEGMENTS_IN: [&str; 8] = [
@@ -174,10 +174,12 @@ fn namespace_rows(
         let reason = "processes of the host have sockets outside the cgroups that are watched";
         return without(Verdict::NotCompared, reason.to_owned());
     }
-    let Some(forwarded) = total(window, namespace, &FORWARDED) else {
+    if !window.is_read(namespace) {
         let reason = "its network namespace was not seen at both ends of the window";
         return without(Verdict::Unknown, reason.to_owned());
-    };
+    }
+    let set_back = || without(Verdict::Unknown, SET_BACK.to_owned());
+    let Some(forwarded) = total(window, namespace, &FORWARDED) else { return set_back() };
     let forwards = forwarded.high > 0;
     let side = |side: &Side| {
         let kernel = (side.kernel)(window, namespace)?;
@@ -198,17 +200,19 @@ fn namespace_rows(
         };
         Some(row(pair, tolerance))
     };
-    let mut rows = Vec::new();
-    if forwards {
+    let (mut rows, of_ip) = if forwards {
         let reason = format!(
             "it forwarded {} packets, which the kernel counts among those it took and sent",
             forwarded.high
         );
-        rows = without(Verdict::NotCompared, reason);
+        (without(Verdict::NotCompared, reason), &[][..])
     } else {
-        rows.extend(IP.iter().filter_map(side));
-    }
-    rows.extend(side(&TCP));
+        (Vec::new(), &IP[..])
+    };
+    let Some(compared) = of_ip.iter().chain(&TCP).map(side).collect::<Option<Vec<Row>>>() else {
+        return set_back();
+    };
+    rows.extend(compared);
     rows
 }
 
@@ -255,8 +259,8 @@ const IP: [Side; 2] = [
     Side { direction: "egress", protocol: None, counter: "Ip Out", kernel: sent },
 ];
 /// Segments are counted one by one as they are sent; those that arrive are counted merged.
-const TCP: Side =
-    Side { direction: "egress", protocol: Some("tcp"), counter: "Tcp OutSegs", kernel: tcp_sent };
+const TCP: [Side; 1] =
+    [Side { direction: "egress", protocol: Some("tcp"), counter: "Tcp OutSegs", kernel: tcp_sent }];
 
 fn explain(without_socket: u64, maybe: &Maybe) -> Option<String> {
     let mut parts = Vec::new();

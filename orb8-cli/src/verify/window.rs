@@ -11,6 +11,9 @@ use orb8_proto::v1::{Count, Interface, PacketLedger, Total, Totals};
 use super::counters::{Between, Bounds, Side};
 use super::kernel::{Home, Reading};
 
+/// Why there is nothing to compare with.
+pub const SET_BACK: &str = "its counters were set back within the window";
+
 /// One end of the window.
 #[derive(Clone, Debug, Default)]
 pub struct End {
@@ -81,11 +84,18 @@ impl Window {
         Some([[a?, b?], [c?, d?]])
     }
 
-    /// What a protocol counter of a namespace grew by; none if the namespace was not read.
+    /// Whether the protocol counters of a namespace were read at both ends.
+    #[must_use]
+    pub fn is_read(&self, namespace: u64) -> bool {
+        self.readings(namespace, "").is_some()
+    }
+
+    /// What a protocol counter of a namespace grew by; none if the namespace was not read, or the
+    /// counter was set back.
     #[must_use]
     pub fn counter(&self, namespace: u64, name: &str) -> Option<Between> {
         let [start, end] = self.readings(namespace, name)?;
-        Some(Between::grown(start, end))
+        Between::grown(start, end)
     }
 
     /// The most that a gauge of a namespace may have fallen by, negative if it certainly rose; none if
@@ -99,24 +109,40 @@ impl Window {
 
     /// Packets and IP bytes of one direction of an interface, link headers of `header` bytes taken
     /// off; and how many packets were faulty.
-    #[must_use]
-    pub fn device(&self, name: &str, rx: bool, header: Option<u64>) -> Option<(Bounds, u64)> {
+    ///
+    /// # Errors
+    /// Why that is not known, a sentence.
+    pub fn device(
+        &self,
+        name: &str,
+        rx: bool,
+        header: Option<u64>,
+    ) -> Result<(Bounds, u64), String> {
         let side = |reading: &Reading| {
             let device = reading.devices.get(name)?;
             Some(if rx { device.rx } else { device.tx })
         };
-        let (start, end) = (&self.start, &self.end);
-        let readings =
-            [side(&start.before)?, side(&start.after)?, side(&end.before)?, side(&end.after)?];
-        let grown = |value: &dyn Fn(&Side) -> u64| {
-            let [a, b, c, d] = readings.each_ref().map(value);
-            Between::grown([a, b], [c, d])
+        let [start, end] =
+            [&self.start, &self.end].map(|end| side(&end.before).zip(side(&end.after)));
+        let Some((start, end)) = start.zip(end) else {
+            return Err(format!("the kernel shows no interface {name} here"));
         };
+        let twice = |value: &dyn Fn(Side) -> u64| {
+            [start, end].map(|(before, after)| [value(before), value(after)])
+        };
+        let grown = |value: &dyn Fn(Side) -> u64| {
+            let [start, end] = twice(value);
+            Between::grown(start, end).ok_or_else(|| SET_BACK.to_owned())
+        };
+        let packets = grown(&|side| side.packets)?;
+        let faulty = grown(&|side| side.faulty)?.high;
+        grown(&|side| side.bytes)?;
         let bytes = header.map(|header| {
-            grown(&|side: &Side| side.bytes.saturating_sub(header.saturating_mul(side.packets)))
+            let [start, end] =
+                twice(&|side| side.bytes.saturating_sub(header.saturating_mul(side.packets)));
+            Between::rise(start, end)
         });
-        let packets = grown(&|side: &Side| side.packets);
-        Some((Bounds { packets, bytes }, grown(&|side: &Side| side.faulty).high))
+        Ok((Bounds { packets, bytes }, faulty))
     }
 
     /// The interfaces that were attached at both ends of the window; and those that are attached or

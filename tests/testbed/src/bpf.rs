@@ -7,6 +7,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use crate::fdinfo::{self, Runs};
 use crate::netns::Netns;
 
 const BPF_MAP_CREATE: u32 = 0;
@@ -18,6 +19,7 @@ const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
 const BPF_MAP_FREEZE: u32 = 22;
 const BPF_LINK_CREATE: u32 = 28;
+const BPF_ENABLE_STATS: u32 = 32;
 const BPF_LINK_DETACH: u32 = 34;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -64,7 +66,7 @@ pub struct Attached {
 #[derive(Debug)]
 pub struct Foreign {
     map: OwnedFd,
-    _program: OwnedFd,
+    program: OwnedFd,
     link: OwnedFd,
 }
 
@@ -91,7 +93,7 @@ impl Foreign {
         let link = netns
             .enter(|| link_create(&program, ifindex, hook, place))
             .unwrap_or_else(|error| panic!("tcx link on {ifname}: {error}"));
-        Self { map, _program: program, link }
+        Self { map, program, link }
     }
 
     /// How often it ran.
@@ -114,6 +116,26 @@ impl Foreign {
             .unwrap_or_else(|error| panic!("reading the run counter: {error}"));
         value
     }
+
+    /// Its runs while the kernel kept statistics, and how long they took.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn run_time(&self) -> io::Result<Runs> {
+        fdinfo::runs_of(self.program.as_raw_fd())
+    }
+}
+
+/// Makes the kernel keep statistics of all programs' runs until the descriptor is closed.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN.
+pub fn keep_statistics() -> io::Result<OwnedFd> {
+    const RUN_TIME: u32 = 0;
+    // SAFETY: the attributes hold no pointers.
+    let fd = unsafe { bpf(BPF_ENABLE_STATS, &RUN_TIME) }?;
+    // SAFETY: just made, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The programs on a tcx hook, in the order in which they run.

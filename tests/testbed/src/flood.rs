@@ -85,10 +85,7 @@ impl Flood {
     /// If the kernel refuses.
     #[must_use]
     pub fn open(port: &Port, to: &Port) -> Self {
-        let fd = port
-            .netns
-            .enter(|| raw::open(port.ifindex, 0))
-            .unwrap_or_else(|error| panic!("packet socket on {}: {error}", port.ifname));
+        let fd = raw::sender(port);
         let template = |payload| Template::new(port.mac, to.mac, to.v4, &payload);
         let mut frames = vec![[0; FRAME]; BATCH];
         let mut parts: Vec<libc::iovec> = frames

@@ -19,11 +19,13 @@
 //! | [`scapy`] | frames made by scapy, an independent opinion |
 //! | [`counters`] | what the kernel itself says it carried |
 //! | [`bpf`] | foreign tcx programs and questions about attached ones |
+//! | [`fdinfo`] | what the kernel says of a process's maps and programs |
 //! | [`demo`] | the story that `make demo` tells |
 //! | [`soak`] | loads that no node should have, and what becomes of the agent |
 //! | [`fork`] | a copy of this process that holds its descriptors |
 //! | [`scratch`] | folders that end with their handle |
 //! | [`api`] | a Kubernetes API server |
+//! | [`pods`] | many pods of another node, known by name only |
 //! | [`proc`] | a `/proc` with the cgroup mounts of another kind of node |
 //! | [`cgroup`] | a subtree of cgroup2 that ends with its handle |
 //! | [`cluster`] | nodes, pods and Services made of namespaces, cgroups and iptables |
@@ -34,7 +36,7 @@
 //! Rules: nothing here outlives the process, not even after SIGKILL: namespaces have no names and
 //! live as long as a file descriptor or a process in them. Setup that fails panics, because a
 //! test without its scene has nothing to say. Nothing here imports product code;
-//! only [`soak`] speaks the contract (`orb8-proto`) to agents.
+//! only [`soak`] and [`pods`] know the contract (`orb8-proto`).
 
 #![allow(clippy::disallowed_methods, reason = "tests ask the machine they run on")]
 
@@ -45,6 +47,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod counters;
 pub mod demo;
+pub mod fdinfo;
 pub mod flood;
 pub mod flow;
 pub mod fork;
@@ -53,6 +56,7 @@ pub mod need;
 pub mod netns;
 pub mod offload;
 pub mod packet;
+pub mod pods;
 pub mod proc;
 pub mod python;
 pub mod raw;

@@ -55,10 +55,7 @@ impl RawSocket {
     /// If the kernel refuses.
     #[must_use]
     pub fn open(port: &Port, to: [u8; 6]) -> Self {
-        let fd = port
-            .netns
-            .enter(|| open(port.ifindex, 0))
-            .unwrap_or_else(|error| panic!("packet socket on {}: {error}", port.ifname));
+        let fd = sender(port);
         Self { fd, from: port.mac, to }
     }
 
@@ -172,6 +169,16 @@ impl Capture {
         frame.truncate(len);
         frame
     }
+}
+
+/// A packet socket that sends on `port`, and receives nothing.
+///
+/// # Panics
+/// If the kernel refuses.
+pub(crate) fn sender(port: &Port) -> OwnedFd {
+    port.netns
+        .enter(|| open(port.ifindex, 0))
+        .unwrap_or_else(|error| panic!("packet socket on {}: {error}", port.ifname))
 }
 
 /// `protocol` 0: it sends, and receives nothing.

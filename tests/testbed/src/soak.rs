@@ -10,7 +10,8 @@
 //! | `cluster` | an API that changes all the time; many flows with names for long |
 //! | `starved` | others on the agent's only CPU |
 //! | `bed` | an agent on a link, and what is asked of it |
-//! | `watch` | answers and memory, looked at all the time |
+//! | `watch` | answers, memory and programs, looked at all the time |
+//! | `cost` | the time of programs, against one that only counts |
 //! | [`figures`] | what was found |
 //! | [`mod@judge`] | what of it is wrong |
 //! | [`mod@table`] | both, for people and programs |
@@ -20,6 +21,7 @@
 mod bed;
 mod cluster;
 mod connections;
+mod cost;
 pub mod figures;
 mod flows;
 pub mod judge;
@@ -77,6 +79,8 @@ struct Turn<'a> {
 struct Load {
     /// When it was under way; `None`: at once.
     from: Option<Instant>,
+    /// When it ended, after which the agent was only waited for; `None`: when it was done.
+    to: Option<Instant>,
     flows: Option<u64>,
     connections: Option<u64>,
     pace: Option<Pace>,
@@ -85,11 +89,20 @@ struct Load {
     faults: Vec<String>,
 }
 
+impl Load {
+    /// From when to when it was under way, of a time in which it was done.
+    fn span(&self, begun: Instant, done: Instant) -> (Instant, Instant) {
+        (self.from.unwrap_or(begun), self.to.unwrap_or(done))
+    }
+}
+
 struct Scenario {
     name: &'static str,
     what: &'static str,
     /// Its share of the time.
     weight: u32,
+    /// How often as much as a program that only counts its runs the agent's may take for a packet.
+    cost: f64,
     run: fn(&Turn<'_>) -> anyhow::Result<Figures>,
 }
 
@@ -98,48 +111,56 @@ const SCENARIOS: [Scenario; 8] = [
         name: "unique_flows",
         what: "each packet is another flow: a million and more, from spoofed sources",
         weight: 1,
+        cost: 25.0,
         run: flows::unique,
     },
     Scenario {
         name: "packet_flood",
         what: "the smallest packets, as many as a core sends, on one flow and on a thousand",
         weight: 1,
+        cost: 1.75,
         run: flows::packets,
     },
     Scenario {
         name: "minimum_maps",
         what: "tables, ring and queues as small as they can be set, each packet another flow",
         weight: 1,
+        cost: 10.0,
         run: flows::minimum,
     },
     Scenario {
         name: "short_connections",
         what: "10 000 TCP connections a second that end as soon as they are open",
         weight: 1,
+        cost: 30.0,
         run: connections::run,
     },
     Scenario {
         name: "stalled_subscribers",
         what: "as many subscribers as there may be, of which one reads",
         weight: 1,
+        cost: 30.0,
         run: subscribers::run,
     },
     Scenario {
         name: "api_churn",
         what: "pods that come, go and change addresses; an API that hangs up, fails and forgets",
         weight: 1,
+        cost: 4.0,
         run: cluster::churn,
     },
     Scenario {
         name: "starved",
         what: "the agent's only CPU is wanted by six processes of higher priority",
         weight: 1,
+        cost: 10.0,
         run: starved::run,
     },
     Scenario {
         name: "steady",
         what: "100 000 live flows with the names of 500 pods",
         weight: 2,
+        cost: 16.0,
         run: cluster::steady,
     },
 ];
@@ -197,7 +218,11 @@ impl Turn<'_> {
         let found = catch_unwind(AssertUnwindSafe(|| (scenario.run)(self)))
             .unwrap_or_else(|_told| Err(anyhow::anyhow!("it panicked, see above")));
         match found {
-            Ok(figures) => Figures { name, ..figures },
+            Ok(mut figures) => {
+                // Two seconds have too few looks.
+                figures.cost.limit = (!self.options.quick).then_some(scenario.cost);
+                Figures { name, ..figures }
+            }
             Err(error) => {
                 let faults = vec![format!("it did not come to its end: {error:#}")];
                 Figures { name, faults, ..Figures::default() }
@@ -215,8 +240,8 @@ impl Turn<'_> {
             watch::watch(&bed, self.options.release, || {
                 let begun = Instant::now();
                 let load = load(&bed)?;
-                let (from, to) = (load.from.unwrap_or(begun), Instant::now());
-                let recovered = bed.recovery(PATIENCE)?;
+                let (from, to) = load.span(begun, Instant::now());
+                let recovered = bed.recovery(to, PATIENCE)?;
                 Ok((load, from, to, recovered))
             })?;
         let (account, events, mut subscribers) = bed.rest()?;
@@ -231,6 +256,7 @@ impl Turn<'_> {
             events,
             subscribers,
             memory: Memory { limit: MEMORY_LIMIT, ..watched.memory(from, to) },
+            cost: watched.cost(from, to),
             answers: watched.answers(),
             recovery: Recovery {
                 seconds: recovered.map(|time| time.as_secs_f64()),
@@ -258,6 +284,15 @@ mod tests {
     }
 
     #[test]
+    fn what_has_to_recover_after_a_load_is_no_part_of_it() {
+        let begun = Instant::now();
+        let at = |second| begun + Duration::from_secs(second);
+        let load = Load { from: Some(at(2)), to: Some(at(60)), ..Load::default() };
+        assert_eq!(load.span(begun, at(100)), (at(2), at(60)));
+        assert_eq!(Load::default().span(begun, at(100)), (begun, at(100)));
+    }
+
+    #[test]
     fn a_name_that_no_scenario_has_is_refused_instead_of_passing() {
         let error = run(&options(&["nothing"])).expect_err("nothing ran");
         assert_eq!(error.to_string(), "no scenario is called nothing, see --list");
@@ -266,7 +301,7 @@ mod tests {
     #[test]
     fn a_scenario_that_panics_or_fails_is_not_passed() {
         for run in [(|_| panic!("no agent")) as fn(&Turn<'_>) -> _, |_| anyhow::bail!("no agent")] {
-            let scenario = Scenario { name: "x", what: "y", weight: 1, run };
+            let scenario = Scenario { name: "x", what: "y", weight: 1, cost: 1.0, run };
             let options = options(&[]);
             let figures = Turn { options: &options, load: Duration::ZERO }.figures(&scenario);
             let wrong = judge::judge(&figures);

@@ -2,8 +2,28 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
+
 /// Time between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long is waited for what may fail.
+const DEADLINE: Duration = Duration::from_mins(1);
+/// Time between two looks where a look is dear.
+const LONG_PAUSE: Duration = Duration::from_millis(50);
+
+/// Waits a minute until `condition` holds, asking twenty times a second.
+///
+/// # Errors
+/// What the condition says, or that it never held; the message names `what`.
+pub fn wait(what: &str, mut condition: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let end = Instant::now() + DEADLINE;
+    while !condition()? {
+        ensure!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(LONG_PAUSE);
+    }
+    Ok(())
+}
 
 /// Waits until `condition` holds.
 ///

@@ -22,7 +22,7 @@ Runs an agent under one overload after the other and ends with 1 if it breaks a 
 accounted for, memory within its budget, answers within a second, normal again by itself.
 
   --minutes N   how long in all (default: 10)
-  --quick       a few seconds each, with the same checks but for growth
+  --quick       a few seconds each, with the same checks but for growth and programs
   --only NAME   scenarios whose names hold this
   --release     the agent that `make build` makes, which users have, instead of that of this build
   --agent FILE  another one; it is held to what users have

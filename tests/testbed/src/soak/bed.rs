@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use orb8_proto::v1::condition::{Field, Side};
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
 use orb8_proto::v1::{
     AgentStatus, Condition, FlowFilter, GetStatusRequest, GetTotalsRequest, Loss, NetworkFlow,
-    PacketLedger, QueryFlowsRequest, QueryFlowsResponse, Strings,
+    PacketLedger, QueryFlowsRequest, QueryFlowsResponse, Strings, Subscriber,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -19,6 +19,7 @@ use crate::counters::Interface;
 use crate::flood::{Flood, Small};
 use crate::flow::Total;
 use crate::link::Veth;
+use crate::wait::wait;
 
 pub(super) type Client = OrbitAgentServiceClient<Channel>;
 
@@ -58,19 +59,6 @@ pub(super) fn options(program: &Path, link: &Veth) -> AgentOptions {
         // Flows end soon after the load, so that there is a time of recovery to be seen.
         .env("ORB8_FLOW_TIMEOUT_SECS", 2)
         .env("RUST_LOG", "warn")
-}
-
-/// Waits, asking often.
-pub(super) fn wait(
-    what: &str,
-    mut condition: impl FnMut() -> anyhow::Result<bool>,
-) -> anyhow::Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition()? {
-        ensure!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(PAUSE);
-    }
-    Ok(())
 }
 
 /// A way to the agent of the namespace that the calling thread is in.
@@ -143,13 +131,17 @@ impl Bed {
         Total { packets, bytes: (rx_bytes + tx_bytes).saturating_sub(packets * LINK_HEADER) }
     }
 
-    /// How long it takes until a flow that begins is counted to the packet, and an answer over the time
-    /// since then is complete; `None` if that does not come within some time.
-    pub(super) fn recovery(&self, patience: Duration) -> anyhow::Result<Option<Duration>> {
+    /// How long it takes since a load ended until a flow that begins is counted to the packet, and an
+    /// answer over the time since then is complete; `None` if that does not come within some time.
+    pub(super) fn recovery(
+        &self,
+        since: Instant,
+        patience: Duration,
+    ) -> anyhow::Result<Option<Duration>> {
         let mut flood = Flood::open(&self.link.far, &self.link.near);
-        let start = Instant::now();
+        let end = Instant::now() + patience;
         let mut begun = Vec::new();
-        while start.elapsed() < patience {
+        while Instant::now() < end {
             let sport = CANARY_PORT + u16::try_from(begun.len())?;
             begun.push((u32::from(sport), i64::try_from(jiff::Timestamp::now().as_nanosecond())?));
             let packet = Small { src: CANARY, sport, dport: 7, syn: false };
@@ -157,7 +149,7 @@ impl Bed {
             let next = Instant::now() + NEXT_CANARY;
             while Instant::now() < next {
                 if self.has_canary(&begun)? {
-                    return Ok(Some(start.elapsed()));
+                    return Ok(Some(since.elapsed()));
                 }
                 std::thread::sleep(PAUSE);
             }
@@ -271,13 +263,17 @@ fn events(status: &AgentStatus) -> EventAccount {
 }
 
 /// Those who watch live, as the agent accounts for them.
-pub(super) fn subscribers(status: &AgentStatus) -> Vec<SubscriberAccount> {
-    let account = |one: &orb8_proto::v1::Subscriber| SubscriberAccount {
+fn subscribers(status: &AgentStatus) -> Vec<SubscriberAccount> {
+    status.subscribers.iter().map(account_of).collect()
+}
+
+/// What the agent says of one of them, as figures.
+pub(super) fn account_of(one: &Subscriber) -> SubscriberAccount {
+    SubscriberAccount {
         offered: one.offered,
         delivered: one.delivered,
         filtered: one.filtered,
         lost: one.lost,
         queued: one.queued,
-    };
-    status.subscribers.iter().map(account).collect()
+    }
 }

@@ -1,27 +1,27 @@
 //! An agent that knows pods from an API server: one that changes all the time, and one that stays
 //! while a hundred thousand flows do.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use orb8_proto::v1::condition::{Field, Side};
-use orb8_proto::v1::{Condition, FlowFilter, NetworkFlow, PortRange, Ports, QueryFlowsRequest};
+use orb8_proto::v1::{Condition, FlowFilter, PortRange, Ports, QueryFlowsRequest};
 
-use super::bed::{Bed, options, wait};
+use super::bed::{Bed, options};
 use super::figures::{Figures, MIB};
+use super::flows::paced;
 use super::{Load, Turn};
 use crate::agent::AgentOptions;
 use crate::api::ApiServer;
 use crate::api::fault::Failure;
-use crate::api::object;
-use crate::api::pod::{Pod, Stage};
+use crate::api::pod::Stage;
 use crate::flood::{BATCH, Flood, Small};
 use crate::link::{Veth, VethOptions};
+use crate::pods::{self, PODS, address, pod};
+use crate::wait::wait;
 
-/// Pods of another node.
-const PODS: u32 = 500;
 /// Live flows of the steady load.
 const FLOWS: u32 = 100_000;
 /// Time between two packets of such a flow, besides that for sending.
@@ -35,33 +35,14 @@ const RATE: f64 = 20_000.0;
 /// Time between two changes of the API, and between two of its faults.
 const CHANGE: Duration = Duration::from_millis(1);
 const FAULT: Duration = Duration::from_millis(700);
+/// An agent spares an API that failed for up to 30 s, and begins to list anew within 10 s.
+const API_SPARED: Duration = Duration::from_secs(40);
 /// The flows by which names are looked at go to this port.
 const ASKED: u16 = 4_444;
 
-/// The address of a pod.
-fn address(pod: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 1)) + pod)
-}
-
-/// An API server beside the agent, and an agent that is to ask it.
-fn cluster(turn: &Turn<'_>, link: &Veth) -> (ApiServer, AgentOptions) {
-    let api = ApiServer::inside(&link.near.netns, Ipv4Addr::LOCALHOST.into());
-    for (name, last) in [("elsewhere", 10), ("testbed", 11)] {
-        let ranges = [format!("10.{}.0.0/16", 90 + last)];
-        api.put(object::node(name, &[IpAddr::from([172, 30, 0, last])], &ranges, "zone-a"));
-    }
-    let options = options(&turn.options.agent, link)
-        .env("ORB8_KUBERNETES", "on")
-        .env("KUBECONFIG", api.kubeconfig("agent").display());
-    (api, options)
-}
-
-/// A pod that has an address; which of all that have had it, `life` says.
-fn pod(number: u32, life: u32) -> Pod {
-    let (namespace, name) = (format!("team-{}", number % 20), format!("web-{number}-{life}"));
-    let mut pod = Pod::new(&namespace, &name, "elsewhere");
-    pod.ips = vec![address(number).into()];
-    pod
+/// An agent that is to ask an API server.
+fn asking(options: AgentOptions, api: &ApiServer) -> AgentOptions {
+    pods::settings(api).iter().fold(options, |options, (name, value)| options.env(name, value))
 }
 
 fn wait_pods(bed: &Bed, pods: u32) -> anyhow::Result<()> {
@@ -74,10 +55,8 @@ fn wait_pods(bed: &Bed, pods: u32) -> anyhow::Result<()> {
 /// A hundred thousand flows with names, and nothing changes.
 pub(super) fn steady(turn: &Turn<'_>) -> anyhow::Result<Figures> {
     let link = Veth::quiet(VethOptions::default());
-    let (api, options) = cluster(turn, &link);
-    for number in 0..PODS {
-        api.put(pod(number, 0).object(Stage::Running));
-    }
+    let api = pods::api(&link.near.netns);
+    let options = asking(options(&turn.options.agent, &link), &api);
     // A machine that stands still for a moment must not end the flows.
     let bed = Bed::start(link, &options.env("ORB8_FLOW_TIMEOUT_SECS", 4))?;
     wait_pods(&bed, PODS)?;
@@ -103,8 +82,10 @@ pub(super) fn steady(turn: &Turn<'_>) -> anyhow::Result<Figures> {
         while from.elapsed() < turn.load {
             round();
         }
-        let faults = nameless(bed)?.into_iter().collect();
-        Ok(Load { from: Some(from), flows: Some(FLOWS.into()), faults, ..Load::default() })
+        let to = Instant::now();
+        let faults = fewer(bed.status()?.active_flows).into_iter().chain(nameless(bed)?).collect();
+        let (from, to, flows) = (Some(from), Some(to), Some(FLOWS.into()));
+        Ok(Load { from, to, flows, faults, ..Load::default() })
     })?;
     // Two seconds are too few to tell growth from a beginning.
     figures.memory.growth_limit = (!turn.options.quick).then_some(GROWTH_LIMIT);
@@ -114,28 +95,28 @@ pub(super) fn steady(turn: &Turn<'_>) -> anyhow::Result<Figures> {
     Ok(figures)
 }
 
-/// A flow that lacks its name: without names memory would be another figure.
+/// That there are not as many flows at the end as at the beginning.
+fn fewer(active: u64) -> Option<String> {
+    let wanted = u64::from(FLOWS);
+    (active < wanted).then(|| format!("only {active} of {wanted} flows were live at the end"))
+}
+
+/// What is wrong with the names of a thousand flows.
 fn nameless(bed: &Bed) -> anyhow::Result<Option<String>> {
     let answer = bed.query(QueryFlowsRequest { limit: 1_000, ..Default::default() })?;
     ensure!(answer.flows.len() == 1_000, "{} flows in an answer", answer.flows.len());
-    let named = |flow: &NetworkFlow| {
-        flow.source.as_ref().is_some_and(|source| source.pod.starts_with("web-"))
-    };
-    let found = answer.flows.iter().find(|flow| !named(flow));
-    Ok(found.map(|flow| format!("a flow has no name: {} to {}", flow.src_ip, flow.dst_ip)))
+    Ok(pods::all_named(&answer.flows).err().map(|error| error.to_string()))
 }
 
 /// Pods that come and go while they talk, and an API that fails.
 pub(super) fn churn(turn: &Turn<'_>) -> anyhow::Result<Figures> {
     let link = Veth::quiet(VethOptions::default());
-    let (api, options) = cluster(turn, &link);
+    let api = pods::api(&link.near.netns);
+    let options = asking(options(&turn.options.agent, &link), &api);
     let mut lives = vec![0; PODS as usize];
-    for number in 0..PODS {
-        api.put(pod(number, 0).object(Stage::Running));
-    }
     let bed = Bed::start(link, &options)?;
     wait_pods(&bed, PODS)?;
-    turn.overload(bed, |bed| {
+    let mut figures = turn.overload(bed, |bed| {
         let over = AtomicBool::new(false);
         let changes = std::thread::scope(|scope| {
             scope.spawn(|| talk(bed, &over));
@@ -143,6 +124,7 @@ pub(super) fn churn(turn: &Turn<'_>) -> anyhow::Result<Figures> {
             over.store(true, Ordering::Relaxed);
             changes
         });
+        let to = Instant::now();
         // What was told before is known when this one is.
         api.put(pod(PODS, 0).object(Stage::Running));
         wait_pods(bed, PODS + 1)?;
@@ -150,22 +132,17 @@ pub(super) fn churn(turn: &Turn<'_>) -> anyhow::Result<Figures> {
         if changes < u64::from(PODS) {
             faults.push(format!("only {changes} changes of the API"));
         }
-        Ok(Load { flows: Some(u64::from(PODS) * 2), faults, ..Load::default() })
-    })
+        Ok(Load { to: Some(to), flows: Some(u64::from(PODS) * 2), faults, ..Load::default() })
+    })?;
+    figures.recovery.limit += API_SPARED.as_secs_f64();
+    Ok(figures)
 }
 
 /// Packets from all pods, until it is over.
 fn talk(bed: &Bed, over: &AtomicBool) {
     let mut flood = Flood::open(&bed.link.far, &bed.link.near);
-    let batch = u32::try_from(BATCH).unwrap_or(u32::MAX);
-    let (mut number, start) = (0_u32, Instant::now());
-    while !over.load(Ordering::Relaxed) {
-        let due = start + Duration::from_secs_f64(f64::from(number) / RATE);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let from = |number: u32| small(number % PODS, 20_000, 8_080);
-        flood.send((number..number + batch).map(from));
-        number += batch;
-    }
+    let more = |_| !over.load(Ordering::Relaxed);
+    paced(&mut flood, RATE, PODS, more, |number| small(number, 20_000, 8_080));
 }
 
 fn small(pod: u32, sport: u16, dport: u16) -> Small {
@@ -234,8 +211,8 @@ fn misnamed(bed: &Bed, lives: &[u32]) -> anyhow::Result<Option<String>> {
     })?;
     let wrong = flows.iter().find_map(|flow| {
         let ip: Ipv4Addr = flow.src_ip.parse().ok()?;
-        let number = u32::from(ip) - u32::from(address(0));
-        let wanted = pod(number, lives[number as usize]).name;
+        let number = pods::number(ip)?;
+        let wanted = pod(number, *lives.get(number as usize)?).name;
         let source = flow.source.clone().unwrap_or_default();
         (source.pod != wanted).then(|| {
             let (is, reason) = (source.pod, source.reason);
@@ -243,4 +220,16 @@ fn misnamed(bed: &Bed, lives: &[u32]) -> anyhow::Result<Option<String>> {
         })
     });
     Ok(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_that_ended_under_the_load_are_a_fault() {
+        assert_eq!(fewer(u64::from(FLOWS)), None);
+        let told = fewer(99_999).expect("one is missing");
+        assert_eq!(told, "only 99999 of 100000 flows were live at the end");
+    }
 }

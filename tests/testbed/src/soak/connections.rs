@@ -67,7 +67,7 @@ fn load(bed: &Bed, time: Duration) -> anyhow::Result<Load> {
         (0..CLIENTS).map(listen).collect::<io::Result<_>>()
     })?;
     let over = AtomicBool::new(false);
-    let (opened, failed) = std::thread::scope(|scope| {
+    let (opened, failed, to) = std::thread::scope(|scope| {
         for listener in &listeners {
             scope.spawn(|| accept_until(listener, &over));
         }
@@ -88,8 +88,9 @@ fn load(bed: &Bed, time: Duration) -> anyhow::Result<Load> {
                 Err(_told) => failed.push("a client panicked".to_owned()),
             }
         }
+        let to = Instant::now();
         over.store(true, Ordering::Relaxed);
-        (opened, failed)
+        (opened, failed, to)
     });
     let mut faults = Vec::new();
     // A machine that is too busy drops one now and then; more than that is a fault.
@@ -100,7 +101,7 @@ fn load(bed: &Bed, time: Duration) -> anyhow::Result<Load> {
     if (opened as f64) < least {
         faults.push(format!("{opened} connections were opened, of which {least:.0} are the least"));
     }
-    Ok(Load { connections: Some(opened), faults, ..Load::default() })
+    Ok(Load { to: Some(to), connections: Some(opened), faults, ..Load::default() })
 }
 
 fn listen(at: SocketAddr) -> io::Result<OwnedFd> {

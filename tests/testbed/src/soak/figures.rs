@@ -26,6 +26,8 @@ pub struct Figures {
     pub answers: Answers,
     /// How it came to rest afterwards.
     pub recovery: Recovery,
+    /// What programs at interfaces cost a packet.
+    pub cost: Cost,
     /// What the traffic paid, where it is a rate.
     pub pace: Option<Pace>,
     /// What was wrong by the scenario's own measure.
@@ -174,8 +176,8 @@ pub struct Recovery {
     pub limit: f64,
 }
 
-/// Time for a packet where the agent watches, against a link beside it that nobody watches. Both are
-/// sent to in turns.
+/// Time for a packet where the agent watches, against a link beside it at which a program only counts its
+/// runs. Both are sent to in turns.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     /// Turns.
@@ -195,6 +197,49 @@ impl Pace {
     #[must_use]
     pub fn ratio(&self) -> f64 {
         if self.watched_ns > 0.0 { self.alone_ns / self.watched_ns } else { 0.0 }
+    }
+}
+
+/// Run time of the agent's programs for a packet, by the kernel's statistics, net of a program that only
+/// counts its runs. In nanoseconds, from one look to the next.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Times between two looks that had enough packets.
+    pub looks: usize,
+    /// The median.
+    pub median_ns: f64,
+    /// Three quarters of them cost at least so much.
+    pub surely_ns: f64,
+    /// The median of the program that only counts, with what the statistics themselves take.
+    pub empty_ns: f64,
+    /// How often as much as the program that only counts three quarters of them may cost at least: both
+    /// suffer alike from what else the machine does. `None`: not held to that.
+    pub limit: Option<f64>,
+}
+
+impl Cost {
+    /// The most that three quarters of them may cost at least, here and now.
+    #[must_use]
+    pub fn limit_ns(&self) -> Option<f64> {
+        self.limit.map(|times| times * self.empty_ns)
+    }
+
+    /// From what runs of both kinds took.
+    #[must_use]
+    pub fn of(agent: &[f64], empty: &[f64]) -> Self {
+        let at = |part: usize, figures: &[f64]| {
+            let mut all = figures.to_vec();
+            all.sort_by(f64::total_cmp);
+            all.get(all.len() * part / 4).copied().unwrap_or(0.0)
+        };
+        let empty_ns = at(2, empty);
+        Self {
+            looks: if empty.is_empty() { 0 } else { agent.len() },
+            median_ns: at(2, agent) - empty_ns,
+            surely_ns: at(1, agent) - empty_ns,
+            empty_ns,
+            limit: None,
+        }
     }
 }
 

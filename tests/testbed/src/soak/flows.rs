@@ -1,10 +1,11 @@
-//! Floods of small packets, sent in turns to the agent's link and to one that nobody watches.
+//! Floods of small packets, sent in turns to the agent's link and to one at which a program only counts.
 
 use std::time::{Duration, Instant};
 
 use super::bed::{Bed, options};
 use super::figures::{Figures, Pace};
 use super::{Load, Turn};
+use crate::bpf::{Foreign, Hook, Place};
 use crate::flood::{BATCH, Flood, Small};
 use crate::link::{Veth, VethOptions};
 
@@ -16,7 +17,7 @@ const DEADLINE: Duration = Duration::from_mins(2);
 /// One turn on the link that is watched, and on the other one.
 const WATCHED: Duration = Duration::from_millis(160);
 const ALONE: Duration = Duration::from_millis(40);
-/// The most that a packet of a known flow may cost, in nanoseconds: the dearest row of the benchmark.
+/// The most that a packet of a known flow may take more, in nanoseconds: the dearest row of the benchmark.
 const COST_LIMIT_NS: f64 = 110.0;
 /// Flows of every other turn of the packet flood.
 const KNOWN: u32 = 1_000;
@@ -60,9 +61,37 @@ pub(super) fn packets(turn: &Turn<'_>) -> anyhow::Result<Figures> {
     })
 }
 
+/// Sends packets at a rate, as long as `more` says of those that were begun; how many were taken. They
+/// are numbered up to `among`, and then anew.
+pub(super) fn paced(
+    flood: &mut Flood,
+    rate: f64,
+    among: u32,
+    more: impl Fn(u64) -> bool,
+    next: impl Fn(u32) -> Small,
+) -> u64 {
+    let start = Instant::now();
+    let (mut begun, mut taken) = (0_u64, 0);
+    while more(begun) {
+        let due = start + Duration::from_secs_f64(begun as f64 / rate);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let end = begun + BATCH as u64;
+        taken += flood.send((begun..end).map(|number| next(within(number, among)))).packets;
+        begun = end;
+    }
+    taken
+}
+
+/// A number of a long run as one below `among`.
+fn within(number: u64, among: u32) -> u32 {
+    u32::try_from(number % u64::from(among)).unwrap_or(0)
+}
+
 /// Sends packet after packet for so long, and at least so many; which one, the turn and its number say.
 fn drive(bed: &Bed, time: Duration, least: u64, next: impl Fn(usize, u32) -> Small) -> Load {
     let beside = Veth::quiet(VethOptions::default());
+    let (near, name) = (&beside.near.netns, &beside.near.ifname);
+    let _empty = Foreign::attach(near, name, Hook::Ingress, Place::First, -1);
     let mut watched = Flood::open(&bed.link.far, &bed.link.near);
     let mut alone = Flood::open(&beside.far, &beside.near);
     let (mut sent, mut turns) = (0, Vec::new());
@@ -98,4 +127,19 @@ fn send(
         sent += u64::from(batch);
     }
     (taken, start.elapsed().as_nanos() as f64 / sent.max(1) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_numbered_beyond_what_32_bits_hold() {
+        let large = u64::from(u32::MAX) + 5_001;
+        assert_eq!(
+            [0, 4_999, 5_000, large].map(|number| within(number, 5_000)),
+            [0, 4_999, 0, 2_296]
+        );
+        assert_eq!(within(large, u32::MAX), 5_001);
+    }
 }

@@ -1,6 +1,6 @@
 //! Figures in, sentences about what is wrong out. Everything that a soak promises is one check here.
 
-use super::figures::{Account, Answers, EventAccount, Figures, MIB, Memory, Pace, Recovery};
+use super::figures::{Account, Answers, Cost, EventAccount, Figures, MIB, Memory, Pace, Recovery};
 use crate::flow::Total;
 
 /// What is wrong, a sentence each; empty if all promises were kept.
@@ -22,6 +22,7 @@ pub fn judge(figures: &Figures) -> Vec<String> {
     memory(&figures.memory, &mut wrong);
     answers(&figures.answers, &mut wrong);
     recovery(figures.recovery, &mut wrong);
+    cost(&figures.cost, &mut wrong);
     if let Some(pace) = &figures.pace {
         slower(pace, &mut wrong);
     }
@@ -106,6 +107,19 @@ fn recovery(recovery: Recovery, wrong: &mut Vec<String>) {
     }
 }
 
+fn cost(cost: &Cost, wrong: &mut Vec<String>) {
+    let Some(limit) = cost.limit_ns() else { return };
+    if cost.looks == 0 {
+        wrong.push("what the programs cost was never measured".to_owned());
+    }
+    if cost.surely_ns > limit {
+        wrong.push(format!(
+            "the programs take {:.0} ns for a packet, {limit:.0} ns at most",
+            cost.surely_ns
+        ));
+    }
+}
+
 fn slower(pace: &Pace, wrong: &mut Vec<String>) {
     if pace.pairs == 0 {
         wrong.push("the traffic's pace was never measured".to_owned());
@@ -114,7 +128,7 @@ fn slower(pace: &Pace, wrong: &mut Vec<String>) {
         && pace.surely_more_ns > limit
     {
         wrong.push(format!(
-            "a packet costs {:.0} ns more than where nobody watches, {limit:.0} ns at most",
+            "a packet takes {:.0} ns more than where packets are only counted, {limit:.0} ns at most",
             pace.surely_more_ns
         ));
     }
@@ -187,6 +201,13 @@ pub(super) mod tests {
                 failed: Vec::new(),
             },
             recovery: Recovery { seconds: Some(3.2), limit: 15.0 },
+            cost: Cost {
+                looks: 300,
+                median_ns: 34.4,
+                surely_ns: 31.6,
+                empty_ns: 60.0,
+                limit: Some(1.5),
+            },
             pace: Some(Pace {
                 pairs: 200,
                 watched_ns: 1_020.0,
@@ -208,6 +229,7 @@ pub(super) mod tests {
         let mut figures = kept();
         figures.memory.growth_limit = None;
         figures.memory.late = 90 * MIB;
+        (figures.cost.limit, figures.cost.surely_ns) = (None, 5_000.0);
         let pace = figures.pace.as_mut().expect("a pace");
         (pace.limit_ns, pace.surely_more_ns) = (None, 5_000.0);
         assert_eq!(judge(&figures), [""; 0]);
@@ -223,7 +245,7 @@ pub(super) mod tests {
     /// What a break makes of figures that are as promised, and the word for it.
     type Break = (fn(&mut Figures), &'static str);
 
-    const BREAKS: [Break; 25] = [
+    const BREAKS: [Break; 27] = [
         (|f| f.account.reported.packets -= 1, "of 1000000 packets 46000000 bytes seen, 999999"),
         (|f| f.account.reported.bytes += 1, "seen, 1000000 packets 46000001 bytes are accounted"),
         (|f| f.account.lost[0].total.packets = 0, "of 1000000 packets 46000000 bytes seen, 910000"),
@@ -251,9 +273,11 @@ pub(super) mod tests {
         (|f| f.recovery.seconds = Some(15.06), "it took 15.1 s to recover, 15.0 s at most"),
         (
             |f| f.pace.as_mut().expect("a pace").surely_more_ns = 111.0,
-            "a packet costs 111 ns more than where nobody watches, 110 ns at most",
+            "a packet takes 111 ns more than where packets are only counted, 110 ns at most",
         ),
         (|f| f.pace.as_mut().expect("a pace").pairs = 0, "the traffic's pace was never measured"),
+        (|f| f.cost.looks = 0, "what the programs cost was never measured"),
+        (|f| f.cost.surely_ns = 90.6, "the programs take 91 ns for a packet, 90 ns at most"),
         (|f| f.faults.push("a wrong name".to_owned()), "a wrong name"),
     ];
 

@@ -9,8 +9,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::bed::{Bed, options};
 use super::figures::Figures;
+use super::flows::paced;
 use super::{Load, Turn};
-use crate::flood::{BATCH, Flood, Small};
+use crate::flood::{Flood, Small};
 use crate::link::{Veth, VethOptions};
 
 /// Processes that want the CPU all the time.
@@ -65,19 +66,13 @@ fn load(bed: &Bed, time: Duration) -> anyhow::Result<Load> {
         })
         .collect::<anyhow::Result<_>>()?;
     let mut flood = Flood::open(&bed.link.far, &bed.link.near);
-    let batch = u32::try_from(BATCH).unwrap_or(u32::MAX);
-    let (mut number, start) = (0_u32, Instant::now());
-    while start.elapsed() < time {
-        let due = start + Duration::from_secs_f64(f64::from(number) / RATE);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let packets = number..number + batch;
-        flood.send(packets.map(|number| Small::unique(number % FLOWS)));
-        number += batch;
-    }
+    let start = Instant::now();
+    paced(&mut flood, RATE, FLOWS, |_| start.elapsed() < time, Small::unique);
+    let to = Instant::now();
     drop(greedy);
     // All CPUs are the agent's again.
     confine(bed.pid(), &own)?;
-    Ok(Load { flows: Some(FLOWS.into()), ..Load::default() })
+    Ok(Load { to: Some(to), flows: Some(FLOWS.into()), ..Load::default() })
 }
 
 /// Keeps all threads of a process, and those that they will start, to some CPUs.

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::figures::{Figures, MIB};
+use super::figures::{Cost, Figures, MIB};
 use super::judge::judge;
 use crate::flow::Total;
 
 /// Headings of the columns.
-const HEADINGS: [&str; 16] = [
+const HEADINGS: [&str; 17] = [
     "SCENARIO",
     "SECONDS",
     "OFFERED",
@@ -24,16 +24,17 @@ const HEADINGS: [&str; 16] = [
     "GROWTH",
     "ANSWER_MS",
     "RECOVERED_S",
+    "PROGRAM_NS",
     "PACE",
     "VERDICT",
 ];
 /// Columns that are words; the others are figures and stand to the right.
-const WORDS: [usize; 3] = [0, 9, 15];
+const WORDS: [usize; 3] = [0, 9, 16];
 
 /// All scenarios, a line each, and below what was lost and what is wrong.
 #[must_use]
 pub fn table(all: &[Figures]) -> String {
-    let rows: Vec<[String; 16]> = all.iter().map(row).collect();
+    let rows: Vec<[String; 17]> = all.iter().map(row).collect();
     let headings = HEADINGS.map(str::to_owned);
     let widths: Vec<usize> = (0..HEADINGS.len())
         .map(|column| {
@@ -71,7 +72,7 @@ pub fn table(all: &[Figures]) -> String {
     text
 }
 
-fn row(figures: &Figures) -> [String; 16] {
+fn row(figures: &Figures) -> [String; 17] {
     let count = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let mib = |bytes: u64| bytes as f64 / MIB as f64;
     let (account, memory, answers) = (&figures.account, &figures.memory, &figures.answers);
@@ -92,9 +93,16 @@ fn row(figures: &Figures) -> [String; 16] {
         format!("{:+.1}", memory.growth() as f64 / MIB as f64),
         format!("{:.0}/{:.0}", answers.p99_ms, answers.max_ms),
         figures.recovery.seconds.map_or_else(|| "never".to_owned(), |s| format!("{s:.1}")),
+        program(&figures.cost),
         pace.map_or_else(|| "-".to_owned(), |pace| format!("{:.3}", pace.ratio())),
         if judge(figures).is_empty() { "ok" } else { "FAILED" }.to_owned(),
     ]
+}
+
+/// What a packet cost, and what it may.
+fn program(cost: &Cost) -> String {
+    let limit = cost.limit_ns().map(|limit| format!("/{limit:.0}")).unwrap_or_default();
+    if cost.looks == 0 { "-".to_owned() } else { format!("{:.0}{limit}", cost.surely_ns) }
 }
 
 /// All figures, with what is wrong.
@@ -138,6 +146,11 @@ fn document(figures: &Figures) -> Value {
         "answer_max_ms": answers.max_ms,
         "answer_p99_ms": answers.p99_ms,
         "recovered_seconds": figures.recovery.seconds,
+        "program_ns": figures.cost.median_ns,
+        "program_surely_ns": figures.cost.surely_ns,
+        "program_limit_ns": figures.cost.limit_ns(),
+        "program_empty_ns": figures.cost.empty_ns,
+        "program_looks": figures.cost.looks,
         "pace": figures.pace.map(|pace| json!({ "pairs": pace.pairs, "ratio": pace.ratio(),
             "watched_ns": pace.watched_ns, "alone_ns": pace.alone_ns,
             "surely_more_ns": pace.surely_more_ns })),

@@ -8,13 +8,15 @@ use anyhow::Context as _;
 use orb8_proto::v1::{GetStatusRequest, QueryFlowsRequest};
 
 use super::bed::{Bed, Client, connect, runtime};
-use super::figures::{Answers, Memory};
+use super::cost::{Beside, Look, cost};
+use super::figures::{Answers, Cost, Memory};
+use crate::fdinfo;
 
 /// An answer that does not come within this is none.
 const GIVEN_UP: Duration = Duration::from_secs(10);
 /// Time between two pairs of questions.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Time between two looks at the memory.
+/// Time between two looks at memory and programs.
 const MEMORY_EVERY: Duration = Duration::from_millis(200);
 /// The slowest that an answer may be.
 const ANSWER_LIMIT_MS: f64 = 1_000.0;
@@ -27,6 +29,7 @@ pub(super) struct Watched {
     failed: Vec<String>,
     /// When, and how many bytes.
     memory: Vec<(Instant, u64)>,
+    looks: Vec<Look>,
 }
 
 impl Watched {
@@ -50,6 +53,11 @@ impl Watched {
             limit_ms: ANSWER_LIMIT_MS,
             failed: self.failed,
         }
+    }
+
+    /// What the programs cost over a time that began and ended then.
+    pub(super) fn cost(&self, from: Instant, to: Instant) -> Cost {
+        cost(&self.looks, from, to)
     }
 
     /// Memory over a time that began and ended then; the most is that of all times.
@@ -93,6 +101,7 @@ pub(super) fn watch<T>(
 }
 
 fn look(pid: u32, with_files: bool, stop: &AtomicBool) -> anyhow::Result<Watched> {
+    let mut beside = Beside::start()?;
     runtime()?.block_on(async {
         let mut client = connect().await?;
         let mut watched = Watched::default();
@@ -101,8 +110,9 @@ fn look(pid: u32, with_files: bool, stop: &AtomicBool) -> anyhow::Result<Watched
             maps = ask(&mut client, &mut watched).await.unwrap_or(maps);
             let due = watched.memory.last().is_none_or(|(at, _)| at.elapsed() >= MEMORY_EVERY);
             if due {
-                let bytes = resident(pid, with_files)? + mapped(pid)?.max(maps);
+                let bytes = resident(pid, with_files)? + fdinfo::map_bytes(pid)?.max(maps);
                 watched.memory.push((Instant::now(), bytes));
+                watched.looks.push(beside.look(pid)?);
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -154,21 +164,6 @@ fn resident(pid: u32, with_files: bool) -> anyhow::Result<u64> {
     if with_files { bytes("VmRSS:") } else { Ok(bytes("RssAnon:")? + bytes("RssShmem:")?) }
 }
 
-/// Bytes of the maps that it has descriptors of.
-fn mapped(pid: u32) -> anyhow::Result<u64> {
-    let mut sum = 0;
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may be closed meanwhile.
-        let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-        if let Some(bytes) = text.lines().find_map(|line| line.strip_prefix("memlock:"))
-            && text.contains("map_id:")
-        {
-            sum += bytes.trim().parse::<u64>()?;
-        }
-    }
-    Ok(sum)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,7 +198,6 @@ mod tests {
     fn own_waiting_and_own_memory_can_be_read() {
         let own = |with_files| resident(std::process::id(), with_files).expect("our own");
         assert!(own(true) > own(false) && own(false) > 10_000);
-        assert_eq!(mapped(std::process::id()).expect("our own"), 0);
         let before = own_wait();
         std::thread::yield_now();
         assert!(own_wait() >= before);
