@@ -11,7 +11,6 @@ use orb8_common::counter::{EVENTS_DEFERRED, EVENTS_PRODUCED};
 use super::looks;
 use crate::event::Counters;
 
-
 /// Judges how much time may pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
