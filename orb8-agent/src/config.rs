@@ -9,11 +9,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, ValueEnum};
-
-use orb8_util::format;
 
 use crate::capture::Planes;
 use crate::datapath::{AttachMode, DatapathSettings};
@@ -237,23 +234,7 @@ where
         })
         .collect();
     let settings = Settings::from_arg_matches(&matches)?;
-    fits(&settings)?;
     Ok(Config { settings, sources })
-}
-
-/// A ring alone may be more than the memory budget.
-fn fits(settings: &Settings) -> Result<(), clap::Error> {
-    let budget = settings.memory_budget.into();
-    let Some(least) = governor::too_small(budget, settings.ring_buffer_size) else {
-        return Ok(());
-    };
-    let message = format!(
-        "a memory budget of {} (ORB8_MEMORY_BUDGET) has no room for an event ring of {} \
-         (ORB8_RING_BUFFER_SIZE), give it {least}MiB or set a smaller ring\n",
-        format::bytes(budget),
-        format::bytes(settings.ring_buffer_size.into()),
-    );
-    Err(Settings::command().error(ErrorKind::ValueValidation, message))
 }
 
 /// A setting as the reference lists it.

@@ -157,6 +157,8 @@ pub struct RingGauges {
     fill: [AtomicU32; 2],
     /// The last packet view was closed.
     closed: AtomicBool,
+    /// And none was opened since: what is in its ring is of programs that are being taken off.
+    without_view: AtomicBool,
 }
 
 /// How full the rings were, 0 to 1.
@@ -182,13 +184,22 @@ impl RingGauges {
 
     /// Notes that so many of a ring's bytes were to be read.
     pub fn note(&self, ring: Ring, bytes: u64, of: u64) {
+        if ring == Ring::Packets && self.without_view.load(Ordering::Relaxed) {
+            return;
+        }
         let millionths = bytes.min(of).saturating_mul(1_000_000) / of.max(1);
         let millionths = u32::try_from(millionths).unwrap_or(u32::MAX);
         self.fill[ring as usize].fetch_max(millionths, Ordering::Relaxed);
     }
 
+    /// Notes that a packet view is open.
+    pub fn open_packets(&self) {
+        self.without_view.store(false, Ordering::Relaxed);
+    }
+
     /// Notes that the last packet view is closed: how full its ring was says nothing of the next one's.
     pub fn close_packets(&self) {
+        self.without_view.store(true, Ordering::Relaxed);
         self.fill[Ring::Packets as usize].store(0, Ordering::Relaxed);
         self.closed.store(true, Ordering::Relaxed);
     }

@@ -18,7 +18,7 @@ mod source;
 pub use board::{Board, State};
 use ladder::{Ladder, Load, Step};
 pub use meter::{Basis, Meter};
-pub use room::{BASE_BYTES, FLOW_BYTES, flows_within, too_small};
+pub use room::{BASE_BYTES, FLOW_BYTES, flows_within, is_large};
 pub use source::{GovernorSource, Hands};
 
 /// What the agent may use.
@@ -49,6 +49,8 @@ pub struct Measured {
     pub user: Duration,
     /// CPU time of the programs in the kernel.
     pub programs: Duration,
+    /// That time was measured; else it was worked out of the rate that the last drain told.
+    pub exact: bool,
     /// Bytes, resident and maps, at its end.
     pub memory_bytes: u64,
     /// A drain has begun in it: without one, nothing new is known of what programs and drains cost.
@@ -56,15 +58,17 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// This interval and one before it as one.
+    /// This interval and one before it as one. A rate that was not measured is that of the whole: the
+    /// last drain tells what passed since the one before it.
     #[must_use]
-    pub const fn with(self, before: &Self) -> Self {
-        Self {
-            interval: self.interval.saturating_add(before.interval),
-            user: self.user.saturating_add(before.user),
-            programs: self.programs.saturating_add(before.programs),
-            ..self
-        }
+    pub fn with(self, before: &Self) -> Self {
+        let interval = self.interval.saturating_add(before.interval);
+        let programs = if self.exact || self.interval.is_zero() {
+            self.programs.saturating_add(before.programs)
+        } else {
+            self.programs.mul_f64(interval.as_secs_f64() / self.interval.as_secs_f64())
+        };
+        Self { interval, programs, user: self.user.saturating_add(before.user), ..self }
     }
 
     /// A time as a share of what the node's CPUs had; 0 for an interval of no length.

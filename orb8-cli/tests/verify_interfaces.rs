@@ -172,6 +172,17 @@ fn counters_of_an_interface_that_were_set_back_leave_it_unknown_and_say_why() {
     }
 }
 
+#[test]
+fn what_differs_in_one_direction_is_said_where_the_other_was_set_back() {
+    let mut window = at_interfaces([100, 10_000], [50, 4000]);
+    for reading in [&mut window.end.before, &mut window.end.after] {
+        let device = reading.devices.get_mut("eth0").unwrap();
+        device.tx.packets = 3;
+        device.rx.packets += 1000;
+    }
+    check(&window, 0.0, &[Verdict::Differs, Verdict::Unknown]);
+}
+
 proptest! {
     /// Four readings in any order: nothing panics, and nothing that was set back is compared.
     #[test]

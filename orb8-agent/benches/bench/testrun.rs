@@ -28,6 +28,8 @@ const RUNS_AHEAD: u32 = 200_000;
 /// Machines that others use too are at times twice as slow for some milliseconds: a sample counts
 /// only if the empty program took at most this much more on both sides of it than ever.
 const DISTURBED: f64 = 1.06;
+/// One in so many samples has to count.
+const LEAST_KEPT: usize = 6;
 /// Flows that begin at once before the agent gets a moment to hear of them.
 const BURST: u32 = 8_192;
 
@@ -122,12 +124,18 @@ fn net(
     for _ in 0..samples {
         let with = time(false)?;
         let after = time(true)?;
-        all.push((before.max(after), with - f64::midpoint(before, after)));
+        all.push((before.max(after), f64::midpoint(before, after), with));
         before = after;
     }
-    let fastest = all.iter().map(|(empty, _)| *empty).fold(f64::INFINITY, f64::min);
-    all.retain(|(empty, _)| *empty <= fastest * DISTURBED);
-    let (empties, nets): (Vec<f64>, Vec<f64>) = all.into_iter().unzip();
+    let fastest = all.iter().map(|(empty, ..)| *empty).fold(f64::INFINITY, f64::min);
+    all.retain(|(empty, ..)| *empty <= fastest * DISTURBED);
+    let kept = all.len();
+    ensure!(
+        kept * LEAST_KEPT >= samples as usize,
+        "the machine was disturbed too often: {kept} of {samples} samples count"
+    );
+    let (nets, empties): (Vec<f64>, Vec<f64>) =
+        all.into_iter().map(|(_, empty, with)| (with - empty, empty)).unzip();
     Ok((median(&nets), median(&empties)))
 }
 
@@ -182,7 +190,8 @@ fn drawn_as_told(bed: &Bed, case: &Case, runs: u64) -> anyhow::Result<()> {
     let first = (runs - u64::from(case.flows)) as f64 / f64::from(case.flows.ilog2());
     let expected = match case.draw {
         Draw::OneOverRank => 0.9 * first..=1.1 * first,
-        _ => even..=1.6 * even,
+        // Of few draws the busiest flow is further from the mean.
+        _ => even..=(1.6 * even).max(even + 6.0 * even.sqrt()),
     };
     ensure!(expected.contains(&most), "the first flow has {most} packets, not {expected:?}");
     Ok(())

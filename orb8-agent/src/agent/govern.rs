@@ -10,7 +10,9 @@ use crate::config::Settings;
 use crate::datapath::Datapath;
 use crate::ebpf;
 use crate::event::{Notice, Severity};
-use crate::governor::{Board, Governor, GovernorSource, Hands, MOST_INTERVALS, Meter, State};
+use crate::governor::{
+    Board, Governor, GovernorSource, Hands, MOST_INTERVALS, Meter, State, is_large,
+};
 use crate::pipeline::on_demand::Drains;
 
 /// It must have been calm for so many intervals before something is taken back.
@@ -85,14 +87,23 @@ fn cpus() -> u32 {
 /// What is to be said if the memory budget has no room for the flows that are set.
 fn fewer_flows(settings: &Settings) -> Option<Notice> {
     let held = settings.max_flows_held();
+    let (budget, ring) = (settings.memory_budget.into(), settings.ring_buffer_size);
+    let beside = if is_large(budget, ring) {
+        let ring = format::bytes(ring.into());
+        format!(
+            " beside an event ring of {ring}, which is too large for it (ORB8_RING_BUFFER_SIZE)"
+        )
+    } else {
+        String::new()
+    };
     (held < settings.max_flows).then(|| Notice {
         severity: Severity::Warning,
         code: "max_flows_lowered",
         message: format!(
             "at most {held} flows are held, not {} (ORB8_MAX_FLOWS): {} have room for no more \
-             (ORB8_MEMORY_BUDGET)",
+             (ORB8_MEMORY_BUDGET){beside}",
             settings.max_flows,
-            format::bytes(settings.memory_budget.into()),
+            format::bytes(budget),
         ),
     })
 }

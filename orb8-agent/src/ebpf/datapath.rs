@@ -145,6 +145,7 @@ impl TcDatapath {
             self.kernel.meter().rings().close_packets();
             return Ok(());
         };
+        self.kernel.meter().rings().open_packets();
         let rate = views.open.iter().fold(0u32, |sum, v| sum.saturating_add(v.rate));
         self.kernel
             .open_packet_view(filter, rate)

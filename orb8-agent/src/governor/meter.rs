@@ -183,6 +183,7 @@ impl Meter {
             cpus: self.cpus,
             user: reading.user.saturating_sub(last.user),
             programs,
+            exact: self.basis == Basis::Measured,
             memory_bytes: self.memory_bytes(),
             drained,
         }

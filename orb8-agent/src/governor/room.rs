@@ -16,31 +16,30 @@ const RING_TIMES: u64 = 3;
 /// The fewest flows that can be set.
 const LEAST: u32 = 16;
 
-const MIB: u64 = 1 << 20;
-
-/// What a budget has to hold besides the caches of the CPUs, for so many flows and a ring of so many
-/// bytes.
-const fn needed(flows: u32, ring_bytes: u32) -> u64 {
-    BASE_BYTES + RING_TIMES * ring_bytes as u64 + FLOW_BYTES * flows as u64
-}
-
 const fn besides_caches(budget: u64) -> u64 {
     budget - budget / BUDGET_PART
 }
 
-/// Of so many flows, those that a budget of so many bytes has room for besides a ring of so many.
+/// Of so many flows, those that a budget of so many bytes has room for besides a ring of so many. A
+/// ring that is too large for the budget leaves flows half of the room all the same: the agent is then
+/// over its budget, and says so.
 #[must_use]
 pub fn flows_within(set: u32, budget: u64, ring_bytes: u32) -> u32 {
-    let room = besides_caches(budget).saturating_sub(needed(0, ring_bytes)) / FLOW_BYTES;
-    u32::try_from(room).unwrap_or(u32::MAX).clamp(LEAST, set.max(LEAST))
+    let room = besides_caches(budget).saturating_sub(BASE_BYTES);
+    let flows = room.saturating_sub(ring_within(budget, ring_bytes)) / FLOW_BYTES;
+    u32::try_from(flows).unwrap_or(u32::MAX).clamp(LEAST, set.max(LEAST))
 }
 
-/// The least budget in MiB that has room for a ring of so many bytes, if this one has not.
+/// Whether a ring of so many bytes takes more than half of the room of a budget.
 #[must_use]
-pub fn too_small(budget: u64, ring_bytes: u32) -> Option<u64> {
-    let needed = needed(LEAST, ring_bytes);
-    let least = (needed + needed / (BUDGET_PART - 1)).div_ceil(MIB);
-    (besides_caches(budget) < needed).then_some(least)
+pub fn is_large(budget: u64, ring_bytes: u32) -> bool {
+    ring_within(budget, ring_bytes) < RING_TIMES * u64::from(ring_bytes)
+}
+
+/// What a ring takes of the room of a budget.
+fn ring_within(budget: u64, ring_bytes: u32) -> u64 {
+    let room = besides_caches(budget).saturating_sub(BASE_BYTES);
+    (RING_TIMES * u64::from(ring_bytes)).min(room / 2)
 }
 
 #[cfg(test)]
@@ -54,7 +53,7 @@ mod tests {
 
     #[test]
     fn what_a_budget_has_no_room_for_is_not_held() {
-        for (mib, flows) in [(32, 5_461), (64, 60_074), (96, 114_688), (1024, 1_698_474)] {
+        for (mib, flows) in [(32, 5_802), (64, 60_074), (96, 114_688), (1024, 1_698_474)] {
             assert_eq!(flows_within(4_000_000, mib << 20, 1 << 20), flows, "{mib} MiB");
         }
         assert_eq!(flows_within(4_000_000, 0, 1 << 20), LEAST);
@@ -69,13 +68,10 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_that_the_ring_alone_is_over_is_too_small() {
-        assert_eq!(too_small(96 << 20, 1 << 20), None);
-        assert_eq!(too_small(32 << 20, 1 << 20), None);
-        for ring_mib in [2, 4, 8, 16, 32] {
-            let least = too_small(32 << 20, ring_mib << 20).unwrap();
-            assert_eq!(too_small(least << 20, ring_mib << 20), None, "{ring_mib} MiB");
-            assert!(too_small((least - 1) << 20, ring_mib << 20).is_some(), "{ring_mib} MiB");
-        }
+    fn a_ring_that_is_too_large_leaves_flows_half_of_the_room() {
+        let room = (96 - 16 - 21) << 20;
+        assert_eq!(u64::from(flows_within(4_000_000, 96 << 20, 32 << 20)), room / 2 / FLOW_BYTES);
+        assert!(is_large(96 << 20, 32 << 20) && !is_large(96 << 20, 8 << 20));
+        assert!(is_large(32 << 20, 1 << 20) && !is_large(32 << 20, 512 << 10));
     }
 }

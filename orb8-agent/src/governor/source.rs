@@ -297,17 +297,17 @@ impl GovernorSource {
             (state.level, state.cause, state.since_ns) = (level, cause, since_ns);
             state.steps += 1;
         });
-        if !change.felt && level > 0 {
+        if !change.felt && level > 0 && matches!(held, Held::AsBefore) {
             return;
         }
-        let now_so = match held {
-            Held::AsBefore | Held::Changed => {
-                what_holds(&self.board.state().sentences, change.back)
-            }
-            Held::Refused(error) => format!(
+        let mut now_so = what_holds(&self.board.state().sentences, change.back);
+        if let Held::Refused(error) = held {
+            let refused = format!(
                 "the programs cannot be asked to tell less or more, which is tried again: {error}"
-            ),
-        };
+            );
+            let nothing_else = self.board.state().sentences.is_empty();
+            now_so = if nothing_else { refused } else { format!("{refused}; {now_so}") };
+        }
         if self.may_tell(change, now) {
             let withheld = std::mem::take(&mut self.withheld);
             out.push(Event::Notice(notice(change.back, why, &now_so, withheld)));

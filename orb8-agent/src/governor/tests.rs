@@ -13,9 +13,19 @@ fn second(cpu: f64) -> Measured {
         cpus: 1,
         user: Duration::from_secs_f64(cpu / 2.0),
         programs: Duration::from_secs_f64(cpu / 2.0),
+        exact: true,
         memory_bytes: 0,
         drained: true,
     }
+}
+
+#[test]
+fn a_rate_that_a_drain_tells_is_that_of_all_the_time_since_the_one_before() {
+    let before = Measured { exact: false, drained: false, ..second(0.8) };
+    let after = Measured { exact: false, ..second(0.2) };
+    let whole = after.with(&before).with(&before);
+    assert_eq!((whole.interval.as_secs(), whole.programs.as_millis()), (3, 300));
+    assert_eq!(second(0.2).with(&second(0.8)).programs.as_millis(), 500);
 }
 
 fn governor() -> Governor {

@@ -328,9 +328,12 @@ fn interface_rows(
         row(pair, tolerance)
     };
     let rows = [side(true), side(false)];
-    // Said once.
+    // Said once; what differs is said all the same.
     match rows.iter().find(|row| row.verdict == Verdict::Unknown) {
-        Some(unknown) => vec![unknown.clone()],
+        Some(unknown) => {
+            let differing = rows.iter().filter(|row| row.verdict == Verdict::Differs);
+            differing.chain([unknown]).cloned().collect()
+        }
         None => rows.into(),
     }
 }

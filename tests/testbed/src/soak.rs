@@ -49,6 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BESIDES: Duration = Duration::from_secs(8);
 /// The load in the short form.
 const QUICK_LOAD: Duration = Duration::from_secs(2);
+/// A load that is shorter shows neither growth nor what programs cost.
+const SHORT: Duration = Duration::from_secs(10);
 
 /// What is to be run, and on which agent.
 #[derive(Debug)]
@@ -219,8 +221,7 @@ impl Turn<'_> {
             .unwrap_or_else(|_told| Err(anyhow::anyhow!("it panicked, see above")));
         match found {
             Ok(mut figures) => {
-                // Two seconds have too few looks.
-                figures.cost.limit = (!self.options.quick).then_some(scenario.cost);
+                figures.cost.limit = (self.load >= SHORT).then_some(scenario.cost);
                 Figures { name, ..figures }
             }
             Err(error) => {

@@ -38,7 +38,7 @@ fn soak(scenario: &str, agent: &Path) -> Run {
 #[test]
 fn an_agent_that_keeps_its_promises_passes() {
     need!(@check KERNEL);
-    need!(@check &[Need::Binary("orb8-agent")]);
+    need!(@check &[Need::Tcx, Need::Binary("orb8-agent")]);
     let run = soak("packet_flood", &binary("orb8-agent").expect("a need of the test"));
     assert_eq!(run.code, Some(0), "{}", run.stdout);
     let figures = &run.figures[0];
@@ -51,7 +51,7 @@ fn an_agent_that_keeps_its_promises_passes() {
 #[test]
 fn an_agent_that_takes_more_than_its_budget_fails() {
     need!(@check KERNEL);
-    need!(@check &[Need::Binary("orb8-agent")]);
+    need!(@check &[Need::Tcx, Need::Binary("orb8-agent")]);
     let folder = Scratch::folder("greedy");
     let greedy = folder.path().join("orb8-agent");
     let agent = binary("orb8-agent").expect("a need of the test");
@@ -68,6 +68,7 @@ fn an_agent_that_takes_more_than_its_budget_fails() {
 #[test]
 fn an_agent_that_does_not_even_start_fails() {
     need!(@check KERNEL);
+    need!(@check &[Need::Tcx]);
     let run = soak("packet_flood", Path::new("/bin/false"));
     assert_eq!(run.code, Some(1), "{}", run.stdout);
     assert_eq!(run.figures[0]["pass"], false);

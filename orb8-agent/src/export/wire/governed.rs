@@ -72,6 +72,7 @@ mod tests {
                 user: millis(40),
                 programs: millis(80),
                 memory_bytes: 1002,
+                exact: true,
                 drained: true,
             }),
             memory_bytes: 1003,

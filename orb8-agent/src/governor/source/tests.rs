@@ -213,6 +213,11 @@ fn sampling_for_the_ring_ends_with_the_last_packet_view() {
     assert_eq!(bench.programs.asked.lock().unwrap().unwrap().sampling, 1);
     bench.source.rings.close_packets();
     assert_eq!(bench.after(Duration::ZERO), [], "once");
+    bench.source.rings.note(Ring::Packets, 90, 100);
+    assert_eq!(bench.source.rings.fullest().packets, 0.0, "nobody watches");
+    bench.source.rings.open_packets();
+    bench.source.rings.note(Ring::Packets, 90, 100);
+    assert_eq!(bench.source.rings.fullest().packets, 0.9);
 }
 
 #[test]

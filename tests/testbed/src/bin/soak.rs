@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use orb8_testbed::need::KERNEL;
+use orb8_testbed::need::{KERNEL, Need};
 use orb8_testbed::signals::end_on_signals;
 use orb8_testbed::soak::{self, Options};
 
@@ -53,7 +53,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let missing: Vec<String> = KERNEL.iter().filter_map(|need| need.missing()).collect();
+    let missing: Vec<String> =
+        KERNEL.iter().chain(&[Need::Tcx]).filter_map(|need| need.missing()).collect();
     if !missing.is_empty() {
         eprintln!("An agent puts programs into the kernel, and something for that is missing:");
         missing.iter().for_each(|why| eprintln!("  - {why}"));

@@ -12,7 +12,7 @@ use orb8_proto::v1::{Condition, FlowFilter, PortRange, Ports, QueryFlowsRequest}
 use super::bed::{Bed, options};
 use super::figures::{Figures, MIB};
 use super::flows::paced;
-use super::{Load, Turn};
+use super::{Load, SHORT, Turn};
 use crate::agent::AgentOptions;
 use crate::api::ApiServer;
 use crate::api::fault::Failure;
@@ -87,8 +87,7 @@ pub(super) fn steady(turn: &Turn<'_>) -> anyhow::Result<Figures> {
         let (from, to, flows) = (Some(from), Some(to), Some(FLOWS.into()));
         Ok(Load { from, to, flows, faults, ..Load::default() })
     })?;
-    // Two seconds are too few to tell growth from a beginning.
-    figures.memory.growth_limit = (!turn.options.quick).then_some(GROWTH_LIMIT);
+    figures.memory.growth_limit = (turn.load >= SHORT).then_some(GROWTH_LIMIT);
     if turn.options.release {
         figures.memory.limit = STEADY_LIMIT;
     }

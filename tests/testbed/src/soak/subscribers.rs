@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use super::bed::{Bed, account_of, connect, connect_narrowly, of_ring, options, runtime};
 use super::figures::Figures;
 use super::flows::paced;
-use super::{Load, Turn};
+use super::{Load, SHORT, Turn};
 use crate::flood::{Flood, Small};
 use crate::link::{Veth, VethOptions};
 use crate::wait::wait;
@@ -24,8 +24,6 @@ const STALLED: usize = 63;
 const FEW_STALLED: usize = 15;
 /// The events that queues hold where the load is over before one of the default's length is full.
 const SHORT_QUEUE: usize = 2_048;
-/// Such a load.
-const SHORT: Duration = Duration::from_secs(10);
 /// Flows that begin in a second of such a load.
 const SHORT_RATE: f64 = 3_000.0;
 /// The same in a longer one: the ends of a second's flows are told at once, and each of 64 subscribers has
