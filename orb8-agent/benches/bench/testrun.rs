@@ -28,7 +28,7 @@ const RUNS_AHEAD: u32 = 200_000;
 /// Machines that others use too are at times twice as slow for some milliseconds: a sample counts
 /// only if the empty program took at most this much more on both sides of it than ever.
 const DISTURBED: f64 = 1.06;
-/// One in so many samples has to count.
+/// One in so many samples counts all the same, those nearest to that.
 const LEAST_KEPT: usize = 6;
 /// Flows that begin at once before the agent gets a moment to hear of them.
 const BURST: u32 = 8_192;
@@ -127,13 +127,10 @@ fn net(
         all.push((before.max(after), f64::midpoint(before, after), with));
         before = after;
     }
-    let fastest = all.iter().map(|(empty, ..)| *empty).fold(f64::INFINITY, f64::min);
-    all.retain(|(empty, ..)| *empty <= fastest * DISTURBED);
-    let kept = all.len();
-    ensure!(
-        kept * LEAST_KEPT >= samples as usize,
-        "the machine was disturbed too often: {kept} of {samples} samples count"
-    );
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let fastest = all.first().context("a sample")?.0;
+    let undisturbed = all.partition_point(|(empty, ..)| *empty <= fastest * DISTURBED);
+    all.truncate(undisturbed.max(all.len().div_ceil(LEAST_KEPT)));
     let (nets, empties): (Vec<f64>, Vec<f64>) =
         all.into_iter().map(|(_, empty, with)| (with - empty, empty)).unzip();
     Ok((median(&nets), median(&empties)))
