@@ -343,4 +343,6 @@ fn changes(steps: [(Cause, Option<Step>, bool); 2]) -> impl Iterator<Item = Chan
 }
 
 #[cfg(test)]
+mod programs;
+#[cfg(test)]
 mod tests;

@@ -4,66 +4,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use orb8_common::counter::SEEN_PACKETS;
-use orb8_common::network::PacketFilter;
 
 use super::*;
-use crate::datapath::{InterfaceStatus, PacketWatch, StartError};
 use crate::event::DrainReport;
+use crate::governor::programs::Programs;
 use crate::pipeline::on_demand::OnDemand;
 use crate::pipeline::source::EventSource;
 use crate::testing::{EmptyDrains, ManualClock};
-
-/// Programs that have run for so long.
-#[derive(Debug, Default)]
-struct Programs {
-    ran: Mutex<Duration>,
-    /// Why statistics are not kept; none: they are.
-    refuses: Mutex<Option<i32>>,
-    /// Statistics are kept for so many.
-    keepers: Arc<AtomicU32>,
-}
-
-struct Keeper(Arc<AtomicU32>);
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Datapath for Programs {
-    fn interfaces(&self) -> Vec<InterfaceStatus> {
-        Vec::new()
-    }
-
-    fn map_bytes(&self) -> u64 {
-        7 << 20
-    }
-
-    fn watch_packets(
-        &self,
-        _filter: &PacketFilter,
-        _rate: u32,
-    ) -> Result<Box<dyn PacketWatch>, StartError> {
-        Err(StartError { message: "no packets here".to_owned() })
-    }
-
-    fn program_time(&self) -> Option<Duration> {
-        Some(*self.ran.lock().unwrap())
-    }
-
-    fn keep_statistics(&self) -> io::Result<Box<dyn Any + Send>> {
-        if let Some(errno) = *self.refuses.lock().unwrap() {
-            return Err(io::Error::from_raw_os_error(errno));
-        }
-        self.keepers.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(Keeper(Arc::clone(&self.keepers))))
-    }
-
-    fn stop(&self, _deadline: Instant) -> bool {
-        true
-    }
-}
 
 /// A folder of the test's own, removed with it.
 struct Folder(PathBuf);
@@ -99,7 +46,8 @@ struct Bench {
 fn bench(refuses: bool) -> Bench {
     let proc_root = Folder::new();
     let refuses = Mutex::new(refuses.then_some(libc::EPERM));
-    let programs = Arc::new(Programs { refuses, ..Programs::default() });
+    let ran = Mutex::new(Some(Duration::ZERO));
+    let programs = Arc::new(Programs { ran, refuses, ..Programs::default() });
     let (ledger, drains) = (SharedLedger::default(), Drains::shared().unwrap());
     let clock = ManualClock::at(1_000_000_000, 0);
     let now = clock.instant();
@@ -120,7 +68,8 @@ impl Bench {
     /// So many packets pass, each of which takes so many nanoseconds.
     fn run(&mut self, packets: u64, each_ns: u64) {
         self.packets += packets;
-        *self.programs.ran.lock().unwrap() += Duration::from_nanos(packets * each_ns);
+        let ran = Duration::from_nanos(packets * each_ns);
+        *self.programs.ran.lock().unwrap().get_or_insert_default() += ran;
     }
 
     /// The same, and they are drained.

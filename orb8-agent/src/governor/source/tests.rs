@@ -1,57 +1,18 @@
 //! Tests of the governor at work: what the judge says is done, shown and told.
 
-use std::io;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
-use orb8_common::network::PacketFilter;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::datapath::{InterfaceStatus, PacketWatch, Ring, StartError};
+use crate::datapath::Ring;
 use crate::event::DrainReport;
+use crate::governor::programs::Programs;
 use crate::governor::{Budgets, State};
 use crate::pipeline::on_demand::OnDemand;
 use crate::pipeline::runner::{SharedLedger, lock};
 use crate::testing::{EmptyDrains, ManualClock};
 
 const INTERVAL: Duration = Duration::from_secs(5);
-
-/// Programs that cannot be asked for anything while they are deaf.
-#[derive(Debug, Default)]
-struct Programs {
-    deaf: AtomicBool,
-    asked: Mutex<Option<Sparing>>,
-}
-
-impl Datapath for Programs {
-    fn interfaces(&self) -> Vec<InterfaceStatus> {
-        Vec::new()
-    }
-
-    fn map_bytes(&self) -> u64 {
-        0
-    }
-
-    fn watch_packets(
-        &self,
-        _filter: &PacketFilter,
-        _rate: u32,
-    ) -> Result<Box<dyn PacketWatch>, StartError> {
-        Err(StartError { message: "no packets here".to_owned() })
-    }
-
-    fn spare(&self, sparing: Sparing) -> io::Result<()> {
-        if self.deaf.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
-        *self.asked.lock().unwrap() = Some(sparing);
-        Ok(())
-    }
-
-    fn stop(&self, _deadline: Instant) -> bool {
-        true
-    }
-}
 
 struct Bench {
     source: GovernorSource,
