@@ -51,8 +51,9 @@ use kernel::{Kernel, start_kernel};
 use known::{Keepers, Running};
 use listen::listen;
 
-/// Interfaces are attached and the Kubernetes API is listed by then, most often.
-const STARTING: Duration = Duration::from_secs(10);
+/// When code is let go that only starting needed: at once, because loading the programs is most of
+/// it, and when the Kubernetes API is listed, most often.
+const STARTED: [Duration; 2] = [Duration::ZERO, Duration::from_secs(10)];
 
 /// The agent could not start, or did not end as it should.
 #[derive(Debug, thiserror::Error)]
@@ -379,8 +380,10 @@ impl Agent {
         let server = grpc::serve(listener, service, health, facts, stop);
         let server = tokio::spawn(server);
         tokio::spawn(async {
-            tokio::time::sleep(STARTING).await;
-            ebpf::memory::leave_code();
+            for rest in STARTED {
+                tokio::time::sleep(rest).await;
+                ebpf::memory::leave_code();
+            }
         });
         info!(%address, node = %shared.status.node_name(), "The agent answers.");
         Ok(Self {
