@@ -51,9 +51,10 @@ use kernel::{Kernel, start_kernel};
 use known::{Keepers, Running};
 use listen::listen;
 
-/// When code is let go that only starting needed: at once, because loading the programs is most of
-/// it, and when the Kubernetes API is listed, most often.
-const STARTED: [Duration; 2] = [Duration::ZERO, Duration::from_secs(10)];
+/// Interfaces are attached and the Kubernetes API is listed by then, most often.
+const STARTING: Duration = Duration::from_secs(10);
+/// How often code is let go that was not needed since: meanwhile, and later.
+const CODE_RESTS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
 
 /// The agent could not start, or did not end as it should.
 #[derive(Debug, thiserror::Error)]
@@ -379,12 +380,7 @@ impl Agent {
         let health = shared.status.follow_health();
         let server = grpc::serve(listener, service, health, facts, stop);
         let server = tokio::spawn(server);
-        tokio::spawn(async {
-            for rest in STARTED {
-                tokio::time::sleep(rest).await;
-                ebpf::memory::leave_code();
-            }
-        });
+        tokio::spawn(leave_code(stop_server.subscribe()));
         info!(%address, node = %shared.status.node_name(), "The agent answers.");
         Ok(Self {
             address,
@@ -451,6 +447,19 @@ impl Agent {
         match ended.await {
             Ok(result) => Ok(result?),
             Err(_panic) => Err(StopError::Panicked.into()),
+        }
+    }
+}
+
+/// Lets code go that only starting needed, or that was needed once since, until the agent stops.
+async fn leave_code(mut stopped: watch::Receiver<bool>) {
+    let (code, started) = (ebpf::memory::Code::find(), Instant::now());
+    loop {
+        code.leave();
+        let rest = CODE_RESTS[usize::from(started.elapsed() >= STARTING)];
+        // An error means that the agent is gone.
+        if tokio::time::timeout(rest, stopped.wait_for(|stop| *stop)).await.is_ok() {
+            return;
         }
     }
 }

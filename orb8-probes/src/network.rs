@@ -130,9 +130,7 @@ pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     counters.see(frame.packets_estimate() as u64, frame.bytes(), frame.gso_size != 0);
     let bytes = Linear::of(ctx);
     let mut rest = MaybeUninit::uninit();
-    // A super-packet is rare and pays once for many.
-    let family = if frame.gso_size == 0 { parse::common_family(&bytes, &frame) } else { None };
-    let counted = match family {
+    let counted = match parse::common_family(&bytes, &frame) {
         Some(Family::V4) => parse::common_ipv4(&bytes, &frame)
             .map(|parsed| common::<HOOK>(ctx, cpu, &frame, Packet::of(parsed, called), &mut rest)),
         Some(Family::V6) => parse::common_ipv6(&bytes, &frame)

@@ -58,14 +58,28 @@ pub fn raise_memlock_limit() {
     }
 }
 
-/// Lets go of the program code and constants that only starting needed. They are pages of files:
-/// whatever is needed again comes back from the page cache, a few pages at a time.
-pub fn leave_code() {
-    // Without it they stay, which costs nothing but their memory.
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    for (start, end) in maps.lines().filter_map(code_of) {
-        // SAFETY: nobody ever wrote to these pages, so each is the file's again when it is touched.
-        let _left = unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_DONTNEED) };
+/// The program code and constants of this process, as pages of files.
+#[derive(Debug)]
+pub struct Code(Vec<(usize, usize)>);
+
+impl Code {
+    /// Finds what is mapped of it.
+    #[must_use]
+    pub fn find() -> Self {
+        // Without it nothing is let go, which costs nothing but memory.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        Self(maps.lines().filter_map(code_of).collect())
+    }
+
+    /// Lets go of all of it. What is needed comes back from the page cache, some pages at a time; what
+    /// only starting or a rare question needed does not.
+    pub fn leave(&self) {
+        for (start, end) in &self.0 {
+            // SAFETY: code is mapped as long as the process runs it, and nobody ever wrote to these
+            // pages, so each is the file's again when it is touched.
+            let _left =
+                unsafe { libc::madvise(*start as *mut _, end - start, libc::MADV_DONTNEED) };
+        }
     }
 }
 
@@ -94,7 +108,7 @@ fn memlock_of(fdinfo: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{code_of, leave_code, memlock_of};
+    use super::{Code, code_of, memlock_of};
 
     #[test]
     fn only_what_nobody_can_have_written_to_is_let_go() {
@@ -116,8 +130,9 @@ mod tests {
             let line = status.lines().find_map(|l| l.strip_prefix("RssFile:")).unwrap();
             line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
         };
+        let code = Code::find();
         let before = resident();
-        leave_code();
+        code.leave();
         assert!(resident() < before);
     }
 
