@@ -93,6 +93,7 @@ impl Packet {
         self.parsed.datagram_bytes = forget(self.parsed.datagram_bytes as u64, any) as u32;
         self.parsed.header_bytes = forget(self.parsed.header_bytes as u64, any) as u32;
         self.parsed.tcp_flags = forget(self.parsed.tcp_flags as u64, any) as u8;
+        self.bytes = forget(self.bytes, any);
     }
 
     /// Works out what follows from the headers.
@@ -130,7 +131,9 @@ pub fn observe<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     counters.see(frame.packets_estimate() as u64, frame.bytes(), frame.gso_size != 0);
     let bytes = Linear::of(ctx);
     let mut rest = MaybeUninit::uninit();
-    let counted = match parse::common_family(&bytes, &frame) {
+    // A super-packet is rare and pays once for many.
+    let family = if frame.gso_size == 0 { parse::common_family(&bytes, &frame) } else { None };
+    let counted = match family {
         Some(Family::V4) => parse::common_ipv4(&bytes, &frame)
             .map(|parsed| common::<HOOK>(ctx, cpu, &frame, Packet::of(parsed, called), &mut rest)),
         Some(Family::V6) => parse::common_ipv6(&bytes, &frame)
@@ -196,7 +199,7 @@ fn is_in_cache<const HOOK: u32>(cpu: Cpu, packet: &Packet) -> bool {
         && crate::cache::add::<HOOK>(cpu, packet)
 }
 
-/// Reads a packet of another form, of which `out` has what was called for; 0 if it could be read.
+/// Reads a packet of another form, of which `out` has what was called for; 0 if it is still to be counted.
 #[inline(never)]
 fn cold<const LINK: u32, const HOOK: u32>(ctx: &TcContext, out: &mut MaybeUninit<Packet>) -> u64 {
     let Some(cpu) = Cpu::this() else { return 1 };
@@ -220,6 +223,14 @@ fn cold<const LINK: u32, const HOOK: u32>(ctx: &TcContext, out: &mut MaybeUninit
     packet.forget(&frame);
     packet.complete::<HOOK>(&frame);
     settle(counters, &frame, packet);
+    if HOOK & hook::SUPPLEMENT != 0 || packet.packets == 1 {
+        return 0;
+    }
+    // Most super-packets are of flows that the cache has.
+    if is_left_out::<HOOK>(ctx, counters, packet) || is_in_cache::<HOOK>(cpu, packet) {
+        return 1;
+    }
+    packet.forget(&frame);
     0
 }
 
