@@ -5,6 +5,7 @@
 //! | module | content |
 //! |---|---|
 //! | `flows` | floods: each packet another flow, the smallest packets, the smallest tables |
+//! | `sockets` | a flood between sockets |
 //! | `connections` | TCP connections that end as soon as they are open |
 //! | `subscribers` | watchers that never read |
 //! | `cluster` | an API that changes all the time; many flows with names for long |
@@ -25,6 +26,7 @@ mod cost;
 pub mod figures;
 mod flows;
 pub mod judge;
+mod sockets;
 mod starved;
 mod subscribers;
 pub mod table;
@@ -108,7 +110,7 @@ struct Scenario {
     run: fn(&Turn<'_>) -> anyhow::Result<Figures>,
 }
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: "unique_flows",
         what: "each packet is another flow: a million and more, from spoofed sources",
@@ -122,6 +124,13 @@ const SCENARIOS: [Scenario; 8] = [
         weight: 1,
         cost: 1.75,
         run: flows::packets,
+    },
+    Scenario {
+        name: "sockets",
+        what: "datagrams between 512 sockets on half a million flows, counted at the sockets",
+        weight: 1,
+        cost: 25.0,
+        run: sockets::run,
     },
     Scenario {
         name: "minimum_maps",
