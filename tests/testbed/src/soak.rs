@@ -320,6 +320,15 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_a_line_for_each_scenario_in_their_order() {
+        let text = include_str!("../../../docs/soak.md");
+        let (_, table) = text.split_once("| scenario | what it does |").expect("a table");
+        let lines = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let told: Vec<&str> = lines.filter_map(|line| line.split('`').nth(1)).collect();
+        assert_eq!(told, scenarios().map(|(name, _)| name).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn scenarios_whose_loads_were_too_short_for_every_check_are_named() {
         assert_eq!(left_out(&[]), None);
         let told = left_out(&["steady", "starved"]).expect("two were short");
