@@ -97,6 +97,33 @@ fn loss_is_told_as_it_happens_and_summed_up_and_exits_with_3() {
 }
 
 #[test]
+fn packets_that_no_packet_stands_for_yet_are_told_as_sampled_beside_the_sum_of_weights() {
+    let packets = sample::events(NOW).into_iter();
+    let mut events: Vec<Event> =
+        packets.filter(|event| matches!(event.payload, Some(Payload::Packet(_)))).collect();
+    let sampled = |packets| Loss {
+        stage: "packet_view".to_owned(),
+        reason: "sampled".to_owned(),
+        packets,
+        ..Loss::default()
+    };
+    events.extend([3, 4].map(|packets| sample::event(NOW, Payload::Loss(sampled(packets)))));
+    let run = |words: &[&str]| {
+        let words: Vec<&str> =
+            ["trace", "network", "--packets"].iter().chain(words).copied().collect();
+        orb8_until(&words, &[&agent(events.clone(), End::Open)], "4 packets at packet_view")
+    };
+    assert_snapshot!("sampled_table", run(&[]).page());
+    let json = orb8_until(
+        &["trace", "network", "--packets", "-o", "json"],
+        &[&agent(events.clone(), End::Open)],
+        r#""reason":"sampled","packets":4"#,
+    );
+    assert_snapshot!("sampled_json", json.page());
+    assert_eq!(run(&["--allow-partial"]).exit, Exit::Done);
+}
+
+#[test]
 fn an_agent_that_ends_its_stream_is_told_and_exits_with_3() {
     let stopping = || agent(Vec::new(), End::Close);
     assert_snapshot!("ended_table", orb8(&["trace", "network"], &[&stopping()], b"").page());

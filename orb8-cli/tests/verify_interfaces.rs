@@ -172,15 +172,33 @@ fn counters_of_an_interface_that_were_set_back_leave_it_unknown_and_say_why() {
     }
 }
 
-#[test]
-fn what_differs_in_one_direction_is_said_where_the_other_was_set_back() {
+/// The interface whose sending side was set back within the window, and whose receiving side grew by so
+/// many packets and bytes less, or more, than what was counted.
+fn set_back_in_one_direction(packets: i64, bytes: i64) -> Window {
     let mut window = at_interfaces([100, 10_000], [50, 4000]);
     for reading in [&mut window.end.before, &mut window.end.after] {
         let device = reading.devices.get_mut("eth0").unwrap();
         device.tx.packets = 3;
-        device.rx.packets += 1000;
+        device.rx.packets = device.rx.packets.checked_add_signed(packets).unwrap();
+        device.rx.bytes = device.rx.bytes.checked_add_signed(bytes + 14 * packets).unwrap();
     }
-    check(&window, 0.0, &[Verdict::Differs, Verdict::Unknown]);
+    window
+}
+
+#[test]
+fn what_the_kernel_has_more_in_one_direction_is_said_where_the_other_was_set_back() {
+    use Verdict::{Differs, Unknown};
+    check(&set_back_in_one_direction(1000, 100_000), 0.0, &[Differs, Unknown]);
+    check(&set_back_in_one_direction(0, 100), 0.0, &[Differs, Unknown]);
+}
+
+#[test]
+fn a_direction_that_counted_past_its_reading_after_a_set_back_is_no_difference() {
+    check(&set_back_in_one_direction(-50, -5000), 0.0, &[Verdict::Unknown]);
+    check(&set_back_in_one_direction(0, -5000), 0.0, &[Verdict::Unknown]);
+    // The kernel has more packets than we by less than the tolerance, and much fewer bytes.
+    check(&set_back_in_one_direction(1, -5000), 10.0, &[Verdict::Unknown]);
+    check(&set_back_in_one_direction(1, -5000), 0.5, &[Verdict::Differs, Verdict::Unknown]);
 }
 
 proptest! {

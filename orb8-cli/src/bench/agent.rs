@@ -18,6 +18,7 @@ use orb8_proto::v1::{
 };
 use orb8_query::Client;
 use orb8_query::rows::FlowRecord;
+use orb8_util::duration;
 use orb8_util::net::HostPort;
 
 use super::args::BenchArgs;
@@ -44,6 +45,8 @@ pub struct Options {
     program: PathBuf,
     arguments: Vec<&'static str>,
     timeout: Duration,
+    /// How long one may take to answer, and to end.
+    patience: Duration,
 }
 
 impl Options {
@@ -67,7 +70,7 @@ impl Options {
         if let Some(capture) = args.capture {
             arguments.extend(["--capture", capture.word()]);
         }
-        Ok(Self { program, arguments, timeout })
+        Ok(Self { program, arguments, timeout, patience: PATIENCE })
     }
 }
 
@@ -122,6 +125,7 @@ pub struct Agent {
     log: Tail,
     address: HostPort,
     client: Client,
+    patience: Duration,
 }
 
 impl Agent {
@@ -131,7 +135,7 @@ impl Agent {
     /// There is no such program, or it ends, or it does not answer in time.
     pub async fn start(options: &Options, stop: &AtomicBool) -> Result<Option<Self>, CliError> {
         let mut agent = Self::spawn(options)?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + agent.patience;
         while !stop.load(Ordering::Relaxed) {
             if let Some(status) = agent.child.try_wait().map_err(CliError::Runtime)? {
                 let said = agent.log.finish();
@@ -142,7 +146,8 @@ impl Agent {
                 return Ok(Some(agent));
             }
             if Instant::now() > end {
-                let text = format!("the agent did not answer at {} in a minute", agent.address);
+                let (address, time) = (&agent.address, duration::short(agent.patience));
+                let text = format!("the agent did not answer at {address} in {time}");
                 return Err(CliError::Measure(text));
             }
             tokio::time::sleep(LOOK).await;
@@ -166,7 +171,7 @@ impl Agent {
         };
         let address = HostPort { host: Ipv4Addr::LOCALHOST.to_string(), port };
         let client = Client::new(std::slice::from_ref(&address), options.timeout);
-        Ok(Self { child, log, address, client })
+        Ok(Self { child, log, address, client, patience: options.patience })
     }
 
     /// Its process number.
@@ -220,7 +225,7 @@ impl Agent {
             return Err(self.gone(String::new()));
         }
         terminate(&mut self.child);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + self.patience;
         while Instant::now() < end {
             if let Some(status) = self.child.try_wait().map_err(CliError::Runtime)? {
                 let said = self.log.finish();
@@ -231,8 +236,10 @@ impl Agent {
         }
         // Asked once more, it would be waited for once more.
         self.child.kill().ok();
-        let text = "the agent did not stop in a minute and was killed, see `orb8-agent --cleanup`";
-        Err(CliError::Measure(text.to_owned()))
+        let time = duration::short(self.patience);
+        Err(CliError::Measure(format!(
+            "the agent did not stop in {time} and was killed, see `orb8-agent --cleanup`"
+        )))
     }
 
     /// It does not answer any more: with its last words if it has ended.
@@ -253,7 +260,7 @@ impl Drop for Agent {
             return;
         }
         terminate(&mut self.child);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + self.patience;
         while !has_ended(&mut self.child) && Instant::now() < end {
             std::thread::sleep(LOOK);
         }
@@ -311,4 +318,100 @@ fn of_ports(ports: [u16; 2]) -> QueryFlowsRequest {
     let totals = either(Field::Supplement(false));
     let all = vec![port(ports[0]), port(ports[1]), udp, totals];
     QueryFlowsRequest { filter: Some(FlowFilter { all }), limit: 100, ..Default::default() }
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use rustix::process::{Pid, test_kill_process};
+
+    use super::*;
+
+    /// A shell in the place of an agent.
+    fn shell(script: &'static str, patience: Duration) -> Options {
+        Options {
+            program: PathBuf::from("/bin/sh"),
+            arguments: vec!["-c", script, "agent"],
+            timeout: Duration::from_secs(1),
+            patience,
+        }
+    }
+
+    /// One that has said `ready`.
+    fn ready(script: &'static str, patience: Duration) -> Agent {
+        let agent = Agent::spawn(&shell(script, patience)).unwrap();
+        let end = Instant::now() + PATIENCE;
+        while !agent.log.lines.lock().unwrap().contains(&"ready".to_owned()) {
+            assert!(Instant::now() < end, "it is never ready");
+            std::thread::yield_now();
+        }
+        agent
+    }
+
+    fn is_there(pid: u32) -> bool {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        test_kill_process(pid).is_ok()
+    }
+
+    /// Heeds no request to end; what it says comes when it no longer does.
+    const DEAF: &str = "trap '' TERM; echo ready >&2; exec sleep 600";
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_stop_is_killed_and_told() {
+        let agent = ready(DEAF, Duration::from_millis(100));
+        let pid = agent.pid();
+        let error = agent.stop().await.unwrap_err().to_string();
+        assert!(error.contains("the agent did not stop in 100ms and was killed"), "{error}");
+        assert!(!is_there(pid));
+    }
+
+    #[test]
+    fn an_agent_that_is_let_go_and_does_not_stop_is_killed_too() {
+        let agent = ready(DEAF, Duration::from_millis(100));
+        let pid = agent.pid();
+        assert!(is_there(pid));
+        drop(agent);
+        assert!(!is_there(pid));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_never_answers_is_given_up() {
+        let silent = shell("exec sleep 600", Duration::from_millis(100));
+        let error = Agent::start(&silent, &AtomicBool::new(false)).await.unwrap_err().to_string();
+        let said = error.contains("the agent did not answer at 127.0.0.1:");
+        assert!(said && error.ends_with(" in 100ms"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_gone_while_it_is_needed_is_told_with_its_last_words() {
+        let mut agent = Agent::spawn(&shell("echo out of luck >&2; exit 3", PATIENCE)).unwrap();
+        agent.child.wait().unwrap();
+        let datagrams =
+            Datagrams { sent: 1, received: 1, late: 0, seconds: 1.0, cpu: None, ports: [7, 8] };
+        let errors = [
+            agent.counted(&datagrams).await.unwrap_err().to_string(),
+            agent.status().await.unwrap_err().to_string(),
+            agent.stop().await.unwrap_err().to_string(),
+        ];
+        let told = "the agent ended with exit status: 3 while it was needed: out of luck";
+        for error in errors {
+            assert!(error.contains(told), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_fails_while_it_stops_is_told_with_its_last_words() {
+        const TORN: &str =
+            "trap 'echo torn >&2; exit 5' TERM; echo ready >&2; while :; do sleep 0.01; done";
+        let error = ready(TORN, PATIENCE).stop().await.unwrap_err().to_string();
+        let told = "the agent ended with exit status: 5 when asked to stop: ready; torn";
+        assert!(error.contains(told), "{error}");
+    }
+
+    #[tokio::test]
+    async fn somebody_who_ends_it_waits_for_no_answer() {
+        let silent = shell("echo ready >&2; exec sleep 600", PATIENCE);
+        let found = Agent::start(&silent, &AtomicBool::new(true)).await.unwrap();
+        assert!(found.is_none());
+    }
 }

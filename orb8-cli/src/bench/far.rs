@@ -152,7 +152,8 @@ pub fn is_silence(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-fn is_open(stream: &TcpStream) -> bool {
+/// True if the other end has not closed a connection, whose reads do not wait.
+pub fn is_open(stream: &TcpStream) -> bool {
     match stream.peek(&mut [0]) {
         Ok(count) => count > 0,
         Err(error) => is_silence(&error),

@@ -160,7 +160,7 @@ impl Plan {
             near.connect(far.local_addr()?)?;
             far.connect(near.local_addr()?)?;
             far.set_read_timeout(Some(SILENCE))?;
-            return self.exchange(&near, &far, far.local_addr()?.port());
+            return self.exchange(&near, &far, far.local_addr()?.port(), || Ok(()));
         };
         self.with_far(Service::Datagrams, |mut stream| {
             let near = UdpSocket::bind(far::with_port(stream.local_addr()?, 0))?;
@@ -170,7 +170,9 @@ impl Plan {
             let port = u16::from_be_bytes(port);
             near.connect(far::with_port(target, port))?;
             near.set_read_timeout(Some(LOST_AFTER))?;
-            self.exchange(&near, &near, port).map_err(|error| {
+            stream.set_nonblocking(true)?;
+            let there = || if far::is_open(&stream) { Ok(()) } else { Err(far_gone()) };
+            self.exchange(&near, &near, port, there).map_err(|error| {
                 io::Error::new(
                     error.kind(),
                     format!("its datagrams over UDP, port {port}: {error}"),
@@ -179,8 +181,15 @@ impl Plan {
         })
     }
 
-    /// Sends at one socket and receives at another, or the same.
-    fn exchange(&self, from: &UdpSocket, to: &UdpSocket, far_port: u16) -> io::Result<Datagrams> {
+    /// Sends at one socket and receives at another, or the same; if nothing comes, `there` says whether
+    /// something still can.
+    fn exchange(
+        &self,
+        from: &UdpSocket,
+        to: &UdpSocket,
+        far_port: u16,
+        there: impl Fn() -> io::Result<()>,
+    ) -> io::Result<Datagrams> {
         let (mut sent, mut received, watch) = (0, 0, Watch::start());
         let mut buffer = [0x5a; SMALL];
         while self.goes_on(&watch) {
@@ -191,7 +200,10 @@ impl Plan {
             for _ in 0..WINDOW {
                 match to.recv(&mut buffer) {
                     Ok(_) => received += 1,
-                    Err(error) if far::is_silence(&error) => break,
+                    Err(error) if far::is_silence(&error) => {
+                        there()?;
+                        break;
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -240,6 +252,10 @@ impl Plan {
             Ok(done)
         })
     }
+}
+
+fn far_gone() -> io::Error {
+    io::Error::new(ErrorKind::ConnectionAborted, "the far end closed its connection meanwhile")
 }
 
 #[cfg(test)]
@@ -345,6 +361,53 @@ mod tests {
         assert!(error.to_string().starts_with(&told), "{error}");
     }
 
+    /// A far end that says hello, does so much of one service, and is gone.
+    fn gone_after(work: impl FnOnce(&mut TcpStream) + Send + 'static) -> Plan {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = Some(listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"orb8 bench far 1").unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            work(&mut stream);
+        });
+        Plan { duration: Duration::from_secs(20), ..plan(target) }
+    }
+
+    #[test]
+    fn a_far_end_that_goes_away_in_the_middle_ends_its_load_with_an_error() {
+        let sink = gone_after(|stream| stream.read_exact(&mut vec![0; 2 * LARGE]).unwrap());
+        let error = sink.bytes().unwrap_err();
+        let kinds = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
+        assert!(kinds.contains(&error.kind()), "{error}");
+        let answers = gone_after(|stream| {
+            for _ in 0..3 {
+                let mut request = [0; SMALL];
+                stream.read_exact(&mut request).unwrap();
+                stream.write_all(&request).unwrap();
+            }
+        });
+        let error = answers.answers().unwrap_err();
+        let kinds = [ErrorKind::UnexpectedEof, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
+        assert!(kinds.contains(&error.kind()), "{error}");
+    }
+
+    #[test]
+    fn a_far_end_that_goes_away_among_datagrams_is_noticed_although_they_bring_no_error() {
+        // Nobody reads there, and nobody refuses.
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let datagrams = gone_after(move |stream| {
+            stream.read_exact(&mut [0; 2]).unwrap();
+            stream.write_all(&port.to_be_bytes()).unwrap();
+        });
+        let error = datagrams.datagrams().unwrap_err().to_string();
+        let told =
+            format!("its datagrams over UDP, port {port}: the far end closed its connection");
+        assert!(error.starts_with(&told), "{error}");
+        drop(silent);
+    }
+
     /// Sends each datagram back but the first ones, which wait until the second ones come; then ends it.
     fn send_back_late(far: &UdpSocket, stop: &AtomicBool) {
         let mut buffer = [0; SMALL];
@@ -378,7 +441,7 @@ mod tests {
         let stop = Arc::clone(&plan.stop);
         let found = std::thread::scope(|scope| {
             scope.spawn(|| send_back_late(&far, &stop));
-            let found = plan.exchange(&near, &near, 0).unwrap();
+            let found = plan.exchange(&near, &near, 0, || Ok(())).unwrap();
             // The other end waits no longer.
             near.send(&[]).ok();
             found

@@ -328,14 +328,24 @@ fn interface_rows(
         row(pair, tolerance)
     };
     let rows = [side(true), side(false)];
-    // Said once; what differs is said all the same.
+    // Said once. A driver that starts over does so in both directions, and one that has counted past its
+    // reading since then only seems to have grown, by too little: what the kernel has more is certain.
     match rows.iter().find(|row| row.verdict == Verdict::Unknown) {
         Some(unknown) => {
-            let differing = rows.iter().filter(|row| row.verdict == Verdict::Differs);
-            differing.chain([unknown]).cloned().collect()
+            let certain = rows.iter().filter(|row| has_less(row, tolerance));
+            certain.chain([unknown]).cloned().collect()
         }
         None => rows.into(),
     }
+}
+
+/// Whether orb8 has less than the kernel, beyond the tolerance.
+fn has_less(row: &Row, tolerance: f64) -> bool {
+    let packets = row.difference_packets.zip(row.kernel_packets);
+    let bytes = row.difference_bytes.zip(row.kernel_bytes);
+    [packets, bytes].into_iter().flatten().any(|(difference, kernel)| {
+        difference < 0 && share(difference, Between::exactly(kernel)) > tolerance
+    })
 }
 
 fn explain(untold: u64, faulty: u64, lacks_bytes: bool) -> Option<String> {

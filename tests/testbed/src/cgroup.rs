@@ -119,6 +119,24 @@ pub fn place(directory: &Path, pid: u32) {
     fs::write(&file, pid.to_string()).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
 }
 
+/// Does something with this whole process in a cgroup: the sockets that it makes meanwhile stay there.
+///
+/// # Panics
+/// If the kernel refuses.
+pub fn within<T>(directory: &Path, work: impl FnOnce() -> T) -> T {
+    struct Back(PathBuf);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            place(&self.0, std::process::id());
+        }
+    }
+    let own = fs::read_to_string("/proc/self/cgroup").expect("/proc is mounted");
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 line");
+    let _back = Back(mount().expect("cgroup2 is mounted").join(own));
+    place(directory, std::process::id());
+    work()
+}
+
 /// Kills all processes in a cgroup and removes it with all below it, as a runtime does.
 ///
 /// # Panics

@@ -40,23 +40,29 @@ pub fn map_bytes(pid: u32) -> std::io::Result<u64> {
     Ok(maps.filter_map(|text| field(text, "memlock")).sum())
 }
 
-/// The runs of all programs of a process that are at interfaces (`BPF_PROG_TYPE_SCHED_CLS`), each
-/// program once, however many descriptors it has.
+/// The runs of all programs of a process that see packets, at interfaces (`BPF_PROG_TYPE_SCHED_CLS`) or
+/// at sockets (`BPF_PROG_TYPE_CGROUP_SKB`), each program once, however many descriptors it has.
 ///
 /// # Errors
 /// There is no such process, or it may not be looked at.
-pub fn runs_at_interfaces(pid: u32) -> std::io::Result<Runs> {
+pub fn runs_on_packets(pid: u32) -> std::io::Result<Runs> {
+    Ok(on_packets(&texts(pid)?))
+}
+
+fn on_packets(texts: &[String]) -> Runs {
     const SCHED_CLS: u64 = 3;
-    let all = texts(pid)?;
-    let at_interfaces = all.iter().filter(|text| field(text, "prog_type") == Some(SCHED_CLS));
+    const CGROUP_SKB: u64 = 8;
+    let sees_packets =
+        |text: &&String| matches!(field(text, "prog_type"), Some(SCHED_CLS | CGROUP_SKB));
+    let all = texts.iter().filter(sees_packets);
     let each: BTreeMap<u64, Runs> =
-        at_interfaces.filter_map(|text| Some((field(text, "prog_id")?, runs(text)?))).collect();
+        all.filter_map(|text| Some((field(text, "prog_id")?, runs(text)?))).collect();
     let mut sum = Runs::default();
     for Runs { ns, count } in each.into_values() {
         sum.ns += ns;
         sum.count += count;
     }
-    Ok(sum)
+    sum
 }
 
 /// The runs of the program behind a descriptor of this process.
@@ -101,10 +107,21 @@ mod tests {
     }
 
     #[test]
+    fn programs_at_interfaces_and_at_sockets_are_counted_once_each_and_others_are_not() {
+        let program = |kind: u64, id: u64| {
+            PROGRAM
+                .replace("prog_type:\t3", &format!("prog_type:\t{kind}"))
+                .replace("prog_id:\t7", &format!("prog_id:\t{id}"))
+        };
+        let all = [program(3, 1), program(3, 1), program(8, 2), program(13, 3)];
+        assert_eq!(on_packets(&all), Runs { ns: 1_800, count: 60 });
+    }
+
+    #[test]
     fn a_process_without_maps_and_programs_has_neither() {
         let own = std::process::id();
         assert_eq!(map_bytes(own).expect("our own"), 0);
-        assert_eq!(runs_at_interfaces(own).expect("our own"), Runs::default());
+        assert_eq!(runs_on_packets(own).expect("our own"), Runs::default());
         let nobody = std::fs::File::open("/dev/null").expect("a file");
         runs_of(std::os::fd::AsRawFd::as_raw_fd(&nobody)).expect_err("no program");
     }

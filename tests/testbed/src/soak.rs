@@ -5,6 +5,7 @@
 //! | module | content |
 //! |---|---|
 //! | `flows` | floods: each packet another flow, the smallest packets, the smallest tables |
+//! | `sockets` | a flood between sockets |
 //! | `connections` | TCP connections that end as soon as they are open |
 //! | `subscribers` | watchers that never read |
 //! | `cluster` | an API that changes all the time; many flows with names for long |
@@ -25,6 +26,7 @@ mod cost;
 pub mod figures;
 mod flows;
 pub mod judge;
+mod sockets;
 mod starved;
 mod subscribers;
 pub mod table;
@@ -108,7 +110,7 @@ struct Scenario {
     run: fn(&Turn<'_>) -> anyhow::Result<Figures>,
 }
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: "unique_flows",
         what: "each packet is another flow: a million and more, from spoofed sources",
@@ -122,6 +124,13 @@ const SCENARIOS: [Scenario; 8] = [
         weight: 1,
         cost: 1.75,
         run: flows::packets,
+    },
+    Scenario {
+        name: "sockets",
+        what: "datagrams between 512 sockets on half a million flows, counted at the sockets",
+        weight: 1,
+        cost: 25.0,
+        run: sockets::run,
     },
     Scenario {
         name: "minimum_maps",
@@ -188,13 +197,16 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     );
     left.reverse();
     let end = Instant::now() + options.time;
-    let mut all = Vec::new();
+    let (mut all, mut short) = (Vec::new(), Vec::new());
     while let Some(scenario) = left.pop() {
         let weights: u32 = left.iter().map(|other| other.weight).sum();
         let share = end.saturating_duration_since(Instant::now()) * scenario.weight
             / (scenario.weight + weights);
         let load = if options.quick { QUICK_LOAD } else { share.saturating_sub(BESIDES) };
         let turn = Turn { options, load: load.max(QUICK_LOAD) };
+        if turn.load < SHORT {
+            short.push(scenario.name);
+        }
         println!("{}: {}", scenario.name, scenario.what);
         let start = Instant::now();
         let figures = turn.figures(scenario);
@@ -205,11 +217,25 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         all.push(figures);
     }
     println!("\n{}", table::table(&all));
+    if let Some(left_out) = left_out(&short) {
+        println!("{left_out}");
+    }
     let text = serde_json::to_string_pretty(&table::json(&all))?;
     let file = &options.json;
     std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
     println!("written to {}", file.display());
     Ok(all.iter().all(|figures| judge::judge(figures).is_empty()))
+}
+
+/// What was not held in scenarios with so short a load.
+fn left_out(short: &[&str]) -> Option<String> {
+    let (seconds, names) = (SHORT.as_secs(), short.join(", "));
+    (!short.is_empty()).then(|| {
+        format!(
+            "A load of less than {seconds} s shows neither what programs cost nor whether memory \
+             grows, so neither was checked: {names}"
+        )
+    })
 }
 
 impl Turn<'_> {
@@ -291,6 +317,23 @@ mod tests {
         let load = Load { from: Some(at(2)), to: Some(at(60)), ..Load::default() };
         assert_eq!(load.span(begun, at(100)), (at(2), at(60)));
         assert_eq!(Load::default().span(begun, at(100)), (begun, at(100)));
+    }
+
+    #[test]
+    fn the_documentation_has_a_line_for_each_scenario_in_their_order() {
+        let text = include_str!("../../../docs/soak.md");
+        let (_, table) = text.split_once("| scenario | what it does |").expect("a table");
+        let lines = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let told: Vec<&str> = lines.filter_map(|line| line.split('`').nth(1)).collect();
+        assert_eq!(told, scenarios().map(|(name, _)| name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn scenarios_whose_loads_were_too_short_for_every_check_are_named() {
+        assert_eq!(left_out(&[]), None);
+        let told = left_out(&["steady", "starved"]).expect("two were short");
+        assert!(told.starts_with("A load of less than 10 s shows neither"), "{told}");
+        assert!(told.ends_with(": steady, starved"), "{told}");
     }
 
     #[test]

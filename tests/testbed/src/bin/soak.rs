@@ -21,8 +21,9 @@ Usage: soak [--minutes N | --quick] [--only NAME]... [--release | --agent FILE] 
 Runs an agent under one overload after the other and ends with 1 if it breaks a promise: every packet
 accounted for, memory within its budget, answers within a second, normal again by itself.
 
-  --minutes N   how long in all (default: 10)
-  --quick       a few seconds each, with the same checks but for growth and programs
+  --minutes N   how long in all (default: 10); a load of less than 10 s, its share of that less some
+                8 s, is not checked for growth and for what programs cost
+  --quick       a few seconds each, with the same checks but for these two
   --only NAME   scenarios whose names hold this
   --release     the agent that `make build` makes, which users have, instead of that of this build
   --agent FILE  another one; it is held to what users have

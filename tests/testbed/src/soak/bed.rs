@@ -9,13 +9,13 @@ use orb8_proto::v1::condition::{Field, Side};
 use orb8_proto::v1::orbit_agent_service_client::OrbitAgentServiceClient;
 use orb8_proto::v1::{
     AgentStatus, Condition, FlowFilter, GetStatusRequest, GetTotalsRequest, Loss, NetworkFlow,
-    PacketLedger, QueryFlowsRequest, QueryFlowsResponse, Strings, Subscriber,
+    PacketLedger, QueryFlowsRequest, QueryFlowsResponse, Strings, Subscriber, Totals,
 };
 use tonic::transport::{Channel, Endpoint};
 
 use super::figures::{Account, EventAccount, Lost, SubscriberAccount};
+use super::sockets::Sockets;
 use crate::agent::{AgentOptions, AgentProcess, LISTEN};
-use crate::counters::Interface;
 use crate::flood::{Flood, Small};
 use crate::flow::Total;
 use crate::link::Veth;
@@ -31,21 +31,22 @@ const SETTLED: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(50);
 const LINK_HEADER: u64 = 14;
 /// Who sends what shows that an agent has recovered.
-const CANARY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 1);
+pub(super) const CANARY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 1);
 /// Packets of each flow of the canary's.
 const CANARY_PACKETS: u16 = 3;
 /// Source port of the first.
-const CANARY_PORT: u16 = 10_000;
+pub(super) const CANARY_PORT: u16 = 10_000;
 /// Time from one to the next.
-const NEXT_CANARY: Duration = Duration::from_millis(400);
+pub(super) const NEXT_CANARY: Duration = Duration::from_millis(400);
 
-/// An agent, and the link that it watches.
+/// An agent, and what it watches: a link at whose near end it is, or sockets elsewhere.
 #[derive(Debug)]
 pub(super) struct Bed {
     pub(super) link: Veth,
     agent: AgentProcess,
-    /// What its interface had carried before.
-    before: Interface,
+    sockets: Option<Sockets>,
+    /// What had passed there before.
+    before: Total,
 }
 
 /// An agent that counts at the near end of a link, with the defaults of all that is a budget.
@@ -86,15 +87,35 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 impl Bed {
     /// Starts an agent on a link over which nothing passes; it is attached when this returns.
     pub(super) fn start(link: Veth, options: &AgentOptions) -> anyhow::Result<Self> {
+        Self::at(link, None, options)
+    }
+
+    /// The same at sockets that send nothing yet; the agent is at the near end of a link all the same.
+    pub(super) fn start_at_sockets(
+        link: Veth,
+        sockets: Sockets,
+        options: &AgentOptions,
+    ) -> anyhow::Result<Self> {
+        Self::at(link, Some(sockets), options)
+    }
+
+    fn at(link: Veth, sockets: Option<Sockets>, options: &AgentOptions) -> anyhow::Result<Self> {
         let agent = options.start(&link.near.netns);
-        let before = link.near.counters();
-        let bed = Self { link, agent, before };
+        let bed = Self { link, agent, sockets, before: Total::default() };
         wait("the agent to be attached", || {
-            let status = bed.status()?;
-            Ok(status.interfaces.len() == 1 && status.interfaces[0].state == "attached")
+            let Totals { interfaces, socket_plane, .. } = bed.totals()?;
+            Ok(match &bed.sockets {
+                Some(_) => socket_plane.is_some_and(|plane| plane.state == "attached"),
+                None => interfaces.len() == 1 && interfaces[0].state == "attached",
+            })
         })?;
         // What passed until now was not seen.
-        Ok(Self { before: bed.link.near.counters(), ..bed })
+        Ok(Self { before: bed.passed(), ..bed })
+    }
+
+    /// The sockets that it watches.
+    pub(super) fn sockets(&self) -> anyhow::Result<&Sockets> {
+        self.sockets.as_ref().context("an agent that watches sockets")
     }
 
     /// The agent's process.
@@ -123,12 +144,37 @@ impl Bed {
         self.ask(async |mut client| Ok(client.query_flows(request).await?.into_inner()))
     }
 
-    /// What the interface has carried under the agent's eyes, as IP packets and bytes.
+    /// What the interface has carried under the agent's eyes, or sockets have sent and been given, as IP
+    /// packets and bytes.
     pub(super) fn carried(&self) -> Total {
-        let Interface { rx_packets, rx_bytes, tx_packets, tx_bytes, .. } =
-            self.link.near.counters().since(self.before);
-        let packets = rx_packets + tx_packets;
-        Total { packets, bytes: (rx_bytes + tx_bytes).saturating_sub(packets * LINK_HEADER) }
+        let Total { packets, bytes } = self.passed();
+        Total { packets: packets - self.before.packets, bytes: bytes - self.before.bytes }
+    }
+
+    /// The same since there is something to be watched.
+    fn passed(&self) -> Total {
+        if let Some(sockets) = &self.sockets {
+            return sockets.passed();
+        }
+        let all = self.link.near.counters();
+        let packets = all.rx_packets + all.tx_packets;
+        Total { packets, bytes: all.rx_bytes + all.tx_bytes - packets * LINK_HEADER }
+    }
+
+    /// What sends the packets of a canary, which its number among all says.
+    fn canary(&self) -> Box<dyn FnMut(u16) -> anyhow::Result<()> + '_> {
+        if let Some(sockets) = &self.sockets {
+            return Box::new(|number| {
+                (0..CANARY_PACKETS).try_for_each(|_| sockets.canary(number.into()))
+            });
+        }
+        let mut flood = Flood::open(&self.link.far, &self.link.near);
+        Box::new(move |number| {
+            let sport = CANARY_PORT + number;
+            let packet = Small { src: CANARY, sport, dport: 7, syn: false };
+            flood.send(std::iter::repeat_n(packet, CANARY_PACKETS.into()));
+            Ok(())
+        })
     }
 
     /// How long it takes since a load ended until a flow that begins is counted to the packet, and an
@@ -138,14 +184,14 @@ impl Bed {
         since: Instant,
         patience: Duration,
     ) -> anyhow::Result<Option<Duration>> {
-        let mut flood = Flood::open(&self.link.far, &self.link.near);
+        let mut canary = self.canary();
         let end = Instant::now() + patience;
         let mut begun = Vec::new();
         while Instant::now() < end {
-            let sport = CANARY_PORT + u16::try_from(begun.len())?;
-            begun.push((u32::from(sport), i64::try_from(jiff::Timestamp::now().as_nanosecond())?));
-            let packet = Small { src: CANARY, sport, dport: 7, syn: false };
-            flood.send(std::iter::repeat_n(packet, CANARY_PACKETS.into()));
+            let number = u16::try_from(begun.len())?;
+            let now = i64::try_from(jiff::Timestamp::now().as_nanosecond())?;
+            begun.push((u32::from(CANARY_PORT + number), now));
+            canary(number)?;
             let next = Instant::now() + NEXT_CANARY;
             while Instant::now() < next {
                 if self.has_canary(&begun)? {
@@ -204,10 +250,13 @@ impl Bed {
     }
 
     fn account(&self) -> anyhow::Result<Account> {
-        let totals = self.ask(async |mut client| {
+        Ok(account(&self.totals()?.packet_ledger.context("a packet ledger")?))
+    }
+
+    fn totals(&self) -> anyhow::Result<Totals> {
+        self.ask(async |mut client| {
             Ok(client.get_totals(GetTotalsRequest { keep_seconds: 1 }).await?.into_inner())
-        })?;
-        Ok(account(&totals.packet_ledger.context("a packet ledger")?))
+        })
     }
 
     /// Stops the agent; what its end says against it.

@@ -43,7 +43,7 @@ impl Beside {
     /// Reads the statistics of both, after as many packets for the one beside as make a figure.
     pub(super) fn look(&mut self, agent: u32) -> anyhow::Result<Look> {
         self.flood.send(std::iter::repeat_n(Small::unique(0), BATCH));
-        let (agent, empty) = (fdinfo::runs_at_interfaces(agent)?, self.empty.run_time()?);
+        let (agent, empty) = (fdinfo::runs_on_packets(agent)?, self.empty.run_time()?);
         Ok(Look { at: Instant::now(), agent, empty })
     }
 }

@@ -26,7 +26,7 @@ pub struct Figures {
     pub answers: Answers,
     /// How it came to rest afterwards.
     pub recovery: Recovery,
-    /// What programs at interfaces cost a packet.
+    /// What the programs cost a packet.
     pub cost: Cost,
     /// What the traffic paid, where it is a rate.
     pub pace: Option<Pace>,
@@ -37,7 +37,8 @@ pub struct Figures {
 /// What was sent.
 #[derive(Clone, Debug, Default)]
 pub struct Offered {
-    /// What the interface that the agent watches carried, by the kernel's own counters.
+    /// What the interface that the agent watches carried, or the sockets sent and were given, by the kernel's
+    /// own counters.
     pub total: Total,
     /// Flows that were begun, if that is counted.
     pub flows: Option<u64>,

@@ -35,7 +35,7 @@ fn packets(offered: Total, account: &Account, wrong: &mut Vec<String>) {
         wrong.push("nothing was sent, so nothing was shown".to_owned());
     }
     if offered != account.seen {
-        wrong.push(format!("the interface carried {offered}, the programs saw {}", account.seen));
+        wrong.push(format!("the kernel carried {offered}, the programs saw {}", account.seen));
     }
     let accounted = account.accounted();
     if accounted != account.seen {
@@ -251,7 +251,7 @@ pub(super) mod tests {
         (|f| f.account.lost[0].total.packets = 0, "of 1000000 packets 46000000 bytes seen, 910000"),
         (|f| drop(f.account.lost.remove(1)), "seen, 500000 packets"),
         (|f| f.account.lost[2].stage = "hook".to_owned(), "seen, 1000007 packets"),
-        (|f| f.offered.total.packets += 1, "the interface carried 1000001 packets"),
+        (|f| f.offered.total.packets += 1, "the kernel carried 1000001 packets"),
         (
             |f| f.offered.total.bytes -= 1,
             "carried 1000000 packets 45999999 bytes, the programs saw",
