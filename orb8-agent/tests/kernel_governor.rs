@@ -280,6 +280,19 @@ fn a_ring_that_fills_is_spared_at_once() {
     });
     let closed = |notice: &&Notice| notice.message.starts_with("the last packet view was closed");
     assert_eq!(status.notices.iter().filter(closed).count(), 1, "{:?}", status.notices);
+    wait_until(DEADLINE, "the programs of the first view to go", || {
+        attached(&netns, "eth0", Hook::Egress).len() == 1
+    });
+    let _view = View::open(&netns, "--packets --rate-limit 100000");
+    wait_until(DEADLINE, "the second view to be attached", || {
+        attached(&netns, "eth0", Hook::Egress).len() == 2
+    });
+    watch.agent().signal(Signal::Stop);
+    send(&cable, &(0..2000).map(udp).collect::<Vec<_>>(), &mut sent);
+    watch.agent().signal(Signal::Continue);
+    watch.wait_status("the ring to be spared for the second view, too", |status| {
+        governor(status).packet_sampling > 1
+    });
 }
 
 #[test]
@@ -339,9 +352,9 @@ fn an_agent_over_its_memory_budget_holds_fewer_flows_and_for_less_time() {
     need!(@check NEEDS);
     let netns = Netns::new("memory");
     let _cable = Veth::cable(&netns, VethOptions::default());
-    // An agent built for tests takes more than the least that can be set.
-    let small =
-        options("eth0").env("ORB8_MEMORY_BUDGET", "32MiB").arg("--governor-interval-ms=100");
+    // A ring that alone takes more than half of the least that can be set.
+    let small = options("eth0").env("ORB8_MEMORY_BUDGET", "32MiB");
+    let small = small.env("ORB8_RING_BUFFER_SIZE", "8MiB").arg("--governor-interval-ms=100");
     let watch = Watch::with(&small, &netns, 1);
     let status = watch
         .wait_status("history to be shortened", |status| governor(status).history_seconds < 300);
