@@ -69,8 +69,8 @@ pub struct Settings {
     pub ring_buffer_size: u32,
 
     /// Bytes meant for the agent and its maps: 32MiB to 4095MiB. The lines of the CPUs take at most a
-    /// sixth, and no more flows are held than it has room for besides the event ring; above it, ended
-    /// flows are kept for less time.
+    /// sixth, and no more flows are held than it has room for besides the event ring, or in half of its
+    /// room if the ring takes more; above it, ended flows are kept for less time.
     #[arg(long, env = "ORB8_MEMORY_BUDGET", default_value = "96MiB", value_name = "BYTES",
         value_parser = memory_budget)]
     pub memory_budget: u32,

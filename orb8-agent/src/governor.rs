@@ -18,7 +18,7 @@ mod source;
 pub use board::{Board, State};
 use ladder::{Ladder, Load, Step};
 pub use meter::{Basis, Meter};
-pub use room::{BASE_BYTES, FLOW_BYTES, flows_within, is_large};
+pub use room::{BASE_BYTES, FLOW_BYTES, flows_within, has_room, is_large};
 pub use source::{GovernorSource, Hands};
 
 /// What the agent may use.

@@ -194,7 +194,7 @@ fn over_its_cpu_budget_the_agent_tells_later_and_counts_the_same_and_comes_back(
 }
 
 #[test]
-fn packets_that_are_told_while_they_are_sampled_stand_for_all_that_were_offered() {
+fn sampled_packets_stand_for_all_that_were_offered_and_each_flows_first_is_told() {
     need!(@check NEEDS);
     let netns = Netns::new("sampled");
     let cable = Veth::cable(&netns, VethOptions::default());
@@ -206,26 +206,33 @@ fn packets_that_are_told_while_they_are_sampled_stand_for_all_that_were_offered(
     wait_until(DEADLINE, "the packet view to be attached", || {
         attached(&netns, "eth0", Hook::Egress).len() == 2
     });
+    let one = |number, len| packet::ip(host(number), to(), &packet::udp(1000, 53, len));
+    let ping = |number, len| packet::ip(host(number), to(), &packet::icmp(8, 0, len));
+    // Of each flow the first packet is the longest.
+    let round = |len| (0..50).flat_map(move |number| [one(number, len), ping(number, len)]);
     let sampling = while_busy(&watch, || {
         let status = watch
             .wait_status("packets to be sampled", |status| governor(status).packet_sampling >= 8);
-        for _ in 0..10 {
-            send(&cable, &(0..100).map(udp).collect::<Vec<_>>(), &mut sent);
+        for len in std::iter::once(80).chain([40; 29]) {
+            send(&cable, &round(len).collect::<Vec<_>>(), &mut sent);
         }
         send(&cable, &(0..10).map(|number| tcp(number, SYN)).collect::<Vec<_>>(), &mut sent);
         governor(&status).packet_sampling
     });
     let status = watch.wait_status("the packets to be judged", |status| {
-        status.packet_view.is_some_and(|view| view.matched == 1010)
+        status.packet_view.is_some_and(|view| view.matched == 3010)
     });
     let counts = status.packet_view.expect("a packet view");
-    assert_eq!(counts.told + counts.untold + counts.rate_limited + counts.ring_full, 1010);
+    assert_eq!(counts.told + counts.untold + counts.rate_limited + counts.ring_full, 3010);
     let weight = |packet: &Value| packet["sample_weight"].as_u64().expect("a weight");
     wait_until(DEADLINE, "what was told to arrive", || {
         view.told("packet").iter().map(weight).sum::<u64>() == counts.told
     });
     let packets = view.told("packet");
-    assert!(packets.len() < 10 + 1000 / 4, "{} of 1010 at one in {sampling}", packets.len());
+    assert!(packets.len() < 3010 / 2, "{} of 3010 at one in {sampling}", packets.len());
+    let first: Vec<_> = packets.iter().filter(|packet| packet["bytes"] == 20 + 8 + 80).collect();
+    assert_eq!(first.len(), 100, "no flow's first packet is sampled away");
+    assert!(first.iter().all(|packet| weight(packet) == 1));
     let opening: Vec<_> = packets.iter().filter(|packet| packet["protocol"] == "tcp").collect();
     assert_eq!(opening.len(), 10, "no SYN is sampled away");
     assert!(opening.iter().all(|packet| weight(packet) == 1));
@@ -273,6 +280,19 @@ fn a_ring_that_fills_is_spared_at_once() {
     });
     let closed = |notice: &&Notice| notice.message.starts_with("the last packet view was closed");
     assert_eq!(status.notices.iter().filter(closed).count(), 1, "{:?}", status.notices);
+    wait_until(DEADLINE, "the programs of the first view to go", || {
+        attached(&netns, "eth0", Hook::Egress).len() == 1
+    });
+    let _view = View::open(&netns, "--packets --rate-limit 100000");
+    wait_until(DEADLINE, "the second view to be attached", || {
+        attached(&netns, "eth0", Hook::Egress).len() == 2
+    });
+    watch.agent().signal(Signal::Stop);
+    send(&cable, &(0..2000).map(udp).collect::<Vec<_>>(), &mut sent);
+    watch.agent().signal(Signal::Continue);
+    watch.wait_status("the ring to be spared for the second view, too", |status| {
+        governor(status).packet_sampling > 1
+    });
 }
 
 #[test]
@@ -332,9 +352,9 @@ fn an_agent_over_its_memory_budget_holds_fewer_flows_and_for_less_time() {
     need!(@check NEEDS);
     let netns = Netns::new("memory");
     let _cable = Veth::cable(&netns, VethOptions::default());
-    // An agent built for tests takes more than the least that can be set.
-    let small =
-        options("eth0").env("ORB8_MEMORY_BUDGET", "32MiB").arg("--governor-interval-ms=100");
+    // A ring that alone takes more than half of the least that can be set.
+    let small = options("eth0").env("ORB8_MEMORY_BUDGET", "32MiB");
+    let small = small.env("ORB8_RING_BUFFER_SIZE", "8MiB").arg("--governor-interval-ms=100");
     let watch = Watch::with(&small, &netns, 1);
     let status = watch
         .wait_status("history to be shortened", |status| governor(status).history_seconds < 300);

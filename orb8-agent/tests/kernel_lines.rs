@@ -309,10 +309,12 @@ fn lines_that_get_scarce_are_read_at_the_set_interval_however_much_is_spared() {
     };
     watch.lines().pace(seconds(60));
     assert_eq!(drains(&mut watch, start + seconds(30)), 0, "sixty seconds were asked for");
+    assert!(!watch.lines().keeps_set_pace());
     let [a, b]: [IpAddr; 2] = [1, 2].map(|last| Ipv4Addr::new(192, 0, 2, last).into());
     let ports = 1000..=1000 + u16::try_from(LINES / 2).expect("few");
     let flows: Vec<_> = ports.map(|port| packet::ip(a, b, &packet::udp(port, 53, 100))).collect();
     socket.send(&flows);
     assert_eq!(drains(&mut watch, start + seconds(31)), 1, "more than half of the lines are taken");
+    assert!(watch.lines().keeps_set_pace());
     assert_eq!(drains(&mut watch, start + seconds(32)), 1, "one second is set");
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use orb8_agent::capture::Planes;
 use orb8_agent::ebpf::kernel::KernelOptions;
 use orb8_agent::ebpf::sys;
+use orb8_common::counter::{EVENTS_DEFERRED, EVENTS_PRODUCED};
+use orb8_common::network::Sparing;
 use orb8_testbed::counters;
 use orb8_testbed::flow::{Flow, Traffic, UDP};
 use orb8_testbed::link::{Family, Port, Veth, VethOptions};
@@ -112,6 +114,35 @@ fn over_loopback(netns: &Netns, count: u64) -> Traffic {
     let local = "127.0.0.1".parse().expect("an address");
     sent.add(Flow::ports(UDP, (local, 7_000), (local, 7_001)), count, count * 88);
     sent
+}
+
+#[test]
+fn starts_that_are_left_to_the_drain_are_found_by_it() {
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    let tree = Cgroup::tree();
+    let netns = Netns::new("deferred");
+    let mut watch = watch(&tree, &netns);
+    let spare = |watch: &Direct, fewer_events| {
+        let sparing = Sparing { sampling: 1, fewer_events };
+        watch.kernel().meter().spare(sparing).expect("programs that can be asked");
+    };
+    spare(&watch, 1);
+    let mut sent = tree.enter(|| over_loopback(&netns, 3));
+    let observed = watch.settled(2 * sent.total().packets);
+    let events = |observed: &DirectObserved| {
+        [EVENTS_DEFERRED, EVENTS_PRODUCED].map(|at| observed.report.after.0[at])
+    };
+    assert_eq!((events(&observed), observed.signals), ([2, 0], 0), "one each way");
+    assert_eq!(observed.new_lines, 2);
+    spare(&watch, 0);
+    let child = tree.child("another");
+    for (&flow, total) in child.enter(|| over_loopback(&netns, 3)).iter() {
+        sent.add(flow, total.packets, total.bytes);
+    }
+    let observed = watch.settled(2 * sent.total().packets);
+    assert_eq!((events(&observed), observed.signals), ([2, 2], 2));
+    assert_eq!(observed.total().packets, 2 * sent.total().packets);
+    observed.assert_complete();
 }
 
 #[test]

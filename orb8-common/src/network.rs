@@ -241,7 +241,8 @@ pub struct PacketFilter {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Sparing {
-    /// One in so many packets of the packet view is told, those with SYN, FIN or RST always; 0 as 1.
+    /// One in so many packets of the packet view is told, flows' first ones and those with SYN, FIN or
+    /// RST always; 0 as 1.
     pub sampling: u32,
     /// 1: starts of flows that no SYN opens are left to the next drain.
     pub fewer_events: u32,

@@ -8,7 +8,7 @@ use core::arch::asm;
 use orb8_common::cache::CpuBlock;
 use orb8_common::index::{Group, Seed};
 use orb8_common::network::{ClockPair, FlowLine, FlowMeta, PacketFilter, Sparing};
-use orb8_common::setting;
+use orb8_common::{sample, setting};
 
 use crate::hook;
 
@@ -56,6 +56,10 @@ pub static PACKET_FILTER: Array<PacketFilter> = Array::with_max_entries(1, 0);
 /// user space reads.
 #[map]
 pub static PACKET_COUNTERS: PerCpuArray<[u64; 8]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The flows that the view has met while packets are sampled. Programs only.
+#[map]
+pub static PACKET_FLOWS: PerCpuArray<sample::Told> = PerCpuArray::with_max_entries(1, 0);
 
 /// What is told less of while the agent is over a budget. User space writes, programs read.
 #[map]

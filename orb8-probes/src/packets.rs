@@ -10,7 +10,7 @@ use orb8_common::sample;
 
 use crate::hook;
 use crate::lifecycle::RARE_TCP_FLAGS;
-use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKETS, SPARING};
+use crate::maps::{PACKET_COUNTERS, PACKET_FILTER, PACKET_FLOWS, PACKETS, SPARING, seed};
 use crate::network::parse_slowly;
 use crate::skb::frame;
 use crate::sockets::owner_facts;
@@ -33,7 +33,12 @@ pub fn watch<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     if !matches(filter, &key) {
         return;
     }
-    let weight = weigh(filter, counters, parsed.tcp_flags);
+    // SAFETY: a context field that a classifier may read.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let one_in = SPARING.get(0).map_or(1, |sparing| sparing.sampling);
+    let rare = parsed.tcp_flags & RARE_TCP_FLAGS != 0;
+    let critical = rare || one_in > 1 && is_first(&key, ifindex, filter.view) != 0;
+    let weight = weigh(filter, counters, critical, one_in);
     if weight == 0 || !within_rate(filter, counters, weight) {
         return;
     }
@@ -41,8 +46,7 @@ pub fn watch<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let (cgroup_id, _, scope) = owner_facts::<HOOK>(ctx, &key);
     let event = PacketEvent {
         key,
-        // SAFETY: a context field that a classifier may read.
-        owner: unsafe { (*ctx.skb.skb).ifindex } as u64,
+        owner: ifindex as u64,
         // SAFETY: a helper that a classifier may call.
         time_ns: unsafe { bpf_ktime_get_ns() },
         bytes: parsed.datagram_bytes as u64 + parsed.gso_header_bytes(packets),
@@ -89,11 +93,19 @@ fn within(filter: &PacketFilter, address: &[u32; 4]) -> bool {
         == 0
 }
 
+/// Whether a packet is its flow's first that the view meets on this CPU while packets are sampled, as
+/// far as is remembered. Apart, because the stack of who tells has no room for more.
+#[inline(never)]
+fn is_first(key: &FlowKey, ifindex: u32, view: u32) -> u64 {
+    let Some(told) = PACKET_FLOWS.get_ptr_mut(0) else { return 1 };
+    let mark = sample::mark(key, ifindex, view, &seed());
+    // SAFETY: this CPU's memory, bottom halves are off.
+    u64::from(unsafe { sample::meet(&mut *told, mark) })
+}
+
 /// How many packets this one stands for; 0: it is not told.
 #[inline(always)]
-fn weigh(filter: &PacketFilter, counters: *mut [u64; 8], tcp_flags: u8) -> u16 {
-    let one_in = SPARING.get(0).map_or(1, |sparing| sparing.sampling);
-    let critical = tcp_flags & RARE_TCP_FLAGS != 0;
+fn weigh(filter: &PacketFilter, counters: *mut [u64; 8], critical: bool, one_in: u32) -> u16 {
     // SAFETY: this CPU's counters, bottom halves are off.
     unsafe {
         let memory = (*counters)[packet_counter::SAMPLE];

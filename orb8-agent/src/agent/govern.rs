@@ -11,7 +11,7 @@ use crate::datapath::Datapath;
 use crate::ebpf;
 use crate::event::{Notice, Severity};
 use crate::governor::{
-    Board, Governor, GovernorSource, Hands, MOST_INTERVALS, Meter, State, is_large,
+    Board, Governor, GovernorSource, Hands, MOST_INTERVALS, Meter, State, has_room, is_large,
 };
 use crate::pipeline::on_demand::Drains;
 
@@ -70,7 +70,7 @@ pub(super) fn source(
         Arc::clone(&shared.governor),
         Arc::clone(&shared.clock),
         interval,
-        fewer_flows(settings).into_iter().collect(),
+        lacks_room(settings).into_iter().collect(),
     )
 }
 
@@ -84,28 +84,35 @@ fn cpus() -> u32 {
     })
 }
 
-/// What is to be said if the memory budget has no room for the flows that are set.
-fn fewer_flows(settings: &Settings) -> Option<Notice> {
+/// What is to be said if the memory budget has no room for the flows that are set, or none for them
+/// beside the event ring.
+fn lacks_room(settings: &Settings) -> Option<Notice> {
     let held = settings.max_flows_held();
     let (budget, ring) = (settings.memory_budget.into(), settings.ring_buffer_size);
-    let beside = if is_large(budget, ring) {
-        let ring = format::bytes(ring.into());
-        format!(
-            " beside an event ring of {ring}, which is too large for it (ORB8_RING_BUFFER_SIZE)"
-        )
+    let (memory, ring_bytes) = (format::bytes(budget), format::bytes(ring.into()));
+    let warning = |code, message| Some(Notice { severity: Severity::Warning, code, message });
+    if held < settings.max_flows {
+        let set = settings.max_flows;
+        let mut message = format!(
+            "at most {held} flows are held, not {set} (ORB8_MAX_FLOWS): {memory} have room for no \
+             more (ORB8_MEMORY_BUDGET)"
+        );
+        if is_large(budget, ring) {
+            message = format!(
+                "{message} beside an event ring of {ring_bytes}, which is too large for it \
+                 (ORB8_RING_BUFFER_SIZE)"
+            );
+        }
+        warning("max_flows_lowered", message)
+    } else if has_room(held, budget, ring) {
+        None
     } else {
-        String::new()
-    };
-    (held < settings.max_flows).then(|| Notice {
-        severity: Severity::Warning,
-        code: "max_flows_lowered",
-        message: format!(
-            "at most {held} flows are held, not {} (ORB8_MAX_FLOWS): {} have room for no more \
-             (ORB8_MEMORY_BUDGET){beside}",
-            settings.max_flows,
-            format::bytes(budget),
-        ),
-    })
+        let message = format!(
+            "an event ring of {ring_bytes} (ORB8_RING_BUFFER_SIZE) is too large beside {held} flows: \
+             all of them are held, and the agent may take more than {memory} (ORB8_MEMORY_BUDGET)"
+        );
+        warning("event_ring_too_large", message)
+    }
 }
 
 #[cfg(test)]
@@ -121,5 +128,36 @@ mod tests {
             most_between_drains(&Settings::parse_from(line)).as_secs()
         };
         assert_eq!(["1", "5", "10", "60"].map(most), [4, 20, 20, 60]);
+    }
+
+    fn said(line: &[&str]) -> Option<(&'static str, String)> {
+        let line = ["orb8-agent"].iter().chain(line);
+        lacks_room(&Settings::parse_from(line)).map(|notice| (notice.code, notice.message))
+    }
+
+    #[test]
+    fn a_ring_that_leaves_too_little_room_is_named_whether_or_not_it_leaves_fewer_flows() {
+        let large = ["--ring-buffer-size=32MiB"];
+        let lowered = "at most 60416 flows are held, not 100000 (ORB8_MAX_FLOWS): 96.0MiB have room for no \
+                       more (ORB8_MEMORY_BUDGET) beside an event ring of 32.0MiB, which is too large for \
+                       it (ORB8_RING_BUFFER_SIZE)";
+        assert_eq!(said(&large), Some(("max_flows_lowered", lowered.to_owned())));
+        let held = "an event ring of 32.0MiB (ORB8_RING_BUFFER_SIZE) is too large beside 50000 flows: all of \
+                    them are held, and the agent may take more than 96.0MiB (ORB8_MEMORY_BUDGET)";
+        let fewer = [large[0], "--max-flows=50000"];
+        assert_eq!(said(&fewer), Some(("event_ring_too_large", held.to_owned())));
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_ring_that_there_is_room_for() {
+        assert_eq!(said(&[]), None);
+        assert_eq!(
+            said(&["--ring-buffer-size=16MiB", "--max-flows=20000"]),
+            None,
+            "more than half"
+        );
+        let (code, lowered) = said(&["--ring-buffer-size=8MiB"]).unwrap();
+        assert_eq!(code, "max_flows_lowered");
+        assert!(!lowered.contains("ring"), "{lowered}");
     }
 }

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use super::sys;
 
@@ -40,8 +42,36 @@ impl Barrier {
 pub struct Grace {
     requests: SyncSender<u64>,
     asked: u64,
-    passed: Arc<AtomicU64>,
-    failed: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+    thread: JoinHandle<()>,
+    /// That it does not wait was told.
+    told: bool,
+}
+
+/// How far the thread has come, by tickets.
+#[derive(Debug, Default)]
+struct Progress {
+    passed: AtomicU64,
+    failed: AtomicU64,
+    /// Why waiting failed last.
+    why: Mutex<Option<io::Error>>,
+}
+
+impl Progress {
+    fn note(&self, ticket: u64, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.passed.store(ticket, Ordering::Release),
+            Err(error) => {
+                tracing::error!(%error, "waiting for programs failed");
+                *self.why() = Some(error);
+                self.failed.store(ticket, Ordering::Release);
+            }
+        }
+    }
+
+    fn why(&self) -> MutexGuard<'_, Option<io::Error>> {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A grace period that was asked for.
@@ -55,25 +85,33 @@ impl Grace {
     /// What creating the maps or the thread says.
     pub fn start() -> io::Result<Self> {
         let barrier = Barrier::new()?;
+        Self::by(move || barrier.wait())
+    }
+
+    /// Starts a thread that waits by what is given.
+    ///
+    /// # Errors
+    /// What creating the thread says.
+    pub fn by(mut wait: impl FnMut() -> io::Result<()> + Send + 'static) -> io::Result<Self> {
         // One request is under way at most.
         let (requests, asked) = sync_channel::<u64>(1);
-        let passed = Arc::new(AtomicU64::new(0));
-        let failed = Arc::new(AtomicU64::new(0));
-        let (done, not_done) = (Arc::clone(&passed), Arc::clone(&failed));
-        std::thread::Builder::new().name("grace".to_owned()).stack_size(64 * 1024).spawn(
-            move || {
-                for ticket in asked {
-                    match barrier.wait() {
-                        Ok(()) => done.store(ticket, Ordering::Release),
-                        Err(error) => {
-                            tracing::error!(%error, "waiting for programs failed");
-                            not_done.store(ticket, Ordering::Release);
-                        }
-                    }
-                }
-            },
-        )?;
-        Ok(Self { requests, asked: 0, passed, failed })
+        let progress: Arc<Progress> = Arc::default();
+        let notes = Arc::clone(&progress);
+        let thread = std::thread::Builder::new()
+            .name("grace".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(move || asked.into_iter().for_each(|ticket| notes.note(ticket, wait())))?;
+        Ok(Self { requests, asked: 0, progress, thread, told: false })
+    }
+
+    /// Why nobody waits, the first time that this is so: waiting failed, or the thread has ended, which
+    /// it never does by itself.
+    pub fn trouble(&mut self) -> Option<String> {
+        let why = self.progress.why().take().map(|error| error.to_string());
+        let ended = || self.thread.is_finished().then(|| "its thread has ended".to_owned());
+        let why = why.or_else(ended).filter(|_| !self.told);
+        self.told |= why.is_some();
+        why
     }
 
     /// Asks for a grace period; `None` if the thread has not taken the last request yet.
@@ -87,13 +125,13 @@ impl Grace {
     /// Whether every program that ran when the ticket was asked for has ended.
     #[must_use]
     pub fn passed(&self, ticket: Ticket) -> bool {
-        self.passed.load(Ordering::Acquire) >= ticket.0
+        self.progress.passed.load(Ordering::Acquire) >= ticket.0
     }
 
     /// Whether waiting failed: whoever asked asks again.
     #[must_use]
     pub fn failed(&self, ticket: Ticket) -> bool {
-        self.failed.load(Ordering::Acquire) == ticket.0
+        self.progress.failed.load(Ordering::Acquire) == ticket.0
     }
 }
 

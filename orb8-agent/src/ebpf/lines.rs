@@ -420,6 +420,10 @@ impl EventSource for LineSource {
         self.change_pace(|pace| pace.ask(interval));
     }
 
+    fn keeps_set_pace(&self) -> bool {
+        self.pace.is_scarce()
+    }
+
     fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
         if let Some(late) = self.looks.look(now) {
             // Also to be read in time, see `counter::apart`.

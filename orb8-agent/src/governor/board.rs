@@ -34,7 +34,7 @@ pub struct State {
     pub since_ns: u64,
     /// Steps so far, in both directions.
     pub steps: u64,
-    /// The time between drains, as it is now.
+    /// The time between drains, as it was kept when it was looked last.
     pub drain_interval: Duration,
     /// How long ended flows are kept now.
     pub history: Duration,

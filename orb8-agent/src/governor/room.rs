@@ -36,6 +36,13 @@ pub fn is_large(budget: u64, ring_bytes: u32) -> bool {
     ring_within(budget, ring_bytes) < RING_TIMES * u64::from(ring_bytes)
 }
 
+/// Whether a budget of so many bytes has room for so many flows and the whole of a ring.
+#[must_use]
+pub fn has_room(flows: u32, budget: u64, ring_bytes: u32) -> bool {
+    let room = besides_caches(budget).saturating_sub(BASE_BYTES);
+    u64::from(flows) * FLOW_BYTES + RING_TIMES * u64::from(ring_bytes) <= room
+}
+
 /// What a ring takes of the room of a budget.
 fn ring_within(budget: u64, ring_bytes: u32) -> u64 {
     let room = besides_caches(budget).saturating_sub(BASE_BYTES);
@@ -73,5 +80,16 @@ mod tests {
         assert_eq!(u64::from(flows_within(4_000_000, 96 << 20, 32 << 20)), room / 2 / FLOW_BYTES);
         assert!(is_large(96 << 20, 32 << 20) && !is_large(96 << 20, 8 << 20));
         assert!(is_large(32 << 20, 1 << 20) && !is_large(32 << 20, 512 << 10));
+        assert!(!has_room(16, 96 << 20, 32 << 20));
+    }
+
+    #[test]
+    fn there_is_room_for_the_flows_that_are_held_beside_a_ring_that_is_not_large() {
+        for (mib, ring_bytes) in [(96, 64 << 10), (96, 8 << 20), (32, 512 << 10), (1024, 32 << 20)]
+        {
+            let flows = flows_within(4_000_000, mib << 20, ring_bytes);
+            assert!(has_room(flows, mib << 20, ring_bytes), "{mib} MiB");
+            assert!(!has_room(flows + 1, mib << 20, ring_bytes), "{mib} MiB");
+        }
     }
 }

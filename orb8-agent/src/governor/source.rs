@@ -66,16 +66,28 @@ impl Hands {
         (given, Ok(()))
     }
 
+    /// The time between drains as it is now.
+    fn drain_interval_kept(&self) -> Duration {
+        self.drains.kept(self.drain_interval)
+    }
+
     /// What is given up, a sentence each.
     fn sentences(&self, given: Given) -> Vec<String> {
         let seconds = |time: Duration| time.as_secs_f64();
         let mut sentences = Vec::new();
-        let interval = self.drains.stretched(self.drain_interval);
-        if interval != self.drain_interval {
+        let (asked, kept) =
+            (self.drains.stretched(self.drain_interval), self.drain_interval_kept());
+        if kept != self.drain_interval {
             sentences.push(format!(
                 "counters are read every {} s instead of every {} s",
-                seconds(interval),
+                seconds(kept),
                 seconds(self.drain_interval)
+            ));
+        } else if asked != kept {
+            sentences.push(format!(
+                "counters are read every {} s, not every {} s, while flow lines are scarce",
+                seconds(kept),
+                seconds(asked)
             ));
         }
         if given.fewer_events {
@@ -214,6 +226,8 @@ impl GovernorSource {
     /// Judges what was measured over the interval.
     fn judge(&mut self, now: Instant, out: &mut Vec<Event>) {
         self.give_back();
+        // Whether the lines are read as often as set is not decided here.
+        self.show();
         self.try_again(out);
         let measured = self.meter.measure(now);
         let (basis, packet_ns) = self.meter.basis();
@@ -287,6 +301,7 @@ impl GovernorSource {
         if !change.back {
             self.forward.note(change.cause, now_ns);
         }
+        let before = self.board.state().sentences;
         let held = self.hold();
         if change.cause == Cause::Memory && !change.back {
             self.forgets = Some(self.hands.drains.ask());
@@ -300,14 +315,11 @@ impl GovernorSource {
         if !change.felt && level > 0 && matches!(held, Held::AsBefore) {
             return;
         }
-        let mut now_so = what_holds(&self.board.state().sentences, change.back);
-        if let Held::Refused(error) = held {
-            let refused = format!(
-                "the programs cannot be asked to tell less or more, which is tried again: {error}"
-            );
-            let nothing_else = self.board.state().sentences.is_empty();
-            now_so = if nothing_else { refused } else { format!("{refused}; {now_so}") };
-        }
+        let sentences = self.board.state().sentences;
+        let now_so = match held {
+            Held::Refused(error) => refused(&error, &before, &sentences, change.back),
+            Held::AsBefore | Held::Changed => what_holds(&sentences, change.back),
+        };
         if self.may_tell(change, now) {
             let withheld = std::mem::take(&mut self.withheld);
             out.push(Event::Notice(notice(change.back, why, &now_so, withheld)));
@@ -334,14 +346,19 @@ impl GovernorSource {
         }
         let (given, result) = self.hands.give(self.given, wanted);
         self.given = given;
-        let sentences = self.hands.sentences(given);
-        let drain_interval = self.hands.drains.stretched(self.hands.drain_interval);
+        self.show();
+        result.map_or_else(Held::Refused, |()| Held::Changed)
+    }
+
+    /// Shows what holds.
+    fn show(&self) {
+        let (given, sentences) = (self.given, self.hands.sentences(self.given));
+        let drain_interval = self.hands.drain_interval_kept();
         let history = given.history(self.hands.history);
         self.board.update(|state| {
             (state.given, state.sentences) = (given, sentences);
             (state.drain_interval, state.history) = (drain_interval, history);
         });
-        result.map_or_else(Held::Refused, |()| Held::Changed)
     }
 
     /// Gives back what the flows took that were forgotten for a step of memory, once they are.
@@ -383,6 +400,17 @@ fn what_holds(sentences: &[String], back: bool) -> String {
         (true, _) => "nothing is given up any more".to_owned(),
         (false, false) => format!("from now on {}", sentences.join("; ")),
         (false, true) => format!("something is taken back, and still {}", sentences.join("; ")),
+    }
+}
+
+/// That the programs refused their part, and what is given up all the same.
+fn refused(error: &io::Error, before: &[String], sentences: &[String], back: bool) -> String {
+    let refused =
+        format!("the programs cannot be asked to tell less or more, which is tried again: {error}");
+    match sentences {
+        [] => refused,
+        _ if sentences == before => format!("{refused}; still {}", sentences.join("; ")),
+        _ => format!("{refused}; {}", what_holds(sentences, back)),
     }
 }
 

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -33,6 +33,8 @@ pub struct Drains {
     served: AtomicU64,
     /// Intervals that pass between drains that nobody asks for.
     intervals: AtomicU32,
+    /// The source lets one pass all the same.
+    keeps_set: AtomicBool,
     wake: OwnedFd,
 }
 
@@ -43,8 +45,9 @@ impl Drains {
     /// The kernel has no descriptor left.
     pub fn shared() -> io::Result<Arc<Self>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let intervals = AtomicU32::new(1);
-        Ok(Arc::new(Self { asked: AtomicU64::new(0), served: AtomicU64::new(0), intervals, wake }))
+        let [asked, served] = [0; 2].map(AtomicU64::new);
+        let (intervals, keeps_set) = (AtomicU32::new(1), AtomicBool::new(false));
+        Ok(Arc::new(Self { asked, served, intervals, keeps_set, wake }))
     }
 
     /// Lets so many intervals pass between drains that nobody asks for, from the next time on that the
@@ -53,10 +56,17 @@ impl Drains {
         self.intervals.store(intervals.max(1), Ordering::Relaxed);
     }
 
-    /// The time between drains that nobody asks for, where this is the interval.
+    /// The time between drains that nobody asks for, where this is the interval; [`Self::kept`] may be
+    /// less.
     #[must_use]
     pub fn stretched(&self, interval: Duration) -> Duration {
         Self::stretched_by(interval, self.intervals.load(Ordering::Relaxed))
+    }
+
+    /// That time as the source keeps it, as far as it was called since.
+    #[must_use]
+    pub fn kept(&self, interval: Duration) -> Duration {
+        if self.keeps_set.load(Ordering::Relaxed) { interval } else { self.stretched(interval) }
     }
 
     /// The time between drains that nobody asks for, if so many intervals pass.
@@ -130,6 +140,10 @@ impl OnDemand {
         serves
     }
 
+    fn note_pace(&self) {
+        self.drains.keeps_set.store(self.inner.keeps_set_pace(), Ordering::Relaxed);
+    }
+
     fn is_due(&self, now: Instant) -> bool {
         self.inner.wakeup().due.is_some_and(|due| due <= now)
     }
@@ -152,6 +166,7 @@ impl EventSource for OnDemand {
         // Empty is an error of its own, and no request is lost: the number is what counts.
         rustix::io::read(&self.drains.wake, &mut [0; 8]).ok();
         self.inner.pace(self.drains.stretched(self.interval));
+        self.note_pace();
         // Before the source is called: later ones may have come when it had begun.
         let asked = self.asked();
         if !self.hear(asked, now) && !self.is_due(now) {
@@ -159,6 +174,7 @@ impl EventSource for OnDemand {
         }
         let before = out.len();
         let result = self.inner.collect(now, out);
+        self.note_pace();
         let done = out[before..].iter().any(|event| matches!(event, Event::Drained(_)));
         let goes_on = result.is_ok() && !done && self.is_due(now);
         let drains = done || goes_on || result.is_err();
@@ -198,6 +214,9 @@ mod tests {
         fails: bool,
         /// When something else is due.
         looks: Option<Instant>,
+        /// In the next drain it finds that it has to keep its set time.
+        scarce: bool,
+        keeps_set: bool,
     }
 
     impl EventSource for Slow {
@@ -220,6 +239,10 @@ mod tests {
             self.interval = interval;
         }
 
+        fn keeps_set_pace(&self) -> bool {
+            self.keeps_set
+        }
+
         fn collect(&mut self, now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
             self.looks = self.looks.filter(|looks| *looks > now);
             if now < self.due {
@@ -236,6 +259,7 @@ mod tests {
             if self.part == 3 {
                 self.part = 0;
                 self.due = now + self.interval;
+                self.keeps_set = self.scarce;
                 out.push(Event::Drained(Box::default()));
             }
             Ok(())
@@ -246,10 +270,17 @@ mod tests {
         }
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// One that is due after its interval.
+    fn slow(now: Instant, interval: Duration) -> Slow {
+        let (due, looks) = (now + interval, None);
+        Slow { due, interval, part: 0, fails: false, looks, scarce: false, keeps_set: false }
+    }
+
     fn source(now: Instant) -> (OnDemand, Arc<Drains>) {
-        let drains = Drains::shared().unwrap();
-        let interval = Duration::from_secs(1);
-        let slow = Slow { due: now + interval, interval, part: 0, fails: false, looks: None };
+        let (drains, interval) = (Drains::shared().unwrap(), SECOND);
+        let slow = slow(now, interval);
         (OnDemand::new(Box::new(slow), Arc::clone(&drains), interval), drains)
     }
 
@@ -324,12 +355,24 @@ mod tests {
     }
 
     #[test]
+    fn the_time_that_a_source_keeps_is_known_after_each_drain() {
+        let begin = Instant::now();
+        let drains = Drains::shared().unwrap();
+        let slow = Slow { scarce: true, ..slow(begin, SECOND) };
+        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains), SECOND);
+        drains.stretch(4);
+        assert_eq!(run(&mut source, begin + SECOND), 0);
+        assert_eq!(drains.kept(SECOND), 4 * SECOND);
+        assert_eq!(run(&mut source, begin + 4 * SECOND), 1);
+        assert_eq!((drains.kept(SECOND), drains.stretched(SECOND)), (SECOND, 4 * SECOND));
+    }
+
+    #[test]
     fn a_drain_that_failed_serves_nobody_and_is_begun_again() {
         let now = Instant::now();
         let drains = Drains::shared().unwrap();
-        let interval = Duration::from_secs(1);
-        let slow = Slow { due: now + interval, interval, part: 0, fails: true, looks: None };
-        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains), interval);
+        let slow = Slow { fails: true, ..slow(now, SECOND) };
+        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains), SECOND);
         let number = drains.ask();
         assert!(source.collect(now, &mut Vec::new()).is_err());
         assert!(drains.served() < number);
@@ -370,9 +413,8 @@ mod tests {
     fn what_the_source_does_besides_draining_serves_nobody_and_keeps_nobody_waiting() {
         let begin = Instant::now();
         let drains = Drains::shared().unwrap();
-        let (interval, looks) = (Duration::from_secs(1), Some(begin + SPACING / 4));
-        let slow = Slow { due: begin + interval, interval, part: 0, fails: false, looks };
-        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains), interval);
+        let slow = Slow { looks: Some(begin + SPACING / 4), ..slow(begin, SECOND) };
+        let mut source = OnDemand::new(Box::new(slow), Arc::clone(&drains), SECOND);
         let now = begin + SPACING / 2;
         assert_eq!(run(&mut source, now), 0);
         let number = drains.ask();

@@ -35,6 +35,11 @@ pub trait EventSource: Send {
     /// included. Others have no such time.
     fn pace(&mut self, _interval: Duration) {}
 
+    /// Whether it takes no more than its set time now, however much [`Self::pace`] lets it take.
+    fn keeps_set_pace(&self) -> bool {
+        false
+    }
+
     /// Appends what has happened to `out`, without waiting.
     ///
     /// At most about [`BATCH`] events a call: a source that has more says so with a `due` that is

@@ -49,16 +49,21 @@ impl Reaching {
         let Err(error) = map() else { return true };
         self.failed = true;
         if !std::mem::replace(&mut self.told, true) {
-            side.notify(Notice {
-                severity: Severity::Warning,
-                code: "idle_lines_stay",
-                message: format!(
-                    "the index of flow lines cannot be mapped: {error}; lines of idle flows stay in \
-                     use, and when all are, packets of new flows are not counted on a flow"
-                ),
-            });
+            side.notify(lines_stay(&format!("the index of flow lines cannot be mapped: {error}")));
         }
         false
+    }
+}
+
+/// That no line goes out of use, and why.
+fn lines_stay(why: &str) -> Notice {
+    Notice {
+        severity: Severity::Warning,
+        code: "idle_lines_stay",
+        message: format!(
+            "{why}; lines of idle flows stay in use, and when all are, packets of new flows are not \
+             counted on a flow"
+        ),
     }
 }
 
@@ -132,6 +137,10 @@ impl LineSource {
 
     /// Lets lines take their next step if a grace period has passed since the last one.
     pub(super) fn step_on(&mut self) {
+        if let Some(why) = self.grace.trouble() {
+            let why = format!("running programs cannot be waited for: {why}");
+            self.side.notify(lines_stay(&why));
+        }
         let Some(mut waiting) = self.waiting.take() else { return };
         if self.grace.failed(waiting.ticket) {
             // Asked for again at the end of the pass.
@@ -203,7 +212,84 @@ impl LineSource {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use orb8_testbed::need::{Need, met};
+    use orb8_testbed::wait::wait_until;
+
     use super::*;
+    use crate::capture::Planes;
+    use crate::ebpf::clock::Clock;
+    use crate::ebpf::grace::Grace;
+    use crate::ebpf::lines::LineTimes;
+    use crate::ebpf::load::{LoadOptions, load_object};
+    use crate::ebpf::mapping::Mapping;
+    use crate::ebpf::object;
+
+    /// The lines of programs of which only the clock is loaded.
+    fn lines(grace: Grace) -> LineSource {
+        let options = LoadOptions {
+            planes: Planes::Tc,
+            max_flows: 64,
+            memory_budget: 32 << 20,
+            ring_bytes: 64 << 10,
+            packet_ring_bytes: 64 << 10,
+            fault_bytes: 0,
+        };
+        let loaded = load_object(object::bytes(), &options, |name| name == "orb8_clock").unwrap();
+        let clock = loaded.programs.duplicate("orb8_clock").unwrap();
+        let clock = Clock::new(clock, loaded.clock).unwrap();
+        let [drain_interval, idle_timeout, linger] = [1, 30, 2].map(Duration::from_secs);
+        let times = LineTimes { drain_interval, idle_timeout, linger };
+        LineSource::new(loaded.table, clock, grace, times, Arc::default())
+    }
+
+    #[test]
+    fn each_pass_tries_again_to_map_the_index() {
+        if !met("each_pass_tries_again_to_map_the_index", &[Need::Root, Need::Bpf]) {
+            return;
+        }
+        let mut lines = lines(Grace::by(|| Ok(())).unwrap());
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let none = Mapping::new(file, lines.table.index.count()).unwrap();
+        let index = std::mem::replace(&mut lines.table.index, none);
+        assert!(!lines.reach_index(), "no array");
+        lines.table.index = index;
+        assert!(!lines.reach_index(), "not before the next pass");
+        lines.begin().unwrap();
+        assert!(lines.reach_index());
+    }
+
+    #[test]
+    fn that_nobody_waits_for_programs_is_told_once() {
+        if !met("that_nobody_waits_for_programs_is_told_once", &[Need::Root, Need::Bpf]) {
+            return;
+        }
+        let refuses = || Err(io::Error::from_raw_os_error(libc::EPERM));
+        let dies: fn() -> io::Result<()> = || panic!("as the test wants it");
+        for (grace, why) in
+            [(Grace::by(refuses), "Operation not permitted"), (Grace::by(dies), "has ended")]
+        {
+            let mut lines = lines(grace.unwrap());
+            lines.step_on();
+            assert_eq!(lines.side.take_notices(), [], "nothing was asked for");
+            assert!(lines.grace.ask().is_some());
+            let mut told = Vec::new();
+            wait_until(Duration::from_secs(60), "a notice", || {
+                lines.step_on();
+                told = lines.side.take_notices();
+                !told.is_empty()
+            });
+            let [Notice { code: "idle_lines_stay", message, .. }] = &told[..] else {
+                panic!("{told:?}")
+            };
+            assert!(message.contains("cannot be waited for") && message.contains(why), "{message}");
+            lines.grace.ask();
+            lines.step_on();
+            assert_eq!(lines.side.take_notices(), [], "once");
+        }
+    }
 
     #[test]
     fn what_cannot_be_mapped_is_tried_once_a_pass_and_told_once() {

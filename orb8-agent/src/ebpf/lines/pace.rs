@@ -57,8 +57,8 @@ impl Pace {
         if self.asked > self.set { self.set.min(looks::INTERVAL) } else { looks::INTERVAL }
     }
 
-    /// More than half of the lines may be in use.
-    const fn is_scarce(&self) -> bool {
+    /// More than half of the lines may be in use: no more time passes than is set.
+    pub(super) const fn is_scarce(&self) -> bool {
         self.in_use.saturating_add(self.since) > self.lines / 2
     }
 }
@@ -89,6 +89,7 @@ mod tests {
         for (in_use, interval) in [(0, STRETCHED), (50, STRETCHED), (51, SET), (50, STRETCHED)] {
             pace.count(in_use, &counters(0, 0));
             assert_eq!(pace.interval(), interval, "{in_use} of 100 in use");
+            assert_eq!(pace.is_scarce(), interval == SET);
         }
     }
 

@@ -239,6 +239,104 @@ fn what_the_programs_were_not_told_is_not_shown_and_tried_again() {
 }
 
 #[test]
+fn a_step_back_that_the_programs_refuse_takes_nothing_back() {
+    let mut bench = bench(EVERYTHING, Vec::new());
+    for _ in 0..2 {
+        bench.source.rings.note(Ring::Packets, 90, 100);
+        bench.after(RING_PAUSE);
+    }
+    assert_eq!(bench.board.state().given.sampling, 4);
+    bench.programs.deaf.store(true, Ordering::Relaxed);
+    let told: Vec<_> = (0..4).flat_map(|_| bench.after(INTERVAL)).collect();
+    let [("governor_back", refused)] = &told[..] else { panic!("{told:?}") };
+    let says = "which is tried again: permission denied; still one in 4 packets of the packet view is told \
+                and stands for the others (1 step before was not told)";
+    assert!(refused.ends_with(says), "{refused}");
+    assert_eq!(bench.board.state().given.sampling, 4);
+}
+
+#[test]
+fn a_step_further_that_the_programs_refuse_gives_nothing_more_up() {
+    let mut bench = bench(Budgets { cpu: 0.0, ..EVERYTHING }, Vec::new());
+    for _ in 0..3 {
+        bench.after(INTERVAL);
+    }
+    bench.programs.deaf.store(true, Ordering::Relaxed);
+    let told = bench.after(INTERVAL);
+    let [("governor_step", refused)] = &told[..] else { panic!("{told:?}") };
+    let says = "permission denied; still counters are read every 4 s instead of every 1 s";
+    assert!(refused.ends_with(says), "{refused}");
+}
+
+#[test]
+fn a_step_that_changes_nothing_is_told_if_what_was_refused_is_done_with_it() {
+    let mut bench = bench_of(Budgets { cpu: 0.0, ..EVERYTHING }, Vec::new(), 60, 300);
+    bench.after(INTERVAL);
+    bench.after(INTERVAL);
+    bench.programs.deaf.store(true, Ordering::Relaxed);
+    bench.after(INTERVAL);
+    assert_eq!(bench.board.state().given.sampling, 1, "refused");
+    bench.programs.deaf.store(false, Ordering::Relaxed);
+    bench.source.rings.note(Ring::Packets, 90, 100);
+    let told = bench.after(RING_PAUSE);
+    let [("governor_step", done)] = &told[..] else { panic!("{told:?}") };
+    assert!(done.contains("the ring of packets was 90 % full"), "{done}");
+    assert!(done.contains("from now on") && done.contains("one in 2 packets"), "{done}");
+    bench.source.rings.note(Ring::Packets, 90, 100);
+    bench.after(RING_PAUSE);
+    assert_eq!(bench.board.state().given.sampling, 4);
+}
+
+/// Drains at once, and has no line to spare.
+struct Scarce;
+
+impl EventSource for Scarce {
+    fn name(&self) -> &'static str {
+        "scarce"
+    }
+
+    fn wakeup(&self) -> Wakeup<'_> {
+        Wakeup::default()
+    }
+
+    fn keeps_set_pace(&self) -> bool {
+        true
+    }
+
+    fn collect(&mut self, _now: Instant, out: &mut Vec<Event>) -> Result<(), SourceError> {
+        out.push(Event::Drained(Box::default()));
+        Ok(())
+    }
+
+    fn finish(&mut self, _out: &mut Vec<Event>) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_time_between_drains_is_shown_as_it_is_kept() {
+    let mut bench = bench(Budgets { cpu: 0.0, ..EVERYTHING }, Vec::new());
+    for _ in 0..3 {
+        bench.after(INTERVAL);
+    }
+    let shown = |bench: &Bench| {
+        let state = bench.board.state();
+        (state.drain_interval.as_secs(), state.sentences[0].clone())
+    };
+    let stretched = (4, "counters are read every 4 s instead of every 1 s".to_owned());
+    assert_eq!(shown(&bench), stretched);
+    let drains = Arc::clone(&bench.drains);
+    let mut scarce = OnDemand::new(Box::new(Scarce), drains, Duration::from_secs(1));
+    scarce.collect(bench.now, &mut Vec::new()).unwrap();
+    bench.after_no_drain(INTERVAL);
+    let kept = "counters are read every 1 s, not every 4 s, while flow lines are scarce";
+    assert_eq!(shown(&bench), (1, kept.to_owned()));
+    bench.drain.collect(bench.now, &mut Vec::new()).unwrap();
+    bench.after_no_drain(INTERVAL);
+    assert_eq!(shown(&bench), stretched);
+}
+
+#[test]
 fn cpu_time_is_judged_once_for_each_drain() {
     let mut bench = bench(Budgets { cpu: 0.0, ..EVERYTHING }, Vec::new());
     let steps = |bench: &Bench| bench.board.state().steps;
