@@ -73,11 +73,15 @@ fn subscribe(hub: &Arc<Hub>, queue: usize, packet_rate: Option<u32>) -> Subscrip
     hub.subscribe(selected, terms, None).unwrap()
 }
 
-/// Takes messages until none is ready: numbers, and losses as text.
+/// Takes messages until none is there: numbers, and losses as text.
 async fn take(subscription: &mut Subscription) -> Vec<String> {
     let mut taken = Vec::new();
     loop {
-        let next = tokio::time::timeout(Duration::ZERO, subscription.next());
+        // Updates are gathered on another thread, which takes its time and must not be cut off.
+        let Subscription { items, ready, cursor, .. } = &*subscription;
+        let comes = !items.is_empty() || !ready.is_empty() || cursor.is_some();
+        let patience = if comes { Duration::from_secs(20) } else { Duration::ZERO };
+        let next = tokio::time::timeout(patience, subscription.next());
         let Ok(Some(event)) = next.await else { return taken };
         taken.push(match event.payload {
             Some(Payload::Loss(loss)) => {
