@@ -53,7 +53,7 @@ use listen::listen;
 
 /// Interfaces are attached and the Kubernetes API is listed by then, most often.
 const STARTING: Duration = Duration::from_secs(10);
-/// How often code is let go that was not needed since: meanwhile, and later.
+/// How often code is let go, so that only what is needed comes back: meanwhile, and later.
 const CODE_RESTS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
 
 /// The agent could not start, or did not end as it should.
@@ -451,7 +451,7 @@ impl Agent {
     }
 }
 
-/// Lets code go that only starting needed, or that was needed once since, until the agent stops.
+/// Lets code go until the agent stops: what only starting needed, or a question once, stays away.
 async fn leave_code(mut stopped: watch::Receiver<bool>) {
     let (code, started) = (ebpf::memory::Code::find(), Instant::now());
     loop {

@@ -36,8 +36,10 @@ struct Done {
 impl Bench {
     fn start(netns: &Netns, tree: &Tree, cgroup: &Path, words: &str) -> Self {
         let mut command: Command = netns.command("sh");
-        // Also where the tests themselves were started with nohup.
-        let join = r#"echo 0 > "$0/cgroup.procs" && exec env --default-signal=HUP "$@""#;
+        // Also where the tests themselves were started with nohup, if there is an `env` that can.
+        let join = r#"echo 0 > "$0/cgroup.procs" || exit
+            if env --default-signal=HUP true 2>/dev/null; then exec env --default-signal=HUP "$@"; fi
+            exec "$@""#;
         command.args(["-c", join]).arg(cgroup).arg(need::binary("orb8").expect("orb8 is built"));
         command.args(["bench", "--agent-binary", env!("CARGO_BIN_EXE_orb8-agent"), "-o", "json"]);
         command.args(words.split_whitespace()).env("ORB8_CGROUP_ROOT", tree.root());

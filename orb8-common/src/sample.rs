@@ -10,8 +10,8 @@ use crate::network::FlowKey;
 /// The most packets that one may stand for.
 pub const MAX_ONE_IN: u32 = 1024;
 
-/// Flows that are remembered of the packet view, on each CPU: 16 KiB.
-pub const PLACES: usize = 2048;
+/// Flows that are remembered of the packet view, on each CPU: 8 KiB.
+pub const PLACES: usize = 1024;
 
 /// What is remembered on a CPU: the last flow that was met at each place. 0: none yet.
 ///

@@ -356,7 +356,7 @@ fn is_left_out<const HOOK: u32>(
     fault != 0 && bytes == fault
 }
 
-/// A packet of a flow that is not in the cache, with rare flags, or a super-packet.
+/// A packet of a flow that is not in the cache, or with rare flags.
 #[inline(never)]
 fn count_slowly<const HOOK: u32>(ctx: &TcContext, packet: &Packet) -> u64 {
     let Some(cpu) = Cpu::this() else { return 1 };

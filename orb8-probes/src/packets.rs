@@ -37,7 +37,9 @@ pub fn watch<const LINK: u32, const HOOK: u32>(ctx: &TcContext) {
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     let one_in = SPARING.get(0).map_or(1, |sparing| sparing.sampling);
     let rare = parsed.tcp_flags & RARE_TCP_FLAGS != 0;
-    let critical = rare || one_in > 1 && is_first(&key, ifindex, filter.view) != 0;
+    // Asked for a SYN, too, so that what comes after it is not taken for the first.
+    let first = one_in > 1 && is_first(&key, ifindex, filter.view) != 0;
+    let critical = rare || first;
     let weight = weigh(filter, counters, critical, one_in);
     if weight == 0 || !within_rate(filter, counters, weight) {
         return;
