@@ -100,7 +100,7 @@ pub fn place(cpu: Cpu, packet: &Packet, slot: u32) -> bool {
     if seen & cache::BUSY != 0 {
         return false;
     }
-    let line = set.line(at);
+    let line = set.any_line(at);
     // SAFETY: a line in the map.
     let leads_to = unsafe { core::ptr::read_volatile(&raw const (*line).slot) };
     if own && leads_to == slot && seen & NOT_ADDABLE == 0 {
@@ -164,7 +164,7 @@ fn choose(cpu: Cpu, set: Set, packet: &Packet) -> Choice {
     const OWN: u64 = 1 << 33;
     let (mut best, mut at, mut seen) = (0, 0u64, cache::BUSY);
     for i in 0..WAYS {
-        let line = set.line(i);
+        let line = set.any_line(i);
         let word = word_of(line);
         if word & cache::BUSY != 0 {
             continue;

@@ -55,4 +55,13 @@ impl Set {
         // SAFETY: within the block, which is as long as the mask of all lines says.
         unsafe { self.lines.add(offset as usize) }.cast()
     }
+
+    /// The same, where it is not known until the program runs which number that is. Linux 6.1 then
+    /// knows nothing of the result of `^`, but all of what `&` with a constant leaves.
+    #[inline(always)]
+    pub fn any_line(self, way: usize) -> *mut CachedLine {
+        let offset = cache::line_of_way(self.first, (way % WAYS) as u32) & cache_mask() as u32;
+        // SAFETY: as above; the mask is that of all lines.
+        unsafe { self.lines.add(offset as usize) }.cast()
+    }
 }
