@@ -51,10 +51,8 @@ use kernel::{Kernel, start_kernel};
 use known::{Keepers, Running};
 use listen::listen;
 
-/// Interfaces are attached and the Kubernetes API is listed by then, most often.
-const STARTING: Duration = Duration::from_secs(10);
-/// How often code is let go, so that only what is needed comes back: meanwhile, and later.
-const CODE_RESTS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
+/// How often code is let go, so that only what is needed comes back.
+const CODE_REST: Duration = Duration::from_secs(2);
 
 /// The agent could not start, or did not end as it should.
 #[derive(Debug, thiserror::Error)]
@@ -453,12 +451,11 @@ impl Agent {
 
 /// Lets code go until the agent stops: what only starting needed, or a question once, stays away.
 async fn leave_code(mut stopped: watch::Receiver<bool>) {
-    let (code, started) = (ebpf::memory::Code::find(), Instant::now());
+    let code = ebpf::memory::Code::find();
     loop {
         code.leave();
-        let rest = CODE_RESTS[usize::from(started.elapsed() >= STARTING)];
         // An error means that the agent is gone.
-        if tokio::time::timeout(rest, stopped.wait_for(|stop| *stop)).await.is_ok() {
+        if tokio::time::timeout(CODE_REST, stopped.wait_for(|stop| *stop)).await.is_ok() {
             return;
         }
     }
