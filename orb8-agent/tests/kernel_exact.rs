@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use orb8_testbed::flow::Traffic;
 use orb8_testbed::link::{Family, Veth, VethOptions};
 use orb8_testbed::need;
+use orb8_testbed::need::Need;
 use orb8_testbed::netns::Netns;
 use orb8_testbed::packet::{self, Packet, tcp_flag};
 use orb8_testbed::raw::{Offload, RawSocket, Segments};
@@ -151,7 +152,7 @@ fn check_sockets(segmentation: bool) {
 
 #[test]
 fn sockets_send_what_is_answered_without_segmentation_offload() {
-    need!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::SegmentsWithoutChecksums);
     check_sockets(false);
 }
 
@@ -163,7 +164,7 @@ fn sockets_send_what_is_answered_with_segmentation_offload() {
 
 #[test]
 fn super_packets_count_as_the_segments_that_the_wire_carries() {
-    need!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::UdpSuperFrames);
     // The receiving end takes whole super-packets in the first round, single segments in the second.
     for segmentation in [true, false] {
         let bench = Bench::new(VethOptions { segmentation, ..VethOptions::default() });

@@ -257,7 +257,7 @@ fn tun_device_tells_malformed_packets_apart() {
 
 #[test]
 fn super_packet_above_64_kib_has_no_length_field_to_trust() {
-    need!();
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::LargeFrames);
     // BIG TCP: a super-packet that does not fit into 16 bits says length 0.
     let netns = Netns::new("jumbo");
     let cable = Veth::cable(&netns, VethOptions { segmentation: true, ..VethOptions::default() });

@@ -26,6 +26,7 @@ const NEEDS: &[Need] = &[Need::Root, Need::Bpf, Need::Tcx, Need::Tool("ip"), Nee
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 const FIN_ACK: u8 = 17;
+const RST: u8 = 4;
 
 /// A running `orb8 trace network`.
 struct View {
@@ -154,7 +155,7 @@ fn over_its_cpu_budget_the_agent_tells_later_and_counts_the_same_and_comes_back(
         for _ in 0..3 {
             send(&cable, &(3000..3100).map(udp).collect::<Vec<_>>(), &mut sent);
         }
-        for flags in [SYN, ACK, FIN_ACK] {
+        for flags in [SYN, ACK, FIN_ACK, RST] {
             let connections: Vec<_> = (0..20).map(|number| tcp(number, flags)).collect();
             send(&cable, &connections, &mut sent);
         }
@@ -162,7 +163,7 @@ fn over_its_cpu_budget_the_agent_tells_later_and_counts_the_same_and_comes_back(
         let observed = watch.settled(sent.total().packets);
         let (before, after) = (events(&before), events(&observed.status));
         assert_eq!(after.deferred - before.deferred, 100, "no start of a datagram by the ring");
-        assert_eq!(after.produced - before.produced, 40, "each SYN and each FIN by the ring");
+        assert_eq!(after.produced - before.produced, 60, "each SYN, FIN and RST by the ring");
         assert_eq!(after.processed, after.produced);
         observed
     });
@@ -220,27 +221,29 @@ fn sampled_packets_stand_for_all_that_were_offered_and_each_flows_first_is_told(
             send(&cable, &round(len).collect::<Vec<_>>(), &mut sent);
         }
         let of_each = |flags| (0..10).map(move |number| tcp(number, flags));
-        send(&cable, &of_each(SYN).chain(of_each(ACK)).collect::<Vec<_>>(), &mut sent);
+        let opening = of_each(SYN).chain(of_each(ACK));
+        let ending = of_each(FIN_ACK).chain(of_each(RST));
+        send(&cable, &opening.chain(ending).collect::<Vec<_>>(), &mut sent);
         governor(&status).packet_sampling
     });
     let status = watch.wait_status("the packets to be judged", |status| {
-        status.packet_view.is_some_and(|view| view.matched == 3020)
+        status.packet_view.is_some_and(|view| view.matched == 3040)
     });
     let counts = status.packet_view.expect("a packet view");
-    assert_eq!(counts.told + counts.untold + counts.rate_limited + counts.ring_full, 3020);
+    assert_eq!(counts.told + counts.untold + counts.rate_limited + counts.ring_full, 3040);
     let weight = |packet: &Value| packet["sample_weight"].as_u64().expect("a weight");
     wait_until(DEADLINE, "what was told to arrive", || {
         view.told("packet").iter().map(weight).sum::<u64>() == counts.told
     });
     let packets = view.told("packet");
-    assert!(packets.len() < 3020 / 2, "{} of 3020 at one in {sampling}", packets.len());
+    assert!(packets.len() < 3040 / 2, "{} of 3040 at one in {sampling}", packets.len());
     let first: Vec<_> = packets.iter().filter(|packet| packet["bytes"] == 20 + 8 + 80).collect();
     assert_eq!(first.len(), 100, "no flow's first packet is sampled away");
     assert!(first.iter().all(|packet| weight(packet) == 1));
     let tcp = packets.iter().filter(|packet| packet["protocol"] == "tcp");
     let alone = tcp.filter(|packet| weight(packet) == 1).count();
-    assert!(alone >= 10, "no SYN is sampled away: {alone}");
-    assert!(alone < 20, "what follows a SYN is not the first");
+    assert!(alone >= 30, "no SYN, FIN or RST is sampled away: {alone}");
+    assert!(alone < 40, "what follows a SYN is not the first");
     wait_until(DEADLINE, "those for which none stands to be told as lost", || {
         let losses = view.told("loss");
         let sampled = losses.iter().filter(|loss| loss["reason"] == "sampled");

@@ -19,6 +19,7 @@ use orb8_testbed::need;
 use orb8_testbed::need::Need;
 use orb8_testbed::netns::Netns;
 use orb8_testbed::traffic;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use support::cgroup::Cgroup;
 use support::direct::{Direct, DirectObserved, options};
 use support::{Egress, Ingress};
@@ -69,7 +70,8 @@ fn check_real_traffic(segmentation: bool) {
 
 #[test]
 fn sockets_are_counted_exactly_without_segmentation_offload() {
-    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
+    let from_6_11 = Need::SegmentsWithoutChecksums;
+    need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2, from_6_11);
     check_real_traffic(false);
 }
 
@@ -221,27 +223,67 @@ fn nothing_of_ours_stays_attached() {
     assert_eq!(attached(tree.path()), 0, "dropped without being stopped");
 }
 
-/// Lets what arrives be handled on any CPU, which interrupts whatever runs there (RPS).
-fn receive_on_any_cpu(port: &Port) {
+/// Where packets are sent and taken.
+#[derive(Clone, Copy)]
+enum Cpus {
+    /// Datagrams are sent on the first CPU, which takes all that arrives: also segments of TCP, which
+    /// the second CPU sends. So receiving interrupts sending.
+    FirstIsInterrupted,
+    /// Everywhere.
+    Any,
+}
+
+impl Cpus {
+    /// The mask of those that take what arrives.
+    const fn taking(self) -> &'static str {
+        match self {
+            Self::FirstIsInterrupted => "1",
+            Self::Any => "3",
+        }
+    }
+
+    /// Keeps the calling thread on a CPU, if it matters.
+    fn pin(self, cpu: usize) {
+        if matches!(self, Self::FirstIsInterrupted) {
+            let mut set = CpuSet::new();
+            set.set(cpu);
+            sched_setaffinity(None, &set).expect("there are two CPUs");
+        }
+    }
+}
+
+/// How often another CPU has handed packets over to the first one, which interrupts it
+/// (`received_rps`, net/core/net-procfs.c).
+fn handed_to_the_first_cpu() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/softnet_stat").expect("the kernel's counters");
+    let handed = text.lines().next().and_then(|line| line.split_whitespace().nth(9));
+    u64::from_str_radix(handed.expect("ten columns"), 16).expect("hexadecimal")
+}
+
+/// Lets what arrives be handled by those CPUs, interrupting whatever runs there (RPS).
+fn receive_on(cpus: Cpus, port: &Port) {
     let file = format!("/sys/class/net/{}/queues/rx-0/rps_cpus", port.ifname);
     // The namespace has a /sys of its own, once it is mounted.
-    let script = format!("mount -t sysfs sysfs /sys && echo 3 > {file}");
+    let script = format!("mount -t sysfs sysfs /sys && echo {} > {file}", cpus.taking());
     let mut command = port.netns.command("unshare");
     let status = command.args(["--mount", "sh", "-c", &script]).status().expect("unshare runs");
     assert!(status.success(), "{script}: {status}");
 }
 
 /// Many flows in both directions at the same time; each with how often it sent again.
-fn both_ways_at_once(near: &Port, far: &Port, of_udp: usize) -> Vec<(Traffic, u64)> {
+fn both_ways_at_once(near: &Port, far: &Port, cpus: Cpus, of_udp: usize) -> Vec<(Traffic, u64)> {
     std::thread::scope(|scope| {
         let mut running = Vec::new();
         for (from, to) in [(near, far), (far, near)] {
             for len in 10..10 + of_udp {
-                running
-                    .push(scope.spawn(move || (traffic::udp(from, to, Family::V4, 400, len), 0)));
+                running.push(scope.spawn(move || {
+                    cpus.pin(0);
+                    (traffic::udp(from, to, Family::V4, 400, len), 0)
+                }));
             }
             for _ in 0..2 {
                 running.push(scope.spawn(move || {
+                    cpus.pin(1);
                     let report = traffic::tcp(from, to, Family::V4, 2_000_000, 1);
                     (report.traffic, report.retransmitted)
                 }));
@@ -251,11 +293,12 @@ fn both_ways_at_once(near: &Port, far: &Port, of_udp: usize) -> Vec<(Traffic, u6
     })
 }
 
-/// A cable both of whose ends are handled on any CPU, with the planes that watch it.
+/// A cable on which much goes both ways, with the planes that watch it.
 struct Busy {
     tree: Cgroup,
     veth: Veth,
     watch: Direct,
+    cpus: Cpus,
     /// UDP flows in each direction at a time.
     of_udp: usize,
 }
@@ -263,17 +306,18 @@ struct Busy {
 impl Busy {
     /// With caches of the usual size.
     fn new(planes: impl FnOnce(&Cgroup) -> Planes) -> Self {
-        Self::with(planes, |_| {}, 8)
+        Self::with(planes, |_| {}, Cpus::FirstIsInterrupted, 8)
     }
 
     /// With the smallest caches, and with more flows than they have lines.
-    fn overflowing(planes: impl FnOnce(&Cgroup) -> Planes) -> Self {
-        Self::with(planes, |options| options.memory_budget = 1, 40)
+    fn overflowing(planes: impl FnOnce(&Cgroup) -> Planes, cpus: Cpus) -> Self {
+        Self::with(planes, |options| options.memory_budget = 1, cpus, 40)
     }
 
     fn with(
         planes: impl FnOnce(&Cgroup) -> Planes,
         set: impl FnOnce(&mut KernelOptions),
+        cpus: Cpus,
         of_udp: usize,
     ) -> Self {
         let tree = Cgroup::tree();
@@ -281,7 +325,7 @@ impl Busy {
         let (near, far) = (&veth.near, &veth.far);
         traffic::plain_tcp([near, far]);
         for port in [near, far] {
-            receive_on_any_cpu(port);
+            receive_on(cpus, port);
         }
         let planes = planes(&tree);
         let interfaces = usize::from(!matches!(planes, Planes::Socket(_)));
@@ -290,7 +334,7 @@ impl Busy {
         options.ring_bytes = 8 << 20;
         set(&mut options);
         let watch = Direct::with(&options, &near.netns, interfaces);
-        Self { tree, veth, watch, of_udp }
+        Self { tree, veth, watch, cpus, of_udp }
     }
 
     /// What was sent in three seconds, and how often TCP sent again.
@@ -298,8 +342,9 @@ impl Busy {
         let until = Instant::now() + Duration::from_secs(3);
         let (mut sent, mut retransmitted) = (Traffic::new(), 0);
         while Instant::now() < until || sent.is_empty() {
-            let (near, far, of_udp) = (&self.veth.near, &self.veth.far, self.of_udp);
-            for (part, again) in self.tree.enter(|| both_ways_at_once(near, far, of_udp)) {
+            let Self { veth, cpus, of_udp, .. } = self;
+            let all = || both_ways_at_once(&veth.near, &veth.far, *cpus, *of_udp);
+            for (part, again) in self.tree.enter(all) {
                 retransmitted += again;
                 for (&flow, total) in part.iter() {
                     sent.add(flow, total.packets, total.bytes);
@@ -309,11 +354,14 @@ impl Busy {
         (sent, retransmitted)
     }
 
-    /// Both directions of everything at once, so that receiving interrupts sending on each CPU.
+    /// Both directions of everything at once, while receiving interrupts sending.
     fn check_at_sockets(mut self) {
+        let interrupted = handed_to_the_first_cpu();
         let ports = [&self.veth.near, &self.veth.far];
         let before = ports.map(|port| counters::protocols(&port.netns));
         let (sent, retransmitted) = self.send();
+        let interrupted = handed_to_the_first_cpu() - interrupted;
+        assert!(interrupted > 100, "the CPU that sends was interrupted {interrupted} times");
         let lost = retransmitted > 0;
         let observed = self.watch.settled(if lost { 1 } else { 2 * sent.total().packets });
         let after = ports.map(|port| counters::protocols(&port.netns));
@@ -356,11 +404,12 @@ fn nothing_is_lost_where_receiving_interrupts_sending() {
 #[test]
 fn nothing_is_lost_at_sockets_where_caches_overflow_while_receiving_interrupts_sending() {
     need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
-    Busy::overflowing(|tree| Planes::Both(tree.root())).check_at_sockets();
+    Busy::overflowing(|tree| Planes::Both(tree.root()), Cpus::FirstIsInterrupted)
+        .check_at_sockets();
 }
 
 #[test]
 fn nothing_is_lost_at_an_interface_where_caches_overflow_while_both_cpus_use_it() {
     need!(Need::Root, Need::Bpf, Need::Tool("ip"), Need::Cgroup2);
-    Busy::overflowing(|_| Planes::Tc).check_at_the_interface();
+    Busy::overflowing(|_| Planes::Tc, Cpus::Any).check_at_the_interface();
 }

@@ -42,7 +42,7 @@ pub(crate) struct Bed {
     pub(crate) agent: AgentProcess,
 }
 
-/// The agent's settings besides these are its defaults.
+/// Besides these and those of [`AgentOptions::of`] the agent has its defaults.
 pub(crate) type Settings<'a> = &'a [(&'a str, String)];
 
 /// At interfaces, whatever else the machine has.

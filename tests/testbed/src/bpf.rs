@@ -207,27 +207,6 @@ pub fn tcx_support() -> Result<(), String> {
     })
 }
 
-/// The first kernel that compiles programs which compare and exchange.
-const EXCHANGE_SINCE: (u32, u32) = if cfg!(target_arch = "aarch64") { (5, 18) } else { (5, 12) };
-
-/// Whether programs may compare and exchange, by the kernel's version.
-///
-/// # Errors
-/// A sentence with the cause.
-pub fn exchange_support() -> Result<(), String> {
-    let name = rustix::system::uname();
-    let release = name.release().to_string_lossy();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
-    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= EXCHANGE_SINCE {
-        return Ok(());
-    }
-    let (major, minor) = EXCHANGE_SINCE;
-    Err(format!(
-        "the kernel has no compare-and-exchange ({release}): needs kernel {major}.{minor} or newer"
-    ))
-}
-
 #[repr(C)]
 #[derive(Default)]
 struct MapCreate {

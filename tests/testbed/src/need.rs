@@ -17,6 +17,12 @@ pub enum Need {
     Tcx,
     /// Kernel 5.12 or newer, on arm64 5.18: programs may compare and exchange.
     CompareExchange,
+    /// Kernel 6.2 or newer: packet sockets send UDP super-packets (VIRTIO_NET_HDR_GSO_UDP_L4).
+    UdpSuperFrames,
+    /// Kernel 6.6 or newer: packet sockets send frames above 64 KiB.
+    LargeFrames,
+    /// Kernel 6.11 or newer: UDP_SEGMENT through devices that make no checksums.
+    SegmentsWithoutChecksums,
     /// A program in `PATH`.
     Tool(&'static str),
     /// The Python environment with scapy that `make setup` makes.
@@ -40,7 +46,12 @@ impl Need {
             Self::Bpf => bpf::permission().err(),
             Self::Cgroup2 => cgroup::permission().err(),
             Self::Tcx => bpf::tcx_support().err(),
-            Self::CompareExchange => bpf::exchange_support().err(),
+            Self::CompareExchange => without(EXCHANGE_SINCE, "compare-and-exchange"),
+            Self::UdpSuperFrames => without((6, 2), "UDP super-packets of packet sockets"),
+            Self::LargeFrames => without((6, 6), "frames above 64 KiB of packet sockets"),
+            Self::SegmentsWithoutChecksums => {
+                without((6, 11), "UDP_SEGMENT where the device makes no checksums")
+            }
             Self::Tool(name) => tool(name).is_none().then(|| {
                 format!("{name} is not in PATH: install the package that has it (`make setup`)")
             }),
@@ -53,6 +64,21 @@ impl Need {
                 .then(|| "/dev/net/tun does not exist: the kernel has no tun driver".to_owned()),
         }
     }
+}
+
+/// The first kernel that compiles programs which compare and exchange.
+const EXCHANGE_SINCE: (u32, u32) = if cfg!(target_arch = "aarch64") { (5, 18) } else { (5, 12) };
+
+/// That the kernel is older than the first that has something.
+fn without(since: (u32, u32), what: &str) -> Option<String> {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let (major, minor) = since;
+    (version < since).then(|| {
+        format!("the kernel has no {what} ({release}): needs kernel {major}.{minor} or newer")
+    })
 }
 
 /// What a Python client of gRPC imports.

@@ -14,6 +14,7 @@ mod suites;
 mod table;
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -61,7 +62,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     table::verdict(&rows, must_run)
 }
 
-/// The kernels asked for; in CI the oldest and the newest, else all.
+/// The kernels asked for; in CI those that must run there, else all.
 fn kernels_of(options: &Options, is_ci: bool) -> anyhow::Result<Vec<&'static Kernel>> {
     if options.kernel.is_empty() {
         return Ok(KERNELS.iter().filter(|kernel| !is_ci || kernel.in_ci).collect());
@@ -88,18 +89,21 @@ fn rows(root: &Path, kernels: &[&Kernel], base: &Path, suites: &[Suite]) -> Vec<
             Err(why) => table::Row::not_run(kernel, format!("{why:#}")),
         },
     };
-    let mut rows = vec![];
-    for some in found.chunks(AT_ONCE) {
-        rows.extend(std::thread::scope(|scope| {
-            let guests: Vec<_> =
-                some.iter().map(|(kernel, found)| scope.spawn(|| row(kernel, found))).collect();
-            let end = |guest: std::thread::ScopedJoinHandle<'_, table::Row>| {
-                guest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            guests.into_iter().map(end).collect::<Vec<_>>()
-        }));
-    }
-    rows
+    let waiting = Mutex::new(found.iter().enumerate());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let guest = || {
+        let each = std::iter::from_fn(next);
+        each.map(|(number, (kernel, found))| (number, row(kernel, found))).collect::<Vec<_>>()
+    };
+    let mut rows: Vec<_> = std::thread::scope(|scope| {
+        let guests = [(); AT_ONCE].map(|()| scope.spawn(guest));
+        let end = |guest: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
+            guest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        guests.into_iter().flat_map(end).collect()
+    });
+    rows.sort_unstable_by_key(|(number, _)| *number);
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
 fn provide(root: &Path, kernel: &Kernel) -> anyhow::Result<Found> {
@@ -119,9 +123,9 @@ mod tests {
     }
 
     #[test]
-    fn all_kernels_run_unless_some_are_named_and_ci_runs_the_oldest_and_the_newest() {
+    fn all_kernels_run_unless_some_are_named_and_ci_runs_three_of_them() {
         assert_eq!(named(&[], false), ["5.10", "6.1", "6.12", "newest"]);
-        assert_eq!(named(&[], true), ["5.10", "newest"]);
+        assert_eq!(named(&[], true), ["5.10", "6.1", "newest"]);
         assert_eq!(named(&["6.1"], true), ["6.1"]);
         let options = Options { kernel: vec!["4.19".to_owned()], ..Options::default() };
         let error = kernels_of(&options, false).expect_err("too old").to_string();

@@ -23,7 +23,7 @@ pub(super) struct Wanted {
     tests: &'static [&'static str],
 }
 
-/// In CI two kernels share four minutes. An emulated machine is some twenty times slower than this
+/// In CI three kernels share five minutes. An emulated machine is some twenty times slower than this
 /// one, most of all in the verifier, and an agent is made of hundreds of thousands of instructions:
 /// three loads of it, one by the agent with its own settings, one of both planes, one of the
 /// interfaces' alone. Everything else is for whoever has the time.

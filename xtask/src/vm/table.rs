@@ -13,7 +13,7 @@ use super::report::{Ran, Report, Skip};
 use super::suites::Suite;
 
 /// Skips that are as they should be. Whatever else is skipped is a failure.
-const EXPECTED_SKIPS: [Expected; 2] = [
+const EXPECTED_SKIPS: [Expected; 6] = [
     Expected {
         before: (6, 6),
         says: "the kernel has no tcx hooks",
@@ -23,6 +23,26 @@ const EXPECTED_SKIPS: [Expected; 2] = [
         before: (5, 12),
         says: "the kernel has no compare-and-exchange",
         why: "it tests the caches of flow lines, which kernels before 5.12 cannot have",
+    },
+    Expected {
+        before: (6, 2),
+        says: "the kernel has no UDP super-packets of packet sockets",
+        why: "it sends UDP super-packets as frames, which kernels before 6.2 refuse",
+    },
+    Expected {
+        before: (6, 6),
+        says: "the kernel has no frames above 64 KiB of packet sockets",
+        why: "it sends frames above 64 KiB, which kernels before 6.6 refuse",
+    },
+    Expected {
+        before: (6, 11),
+        says: "the kernel has no UDP_SEGMENT where the device makes no checksums",
+        why: "it sends UDP_SEGMENT where the device makes no checksums, which kernels before 6.11 refuse",
+    },
+    Expected {
+        before: (u32::MAX, 0),
+        says: "no scapy.all in",
+        why: "it needs Python, which guests do not have",
     },
 ];
 
